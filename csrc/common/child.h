@@ -1,0 +1,75 @@
+/* The child between clone and exec.  One plan, one function, used by the keeper for its process
+ * and by the extension for direct children: what a child gets does not depend on who starts it. */
+#ifndef HF_CHILD_H
+#define HF_CHILD_H
+
+#include "sys.h"
+
+/* Where a start failed.  Numbers are part of the wire (docs/wire.md) and are never reused. */
+enum hf_stage {
+    HF_STAGE_NONE = 0,
+    HF_STAGE_LAUNCH = 1,   /* starting the keeper */
+    HF_STAGE_RECEIVE = 2,  /* reading the request: malformed, truncated, descriptors missing */
+    HF_STAGE_CLONE = 3,
+    HF_STAGE_FDS = 4,
+    HF_STAGE_CHDIR = 5,
+    HF_STAGE_SETSID = 6,
+    HF_STAGE_SETPGID = 7,
+    HF_STAGE_NICE = 8,
+    HF_STAGE_RLIMIT = 9,
+    HF_STAGE_SETGROUPS = 10,
+    HF_STAGE_SETGID = 11,
+    HF_STAGE_SETUID = 12,
+    HF_STAGE_PDEATHSIG = 13,
+    HF_STAGE_EXEC = 14,
+};
+
+enum hf_plan_option {
+    HF_NEW_SESSION = 1,
+    HF_SET_PGID = 2,
+    HF_SET_UMASK = 4,
+    HF_SET_UID = 8,
+    HF_SET_GID = 16,
+    HF_SET_GROUPS = 32,
+    HF_SET_NICE = 64,
+    HF_PDEATHSIG = 128,     /* SIGKILL when the parent (a single-threaded keeper) dies */
+    HF_CLOSE_FDS = 256,     /* everything above 2 that is not passed becomes close-on-exec */
+    HF_RESTORE_SIGNALS = 512, /* SIGPIPE and SIGXFSZ, which Python ignores, back to default */
+    HF_IGNORE_SIGCHLD = 1024, /* the keeper took SIGCHLD over; the owner had it ignored */
+    HF_OPTIONS_ALL = 2047,
+};
+
+struct hf_rlimit {
+    uint32_t which, pad;
+    uint64_t soft, hard;
+};
+
+struct hf_plan {
+    uint32_t options;
+    int32_t pgid;
+    uint32_t umask, uid, gid;
+    int32_t nice;
+    hf_sigmask mask;         /* the owner's, put back last */
+    uint32_t n_groups, n_rlimits, n_fds;
+    const uint32_t *groups;
+    const struct hf_rlimit *rlimits;
+    const int32_t *fd_targets;   /* where ... */
+    const int32_t *fd_sources;   /* ... what goes */
+    uint32_t closed_std;         /* bit n: descriptor n (0..2) is closed */
+    char *const *argv;
+    char *const *envp;
+    const char *executable;  /* without a slash: looked up along the PATH of envp */
+    const char *cwd;         /* NULL: stay */
+    uint64_t restore_nofile; /* soft RLIMIT_NOFILE that the keeper had raised, or ~0 */
+};
+
+struct hf_child_result {
+    int stage, error; /* set by the child in the parent's memory; stage 0: exec succeeded */
+};
+
+/* Start the plan's program as a child of the caller, with exit signal SIGCHLD.  Returns the pid (and
+ * *pidfd), or -errno with *result saying at which stage; nothing is left behind then.
+ * Blocks and restores all signals itself. */
+long hf_spawn(const struct hf_plan *plan, int *pidfd, struct hf_child_result *result);
+
+#endif

@@ -1,0 +1,98 @@
+/* One keeper, one process tree.  State that several files share; everything is static, nothing is
+ * allocated after start-up, and everything runs in one thread. */
+#ifndef HF_KEEPER_H
+#define HF_KEEPER_H
+
+#include "wire.h"
+
+enum {
+    KILL_LIMIT_MS = 5000,    /* how long KILL is repeated before what is left is reported */
+    STRANGERS_MAX = 64,      /* children that a program which execs into us brings along */
+    NEVER = -1,
+};
+#define NS_PER_MS 1000000ULL
+
+struct hf_stat {
+    int ppid, pgrp, session, tty, threads;
+    char state;
+    uint64_t start;  /* clock ticks after boot: with the pid, the identity that a report compares */
+    char name[16];
+};
+
+/* ---- tree.c: who is in the tree, and signalling them ---------------------------------------- */
+
+struct hf_tree {
+    int main_pid;            /* 0: no tree */
+    int main_pidfd;
+    int main_group;          /* the group that "left the group" compares with */
+    int main_leads_group;    /* then main_pidfd is a race-free handle of the group (Linux 6.9) */
+    int main_ended;
+    int empty;               /* proved: waitid answered ECHILD, or only strangers are left */
+    uint32_t reaped;
+    struct hf_usage usage;   /* sum over what was reaped; the largest for peak memory */
+    int strangers[STRANGERS_MAX];
+    int n_strangers;
+};
+extern struct hf_tree hf_tree;
+
+int hf_read_stat(int pid, struct hf_stat *stat);
+/* Call visit for every member: parents before children, each held by a pidfd while it is visited.
+ * Returns how many were visited.  Members that appear during the walk may be missed. */
+typedef void hf_visit(int pid, int pidfd, const struct hf_stat *stat);
+uint32_t hf_tree_walk(hf_visit *visit);
+/* Members that have no parent but us, without main; up to max pids. */
+uint32_t hf_tree_adopted(int *pids, uint32_t max);
+/* Signal main's group at once; -ENOTSUP where no handle of the group exists. */
+int hf_tree_signal_group(int signo);
+void hf_tree_look_up_group(void);
+int hf_tree_signal(int signo, enum hf_scope scope);
+void hf_tree_note_strangers(void);
+/* Reap everything that can be reaped; tells the mode through the hooks below. */
+void hf_tree_reap(void);
+/* Start the plan and begin its tree; 0 or -errno with *result. */
+int hf_tree_spawn(struct hf_plan *plan, struct hf_child_result *result);
+
+/* ---- stop.c: TERM, grace, KILL, report ------------------------------------------------------ */
+
+enum hf_stop_phase { STOP_NONE, STOP_GRACE, STOP_KILL, STOP_DONE };
+struct hf_stop_state {
+    enum hf_stop_phase phase;
+    struct hf_stop_report report;
+    struct hf_member members[HF_MEMBERS_MAX];
+    uint64_t starts[HF_MEMBERS_MAX];
+};
+extern struct hf_stop_state hf_stop;
+
+/* Begin a stop, or shorten the one that is under way. */
+void hf_stop_begin(uint32_t id, int signo, enum hf_scope scope, uint64_t grace_ms);
+/* Something was reaped, or time has passed: take the next step. */
+void hf_stop_step(uint64_t now_ns);
+/* When hf_stop_step wants to be called at the latest; 0: no deadline. */
+uint64_t hf_stop_deadline(void);
+/* List the members as they are now into hf_stop.members (only while no stop runs). */
+void hf_stop_list_members(void);
+void hf_stop_reset(void);
+
+/* ---- the modes implement these; tree.c calls them ------------------------------------------- */
+
+struct hf_mode {
+    void (*exited)(const siginfo_t *info, const struct hf_usage *usage, int is_main);
+    void (*stopped)(int pid, int signo, int is_main);
+    void (*continued)(int pid, int is_main);
+};
+extern const struct hf_mode *hf_mode;
+
+/* ---- main.c --------------------------------------------------------------------------------- */
+
+extern hf_sigmask hf_original_mask; /* as it was when we were exec'd */
+extern int hf_sigchld_was_ignored;
+extern uint64_t hf_original_nofile;
+int hf_signalfd(hf_sigmask mask);
+/* Wait at most until deadline_ns (monotonic, 0: for ever). */
+struct pollfd;
+int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns);
+
+int hf_kept_main(void);
+int hf_run_main(char **arguments, char **envp);
+
+#endif

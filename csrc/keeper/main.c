@@ -1,0 +1,69 @@
+/* holdfast-keeper: parent, subreaper, reaper, stopper and guard of one process tree.
+ *
+ *   holdfast-keeper                      kept: descriptor 3 is the control socket, 4 a pidfd of the owner
+ *   holdfast-keeper run KEY=VALUE... -- COMMAND...   stand-alone: what `holdfast run` execs into
+ *
+ * Start-up order: 1. all signals blocked, before anything can be lost or kill us half-way;
+ * 2. SIGCHLD to default, for with SIG_IGN the kernel would reap behind our back and no pid of a
+ * child would be stable; 3. the descriptor limit up, the child gets the old one back;
+ * 4. the mode takes over.  Nothing is allocated, at any time.
+ */
+#define _GNU_SOURCE
+#include "keeper.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+const struct hf_mode *hf_mode;
+hf_sigmask hf_original_mask;
+int hf_sigchld_was_ignored;
+uint64_t hf_original_nofile = ~0ULL;
+
+int hf_signalfd(hf_sigmask mask)
+{
+    long fd = HF_CALL4(SYS_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    return (int)fd;
+}
+
+int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns)
+{
+    struct timespec left = {0, 0}, *timeout = NULL;
+    if (deadline_ns) {
+        uint64_t now = hf_clock_ns(CLOCK_MONOTONIC);
+        uint64_t ns = deadline_ns > now ? deadline_ns - now : 0;
+        left.tv_sec = (time_t)(ns / 1000000000);
+        left.tv_nsec = (long)(ns % 1000000000);
+        timeout = &left;
+    }
+    int r = ppoll(fds, n, timeout, NULL);
+    return r < 0 ? -errno : r;
+}
+
+int main(int argc, char **argv, char **envp)
+{
+    hf_original_mask = hf_block_all_signals();
+    struct sigaction action, old;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = SIG_DFL;
+    if (sigaction(SIGCHLD, &action, &old) == 0)
+        hf_sigchld_was_ignored = old.sa_handler == SIG_IGN;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        uint64_t soft = limit.rlim_cur;
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
+            hf_original_nofile = soft;
+    }
+    if (argc == 1)
+        return hf_kept_main();
+    if (strcmp(argv[1], "run") == 0)
+        return hf_run_main(argv + 2, envp);
+    static const char usage[] = "holdfast-keeper is started by holdfast: see `holdfast run --help`\n";
+    ssize_t ignored = write(2, usage, sizeof usage - 1);
+    (void)ignored;
+    return 125;
+}

@@ -1,0 +1,74 @@
+/* Text without stdio: a bounded buffer that cuts off and never fails. */
+#ifndef HF_TEXT_H
+#define HF_TEXT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct hf_text { char *at, *end; };
+
+static inline void put(struct hf_text *t, const char *s)
+{
+    while (*s && t->at < t->end)
+        *t->at++ = *s++;
+}
+
+static inline void put_number(struct hf_text *t, uint64_t n)
+{
+    char digits[20];
+    int i = 0;
+    do
+        digits[i++] = (char)('0' + n % 10);
+    while (n /= 10);
+    while (i > 0 && t->at < t->end)
+        *t->at++ = digits[--i];
+}
+
+static inline void put_signed(struct hf_text *t, int64_t n)
+{
+    if (n < 0)
+        put(t, "-");
+    put_number(t, n < 0 ? -(uint64_t)n : (uint64_t)n);
+}
+
+/* Microseconds as seconds with all six places: exact, and JSON. */
+static inline void put_seconds(struct hf_text *t, uint64_t us)
+{
+    put_number(t, us / 1000000);
+    put(t, ".");
+    for (uint64_t place = 100000; place; place /= 10)
+        put_number(t, us / place % 10);
+}
+
+/* Seconds as a person writes them: three places at most. */
+static inline void put_rounded(struct hf_text *t, uint64_t ms)
+{
+    put_number(t, ms / 1000);
+    if (ms % 1000) {
+        put(t, ".");
+        for (uint64_t place = 100; place && ms % (place * 10); place /= 10)
+            put_number(t, ms / place % 10);
+    }
+}
+
+/* A JSON string.  A byte outside ASCII is written as the code point of its number (Latin-1): valid
+ * JSON whatever the encoding of a name is, and nothing is lost. */
+static inline void put_json(struct hf_text *t, const char *s)
+{
+    put(t, "\"");
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\') {
+            put(t, c == '"' ? "\\\"" : "\\\\");
+        } else if (c < 0x20 || c >= 0x7f) {
+            static const char hex[] = "0123456789abcdef";
+            const char escape[] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15], 0};
+            put(t, escape);
+        } else if (t->at < t->end) {
+            *t->at++ = (char)c;
+        }
+    }
+    put(t, "\"");
+}
+
+#endif

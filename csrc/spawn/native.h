@@ -1,0 +1,28 @@
+/* holdfast._native: what Python cannot do by itself, and nothing that it could. */
+#ifndef HF_NATIVE_H
+#define HF_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "launch.h"
+#include "wire.h"
+
+/* OSError with errno, and for a failed start SpawnError's (errno, stage) in its args. */
+PyObject *hf_raise(long negative_errno);
+PyObject *hf_raise_stage(const struct hf_child_result *result);
+/* Fill at most max descriptor numbers from a sequence; -1 with an exception. */
+int hf_get_fds(PyObject *sequence, int *fds, int max);
+PyObject *hf_usage_tuple(const struct hf_usage *usage);
+
+/* plan.c */
+PyObject *hf_spawn_body(PyObject *self, PyObject *args);
+/* channel.c */
+PyObject *hf_channel_launch(PyObject *self, PyObject *args);
+PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
+PyObject *hf_channel_spawn(PyObject *self, PyObject *args);
+PyObject *hf_channel_send(PyObject *self, PyObject *args);
+PyObject *hf_channel_receive(PyObject *self, PyObject *args);
+PyObject *hf_wire_decode(PyObject *self, PyObject *args);
+
+#endif

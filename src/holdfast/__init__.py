@@ -1,0 +1,66 @@
+"""holdfast: processes held by file descriptor, never by number.
+
+`run` a command bounded and contained; `spawn` one and hold its handle.  See the README.
+
+Names are loaded at first use, so that `import holdfast` costs nothing and `holdfast run` can exec
+the keeper before anything else is imported.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .process.errors import CalledProcessError, KeeperLost, SpawnError, TimeoutExpired
+    from .process.handle import Process
+    from .process.options import DEVNULL, PIPE, STDOUT
+    from .process.run import CompletedProcess, run
+    from .process.runner import Runner
+    from .process.spawn import spawn
+    from .process.status import ExitStatus, Member, StopReport, Usage
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CalledProcessError",
+    "CompletedProcess",
+    "ExitStatus",
+    "KeeperLost",
+    "Member",
+    "Process",
+    "Runner",
+    "SpawnError",
+    "StopReport",
+    "TimeoutExpired",
+    "Usage",
+    "run",
+    "spawn",
+)
+
+_HOMES = {
+    "errors": ("CalledProcessError", "KeeperLost", "SpawnError", "TimeoutExpired"),
+    "handle": ("Process",),
+    "options": ("DEVNULL", "PIPE", "STDOUT"),
+    "run": ("CompletedProcess", "run"),
+    "runner": ("Runner",),
+    "spawn": ("spawn",),
+    "status": ("ExitStatus", "Member", "StopReport", "Usage"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        module = import_module(f"holdfast.process.{home}")
+        for each in names:
+            globals()[each] = getattr(module, each)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,108 @@
+"""A direct child (`private=False`): no keeper, so visible to the program's own waits, and not contained.
+
+The same face as `KeptTree`, with what can honestly be done: the main process, and its process group
+where it leads one.
+"""
+
+from __future__ import annotations
+
+from time import monotonic, time
+
+from . import _native
+from .keeper import KILL_LIMIT, SIGCONT, SIGKILL, spawn_error
+from .notify.pidfd import PidfdNotifier
+from .status import ExitStatus, Member, StopReport, Usage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .descriptor import Descriptor
+    from .options import OnOwnerLoss, Plan
+    from .status import Seconds
+
+PIDFD_SIGNAL_PROCESS_GROUP = 4
+
+
+class DirectTree:
+    """One direct child.  Any thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._started_at, self._started = time(), monotonic()
+        try:
+            self.pid, pidfd = _native.spawn_direct(plan.body, plan.fds)
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+        self._notifier = PidfdNotifier(pidfd)
+        self.descriptor: Descriptor = self._notifier.descriptor
+        self.status: ExitStatus | None = None
+        self._leads_group = plan.leads_group
+        self._stop_began = 0.0
+
+    @property
+    def empty(self) -> bool:
+        return self.status is not None
+
+    @property
+    def usage(self) -> Usage | None:
+        return self.status.usage if self.status else None
+
+    def wait_exit(self, timeout: Seconds | None) -> bool:
+        if self.status is None and self._notifier.wait(timeout):
+            self.check()
+        return self.status is not None
+
+    wait_empty = wait_exit
+
+    def check(self) -> None:
+        if self.status is None:
+            self.status = self._notifier.status(self._started_at, self._started)
+
+    def signal(self, signo: int, scope: str) -> None:
+        if scope != "main" and self._leads_group:
+            try:
+                with self.descriptor as fd:
+                    _native.pidfd_signal(fd, signo, PIDFD_SIGNAL_PROCESS_GROUP)
+                return
+            except ProcessLookupError:
+                return
+            except OSError:
+                pass  # before 6.9 there is no safe handle of a group: main alone
+        self._notifier.signal(signo)
+
+    @property
+    def voice(self) -> Descriptor:
+        return self.descriptor
+
+    def advance(self) -> None:
+        self.check()
+
+    stop_margin: Seconds = 0.0  # nobody but us sends the KILL
+
+    def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
+        self._stop_began = monotonic()
+        if grace > 0 and self.status is None:
+            self.signal(signo, scope)
+            self.signal(SIGCONT, scope)
+        return 0
+
+    def stopped(self, stop_id: int) -> bool:
+        self.check()
+        return self.status is not None
+
+    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+        killed = not self.wait_exit(max(0.0, self._stop_began + grace - monotonic()))
+        self.signal(SIGKILL, "group" if self._leads_group else "main")
+        ended = self.wait_exit(KILL_LIMIT)
+        flags = 1 | (2 if grace > 0 else 0) | (8 if killed else 0) | (0 if ended else 16)
+        return StopReport(
+            signo, scope, grace, monotonic() - self._stop_began, int(grace > 0), int(killed), int(not ended), 0,
+            (Member(self.pid, flags, ""),),
+        )  # fmt: skip
+
+    def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
+        """Nothing to tell anybody: nobody guards a direct child."""
+
+    def drop(self) -> None:
+        self.release_descriptors()
+
+    def release_descriptors(self) -> None:
+        self._notifier.close()

@@ -1,0 +1,132 @@
+"""What can go wrong, as exceptions.
+
+`SpawnError`: nothing was started.  `TimeoutExpired`, `CalledProcessError`: it ran, but not as wished.
+`KeeperLost`: the keeper was killed under us, and what it held is no longer proved gone.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .status import ExitStatus, Member, StopReport
+
+STAGES = {
+    1: "launch",  # starting the keeper
+    2: "receive",  # the keeper reading the request
+    3: "clone",
+    4: "descriptors",
+    5: "chdir",
+    6: "setsid",
+    7: "setpgid",
+    8: "nice",
+    9: "rlimit",
+    10: "setgroups",
+    11: "setgid",
+    12: "setuid",
+    13: "pdeathsig",
+    14: "exec",
+}
+
+
+class SpawnError(OSError):
+    """The process was not started and nothing is left of the attempt.
+
+    An `OSError` with `errno` and `strerror`; `filename` is the program or directory where one is
+    meant.  `stage` names the step that failed, one of the words of `STAGES` ("exec", "chdir", ...).
+    """
+
+    stage: str
+
+    def __init__(self, errno: int, strerror: str, stage: str, filename: object = None) -> None:
+        if filename is None:
+            super().__init__(errno, strerror)
+        else:
+            super().__init__(errno, strerror, filename)
+        self.stage = stage
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} (stage: {self.stage})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errno, self.strerror, self.stage, self.filename)
+
+
+class TimeoutExpired(TimeoutError):
+    """A time limit was reached.
+
+    From `Process.wait` the process goes on as if nothing had happened.  From `run` the tree has been
+    stopped: `report` says how, `status` how the main process ended, and `stdout` and `stderr` hold
+    the output so far (`output` is another name for `stdout`, as in subprocess).
+    """
+
+    def __init__(
+        self,
+        cmd: Any,
+        timeout: float,
+        output: Any = None,
+        stderr: Any = None,
+        status: ExitStatus | None = None,
+        report: StopReport | None = None,
+    ) -> None:
+        super().__init__(cmd, timeout)
+        self.cmd = cmd
+        self.timeout = timeout
+        self.output = output
+        self.stderr = stderr
+        self.status = status
+        self.report = report
+
+    @property
+    def stdout(self) -> Any:
+        return self.output
+
+    def __str__(self) -> str:
+        return f"Command {self.cmd!r} timed out after {self.timeout:g} seconds"
+
+
+class CalledProcessError(Exception):
+    """`run(check=True)`: the command ended with a code other than 0 or by a signal.
+
+    `returncode`, `cmd`, `output`, `stdout`, `stderr` as in subprocess; `status` says the rest.
+    """
+
+    def __init__(
+        self, returncode: int, cmd: Any, output: Any = None, stderr: Any = None, status: ExitStatus | None = None
+    ) -> None:
+        super().__init__(returncode, cmd)
+        self.returncode = returncode
+        self.cmd = cmd
+        self.output = output
+        self.stderr = stderr
+        self.status = status
+
+    @property
+    def stdout(self) -> Any:
+        return self.output
+
+    def __str__(self) -> str:
+        how = f"signal {-self.returncode}" if self.returncode < 0 else f"exit code {self.returncode}"
+        return f"Command {self.cmd!r} ended with {how}"
+
+
+class KeeperLost(RuntimeError):
+    """The keeper ended without having proved the tree empty: it was killed, or it was frozen past a bound.
+
+    What the owner held by descriptor has been killed (the main process, adopted members that were
+    reported, and the process group where the main process led one), except with `on_owner_loss="keep"`.
+    `survivors` are the members known to be alive all the same; other descendants are unknown.
+    `status` is the main process's exit status where the kernel could still tell it, without rusage.
+    """
+
+    def __init__(self, pid: int, survivors: Sequence[Member], status: ExitStatus | None) -> None:
+        super().__init__(pid, survivors, status)
+        self.pid = pid
+        self.survivors = tuple(survivors)
+        self.status = status
+
+    def __str__(self) -> str:
+        known = ", ".join(f"{m.name or '?'}[{m.pid}]" for m in self.survivors) or "none"
+        return f"the keeper of process {self.pid} was lost; known survivors: {known}; other descendants unknown"

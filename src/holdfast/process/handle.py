@@ -1,0 +1,217 @@
+"""`Process`: the handle.  A face over a tree (kept or direct) and the pipes to it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from .errors import TimeoutExpired
+from .options import signal_number
+from .status import ExitStatus, StopReport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import IO, Self
+
+    from .direct import DirectTree
+    from .keeper import KeptTree
+    from .options import Command, Plan
+    from .status import Seconds
+
+    Tree = KeptTree | DirectTree
+
+
+class Process:
+    """A running process, held by a descriptor, with everything that descends from it.
+
+    Made by `spawn` or `Runner.spawn`.  As a context manager it stops the whole tree at the end of the
+    block.  All methods may be called from any thread.  In a forked child of the program a handle is
+    inert: its methods raise ValueError there.
+
+    `args` is the command, `pid` the process's number (for printing: act through the methods),
+    `stdin`, `stdout`, `stderr` are binary files for those that were PIPE, else None.
+    """
+
+    def __init__(self, tree: Tree, plan: Plan) -> None:
+        self.args: Command = plan.args
+        self.pid: int = tree.pid
+        self.stdin, self.stdout, self.stderr = _open_files(plan)
+        self._tree = tree
+        self._stop_signal = plan.stop_signal
+        self._stop_scope = plan.stop_scope
+        self._grace = plan.grace
+        self._closed = False
+        self._gave_up = False  # a stop has reported survivors: another would wait for them in vain
+
+    # ---- looking
+
+    def fileno(self) -> int:
+        """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`."""
+        if self._tree.descriptor is None:
+            raise ValueError("the handle is closed")
+        return self._tree.descriptor.fileno()
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """The exit status if it is known already; `poll` asks, `wait` waits."""
+        return self._tree.status
+
+    @property
+    def returncode(self) -> int | None:
+        """As in subprocess: None until the exit is known (by `wait` or `poll`)."""
+        status = self._tree.status
+        return None if status is None else status.returncode
+
+    def poll(self) -> ExitStatus | None:
+        """The exit status, or None while the process runs.  Does not wait.  KeeperLost.
+
+        Once `fileno` is readable this never answers None.
+        """
+        if self._tree.status is None:
+            self._wait_exit(0)
+        return self._tree.status
+
+    def wait(self, timeout: Seconds | None = None) -> ExitStatus:
+        """Wait until the process has ended and return how; costs no CPU meanwhile.
+
+        Does not wait for pipes nor for descendants (`communicate`, `wait_empty` do).  `timeout` is in
+        seconds; at the limit TimeoutExpired is raised and the process goes on.  KeeperLost: the keeper
+        was killed.  May be called again and from several threads; a signal handler's exception (such as
+        KeyboardInterrupt) ends the wait and nothing else.
+        """
+        if self._tree.status is None and not self._wait_exit(timeout):
+            raise TimeoutExpired(self.args, timeout or 0.0)
+        status = self._tree.status
+        assert status is not None
+        return status
+
+    def _wait_exit(self, timeout: Seconds | None) -> bool:
+        return self._tree.wait_exit(None if timeout is None else max(0.0, timeout))
+
+    def wait_empty(self, timeout: Seconds | None = None) -> None:
+        """Wait until nothing of the tree is left.  TimeoutExpired, KeeperLost.
+
+        With `private=False` descendants are unknown, and this waits for the process alone.
+        """
+        if not self._tree.wait_empty(None if timeout is None else max(0.0, timeout)):
+            raise TimeoutExpired(self.args, timeout or 0.0)
+
+    def communicate(self, input: bytes | None = None, timeout: Seconds | None = None) -> tuple[bytes, bytes]:
+        """Write `input`, read stdout and stderr to their ends, wait for the process, return what was read.
+
+        For those that are not PIPE the result is b"".  At the limit TimeoutExpired is raised with the
+        output so far; the process goes on, and what was read is not read again.
+        """
+        from .pump import Pump
+
+        pump = Pump(self, input)
+        if not pump.until_ended(timeout):
+            raise TimeoutExpired(self.args, timeout or 0.0, pump.output(1), pump.output(2))
+        return pump.output(1), pump.output(2)
+
+    # ---- acting
+
+    def send_signal(self, signal: int | str) -> None:
+        """Send a signal to the process itself, through its descriptor: never to another that got its number.
+
+        Nothing happens when it has ended.  PermissionError: it runs under another user.
+        """
+        self._tree.signal(signal_number(signal), "main")
+
+    def signal_tree(self, signal: int | str) -> None:
+        """Send a signal to every process of the tree that is there now.  With `private=False`: to its group."""
+        self._tree.signal(signal_number(signal), "tree")
+
+    def terminate(self) -> None:
+        """SIGTERM to the process itself."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """SIGKILL to the process itself; `stop(grace=0)` kills the tree."""
+        self.send_signal(9)
+
+    def stop(self, grace: Seconds | None = None, signal: int | str | None = None) -> StopReport:
+        """Stop the whole tree and return when it is empty, with a report of what that took.
+
+        The stop signal, then CONT, to `stop_scope`; when the main process has ended, the same to what
+        is left; after `grace` seconds (default: spawn's) KILL, to everything, until nothing is left.
+        `grace=0` kills at once.  Bounded: 5 s after the first KILL the report names survivors (processes
+        that may not be signalled, or cannot die).  A stop that is under way is shortened, never
+        lengthened.  KeeperLost.
+        """
+        signo = self._stop_signal if signal is None else signal_number(signal)
+        grace = self._grace if grace is None else grace
+        stop_id = self._tree.begin_stop(signo, self._stop_scope, grace)
+        report = self._tree.finish_stop(stop_id, signo, self._stop_scope, grace)
+        self._gave_up = not report.empty
+        return report
+
+    def release(self) -> None:
+        """Let the tree outlive us: give the handle up without stopping anything.
+
+        As if it had been started with `on_owner_loss="keep"`, except that the main process still dies
+        with its keeper (that is fixed at the start).  The handle is closed afterwards.
+        """
+        self._tree.set_on_owner_loss("keep")
+        self._close_files()
+        self._closed = True
+        self._tree.drop()
+
+    def close(self) -> None:
+        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost."""
+        if self._closed:
+            return
+        self._closed = True
+        self._close_files()
+        try:
+            self._tree.check()
+            if not self._tree.empty and not self._gave_up:
+                self.stop()
+        finally:
+            self._tree.drop()
+
+    def _close_files(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    pass  # unread input of a process that has ended
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True):
+            return
+        self._closed = True
+        self._tree.advance()
+        if self._tree.status is None and not self._tree.empty:
+            # Not stopped here: a destructor must not wait.  The keeper sees its owner go and stops the tree.
+            warnings.warn(
+                f"{self!r} was dropped while it ran; its keeper stops it now",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        self._tree.drop()
+
+    def __repr__(self) -> str:
+        status = self._tree.status
+        return f"<holdfast.Process {self.args!r} pid {self.pid}: {status or 'running'}>"
+
+
+def _open_files(plan: Plan) -> tuple[IO[bytes] | None, IO[bytes] | None, IO[bytes] | None]:
+    stdin, stdout, stderr = plan.owner_files
+    plan.owner_files = [None, None, None]
+    return (
+        None if stdin is None else os.fdopen(stdin, "wb"),
+        None if stdout is None else os.fdopen(stdout, "rb"),
+        None if stderr is None else os.fdopen(stderr, "rb"),
+    )

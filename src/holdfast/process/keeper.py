@@ -1,0 +1,519 @@
+"""The owner's side of one keeper: its socket, who may read it, and what its reports mean.
+
+In: records (docs/wire.md).  Out: a `KeptTree` whose fields say what is known.  Any number of threads
+may wait; one of them reads at a time and the others are woken when anything has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from threading import Condition
+from time import monotonic
+
+from . import _native
+from .descriptor import Descriptor
+from .errors import STAGES, KeeperLost, SpawnError
+from .options import LOSS, SCOPE, milliseconds
+from .status import SCOPES, ExitStatus, Member, StopReport, Usage, from_siginfo, from_wait_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .options import OnOwnerLoss, Plan
+    from .status import Seconds
+
+# Tags of the wire (csrc/common/wire.h).
+SIGNAL, STOP, ON_OWNER_LOSS = 4, 5, 7
+SPAWNED, FAILED, EXITED, ADOPTED, EMPTY, STOP_REPORT, LAUNCHED = 65, 66, 67, 68, 71, 72, 75
+REUSED, TEMPLATE = 1, 2
+
+KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
+FROZEN_LIMIT: Seconds = 1.0  # how long a keeper may be silent about what it must have seen
+POLLIN = 1
+SIGCONT, SIGKILL = 18, 9
+
+KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
+
+_open: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+# Pidfds of retired keepers that came back to us because we are a subreaper or PID 1.
+_retired: list[int] = []
+
+
+def _reap_retired(patience: Seconds) -> None:
+    """Reap those that have ended; the last one is given a moment.  No status depends on them."""
+    for fd in _retired[:]:
+        wait = patience if fd == _retired[-1] else 0.0
+        if _native.poll(fd, POLLIN, int(wait * 1e9)):
+            try:
+                _native.wait_status(fd)
+            except ChildProcessError:
+                pass  # a wait of the program was faster
+            try:
+                _retired.remove(fd)
+            except ValueError:
+                continue  # another thread was faster
+            os.close(fd)
+
+
+def _abandon_all() -> None:
+    """In a forked child: its copies of our sockets must not keep trees alive."""
+    for keeper in list(_open):
+        keeper.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+def spawn_error(error: OSError, plan: Plan | None) -> OSError:
+    """The OSError of `_native` (errno, text, None, None, stage) as a SpawnError that names the file."""
+    if len(error.args) != 5:
+        return error
+    number, text, _, _, stage = error.args
+    name: object = None
+    word = STAGES.get(stage, str(stage))
+    if word == "exec" and plan:
+        name = plan.executable
+    elif word == "chdir" and plan:
+        name = plan.cwd
+    elif word == "launch" and not os.access(KEEPER, os.X_OK):
+        name = KEEPER
+        if os.path.exists(KEEPER):
+            text += "; the keeper has lost its execute permission, mend it with chmod +x"
+    return SpawnError(number, text, word, name)
+
+
+class Keeper:
+    """One keeper process.  Made by `launch`; holds at most one tree at a time."""
+
+    def __init__(self, sock: int, pidfd: int, is_child: bool, reused: bool) -> None:
+        self.tree: KeptTree | None = None
+        self.failed: tuple[int, int] | None = None
+        self.retired = False  # it said "empty" (and ended, unless reused), or is gone
+        self.reused = reused
+        self.launched: int | None = None  # a template's answer: the new keeper's pidfd
+        self._socket = Descriptor(sock)
+        self._pidfd = Descriptor(pidfd)
+        self._is_child = is_child
+        self.lock = Condition()
+        self._reading = False
+        self._stop_id = 0
+        _open.add(self)
+
+    @classmethod
+    def launch(cls, flags: int, plan: Plan | None) -> Keeper:
+        """Start a keeper, with its first request if there is a plan."""
+        try:
+            sock, pidfd, _, is_child = _native.launch(
+                os.fsencode(KEEPER), flags, plan.body if plan else b"", plan.fds if plan else ()
+            )
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+        if _retired:
+            _reap_retired(0.0)
+        return cls(sock, pidfd, bool(is_child), bool(flags & REUSED))
+
+    def launch_another(self) -> Keeper:
+        """From a template: a new keeper that has the template's state and not ours."""
+        with self._socket as sock:
+            try:
+                end = _native.launch_from(sock)
+            except OSError as error:
+                raise spawn_error(error, None) from None
+        self.launched = self.failed = None
+        self.wait_until(lambda: self.launched is not None or self.failed is not None or self.retired, 10.0)
+        if self.launched is None:
+            os.close(end)
+            stage, number = self.failed or (1, 110)
+            raise SpawnError(number, os.strerror(number), STAGES[stage])
+        return Keeper(end, self.launched, self._is_child, True)
+
+    def start(self, plan: Plan) -> KeptTree:
+        """The tree of the request that was sent at the launch; SpawnError when it did not start."""
+        return self._started(KeptTree(self, plan), plan)
+
+    def spawn(self, plan: Plan, tree: KeptTree) -> KeptTree:
+        """The next process of a reused keeper that is empty."""
+        self.retired = False
+        with self._socket as sock:
+            try:
+                _native.spawn(sock, plan.body, plan.fds)
+            except OSError as error:
+                raise spawn_error(error, plan) from None
+        return self._started(tree, plan)
+
+    def _started(self, tree: KeptTree, plan: Plan) -> KeptTree:
+        self.failed = None
+        self.tree = tree
+        try:
+            self.wait_until(lambda: tree.pid or self.failed is not None or self.retired, None)
+        except BaseException:
+            self.close()  # interrupted: the loss of its owner ends whatever was started
+            raise
+        if not tree.pid:
+            self.tree = None
+            if self.failed is None:
+                self.close()
+                raise SpawnError(5, "the keeper ended before it answered", "launch")
+            stage, number = self.failed
+            if not self.reused:
+                self.close()
+            raise spawn_error(OSError(number, os.strerror(number), None, None, stage), plan)
+        return tree
+
+    def request(self, tag: int, body: bytes) -> bool:
+        """Send one request; False when the keeper has ended (its last reports may still be unread)."""
+        try:
+            with self._socket as sock:
+                _native.send(sock, tag, body)
+        except (BrokenPipeError, ConnectionResetError, ValueError):
+            return False
+        return True
+
+    def next_stop_id(self) -> int:
+        with self.lock:
+            self._stop_id += 1
+            return self._stop_id
+
+    @property
+    def voice(self) -> Descriptor:
+        """Readable when the keeper has something to say."""
+        return self._socket
+
+    def wait_until(self, done: Callable[[], object], timeout: Seconds | None, other_fd: int = -1) -> bool:
+        """Read reports until done() holds (True), or until the time is over or other_fd is readable (False).
+
+        done is called with the lock held and must be quick.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        with self.lock:
+            while not done():
+                left = None if deadline is None else deadline - monotonic()
+                if self._reading:
+                    if (left is not None and left <= 0) or not self.lock.wait(left):
+                        return bool(done())
+                    continue
+                got = None if self._socket.closed else self._read(left, other_fd)
+                if got is None:
+                    return bool(done())
+                self._apply(*got)
+        return True
+
+    def _read(self, left: Seconds | None, other_fd: int) -> tuple[list[Any], list[int]] | None:
+        """One packet, with the lock given up meanwhile: others may look at what is known, or send."""
+        ns = -1 if left is None else max(0, int(left * 1e9))
+        self._reading = True
+        self.lock.release()
+        try:
+            with self._socket as sock, self._pidfd as pidfd:
+                return _native.receive(sock, pidfd, other_fd, ns)
+        except ValueError:
+            if not self._socket.closed:
+                raise
+            return [], []  # closed by another thread
+        finally:
+            self.lock.acquire()
+            self._reading = False
+            self.lock.notify_all()
+
+    def _apply(self, records: list[Any], fds: list[int]) -> None:
+        tree = self.tree
+        if not records:
+            self.retired = True
+            self._let_go()
+        for record in records:
+            tag = record[0]
+            if tag == FAILED:
+                self.failed = record[1:]
+            elif tag == LAUNCHED:
+                self.launched = fds.pop()
+            elif tag == EMPTY and tree:
+                tree.empty = True
+                tree.usage = Usage(record[3])
+                self.retired = True
+            elif tree:
+                tree.apply(record, fds)
+        for fd in fds:
+            os.close(fd)
+        if self.retired and not self.reused:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nothing more will be said: give the descriptors back."""
+        if self._socket.closed:
+            return
+        self._socket.close()
+        if self._is_child:
+            with self._pidfd as pidfd:
+                _retired.append(os.dup(pidfd))
+            _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
+        self._pidfd.close()
+
+    def thaw(self) -> None:
+        """SIGCONT: a keeper stopped by SIGSTOP goes on."""
+        self._signal(SIGCONT)
+
+    def kill(self) -> None:
+        self._signal(SIGKILL)
+
+    def _signal(self, signo: int) -> None:
+        try:
+            with self._pidfd as pidfd:
+                _native.pidfd_signal(pidfd, signo)
+        except (ValueError, ProcessLookupError):
+            pass
+
+    def close(self) -> None:
+        """End the connection.  A tree that is still there is now without owner."""
+        with self.lock:
+            self.retired = True
+            self._let_go()
+            self.lock.notify_all()
+
+    def abandon(self) -> None:
+        """In a forked child only."""
+        self.lock = Condition()
+        self._reading = False
+        self.retired = True
+        self._socket.abandon()
+        self._pidfd.abandon()
+        if self.tree:
+            self.tree.abandon()
+
+
+class KeptTree:
+    """One process and its descendants, as far as the keeper has told.  Written by the reading thread only."""
+
+    def __init__(self, keeper: Keeper, plan: Plan) -> None:
+        self.keeper = keeper
+        self.pid = 0
+        self.descriptor: Descriptor | None = None
+        self.status: ExitStatus | None = None
+        self.empty = False
+        self.usage: Usage | None = None
+        self.report: StopReport | None = None
+        self.foreign = False  # we are a forked copy of the owner
+        self._report_id = 0
+        self._on_owner_loss = plan.on_owner_loss
+        self._leads_group = plan.leads_group
+        self._started_ns = 0
+        self._started_at = 0.0
+        self._adopted: dict[int, int] = {}
+        self._lost: KeeperLost | None = None
+
+    # ---- what the keeper says
+
+    def apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        tag = record[0]
+        if tag == SPAWNED:
+            _, self.pid, _, self._started_ns, started_at_ns = record
+            self._started_at = started_at_ns / 1e9
+            if fds:
+                self.descriptor = Descriptor(fds.pop())
+            else:  # our table is full: the process without its descriptor is of no use to us
+                self.keeper.failed = (4, 24)
+                self.pid = 0
+        elif tag == EXITED:
+            _, pid, is_main, code, status, ended_ns, usage = record
+            if is_main:
+                elapsed = (ended_ns - self._started_ns) / 1e9
+                self.status = from_siginfo(code, status, Usage(usage), self._started_at, elapsed)
+            elif pid in self._adopted:
+                os.close(self._adopted.pop(pid))
+        elif tag == ADOPTED:
+            if fds:
+                self._adopted[record[1]] = fds.pop()
+        elif tag == STOP_REPORT:
+            (_, self._report_id, signo, scope, grace_ms, duration_ns, signalled, _, killed, survivors, unlisted,
+             members) = record  # fmt: skip
+            self.report = StopReport(
+                signo, SCOPES[scope], grace_ms / 1000, duration_ns / 1e9, signalled, killed, survivors, unlisted,
+                tuple(Member(*m) for m in members),
+            )  # fmt: skip
+
+    # ---- waiting
+
+    @property
+    def voice(self) -> Descriptor:
+        """Readable when `advance` may learn something."""
+        return self.keeper.voice
+
+    def advance(self) -> None:
+        """Take in what the keeper has said, without waiting."""
+        self.keeper.wait_until(lambda: self.keeper.retired, 0.0)
+
+    def _settled(self) -> bool:
+        return self.status is not None or self.keeper.retired or self.keeper.tree is not self
+
+    def wait_exit(self, timeout: Seconds | None) -> bool:
+        """True when the exit status is known; KeeperLost when it cannot come any more."""
+        if self.status is None:
+            self._wait_exit(None if timeout is None else monotonic() + timeout)
+            self.check()
+        return self.status is not None
+
+    def _wait_exit(self, deadline: float | None) -> None:
+        # A healthy keeper reports an end within microseconds.  So the first second waits for its word
+        # alone (the process's own descriptor would wake us once more, for nothing); after that the
+        # descriptor tells of a process that ended under a frozen keeper.
+        while True:
+            left = None if deadline is None else deadline - monotonic()
+            if self.keeper.wait_until(self._settled, FROZEN_LIMIT if left is None else min(left, FROZEN_LIMIT)):
+                return
+            if self.descriptor is None or self.descriptor.closed:
+                return
+            with self.descriptor as fd:
+                if _native.poll(fd, POLLIN, 0):
+                    self._insist(self._settled)
+                    return
+                if deadline is not None and monotonic() >= deadline:
+                    return
+                left = None if deadline is None else deadline - monotonic()
+                if self.keeper.wait_until(self._settled, left, fd):
+                    return
+
+    def _insist(self, done: Callable[[], object]) -> None:
+        """The keeper owes us a word: give it time, thaw it, give it time again, give it up."""
+        for step in (None, self.keeper.thaw):
+            if step:
+                step()
+            if self.keeper.wait_until(done, FROZEN_LIMIT):
+                return
+        # It must not wake up later and act on an old state.
+        self.keeper.kill()
+        self.keeper.wait_until(lambda: self.keeper.retired, FROZEN_LIMIT)
+        self.keeper.close()
+
+    def wait_empty(self, timeout: Seconds | None) -> bool:
+        """True when nothing of the tree is left."""
+        self.keeper.wait_until(lambda: self.empty or self.keeper.retired, timeout)
+        self.check()
+        return self.empty
+
+    def check(self) -> None:
+        """Raise KeeperLost when the keeper ended without the word "empty"."""
+        if self.foreign:
+            raise ValueError("this process belongs to the program that we were forked from")
+        if self.keeper.retired and not self.empty and self.keeper.tree is self:
+            self._find_loss()
+        if self._lost is not None:
+            raise self._lost
+
+    # ---- acting
+
+    def signal(self, signo: int, scope: str) -> None:
+        if scope != "main":
+            self.keeper.request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
+        elif self.status is None and self.descriptor is not None:
+            with self.descriptor as fd:
+                try:
+                    _native.pidfd_signal(fd, signo)
+                except ProcessLookupError:
+                    pass
+
+    def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
+        """Ask for a stop without waiting; the id that its report will carry at least."""
+        stop_id = self.keeper.next_stop_id()
+        body = b"".join(n.to_bytes(4, "little") for n in (stop_id, signo, SCOPE[scope], 0))
+        self.keeper.request(STOP, body + milliseconds("grace", grace).to_bytes(8, "little"))
+        return stop_id
+
+    def stopped(self, stop_id: int) -> bool:
+        return self._report_id >= stop_id or self.keeper.retired or self.keeper.tree is not self
+
+    stop_margin: Seconds = KILL_LIMIT + FROZEN_LIMIT  # after the grace, before a keeper counts as frozen
+
+    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+        """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's."""
+        limit = grace + self.stop_margin
+        if not self.keeper.wait_until(lambda: self.stopped(stop_id), limit):
+            self._insist(lambda: self.stopped(stop_id))
+        self.check()
+        if self.report is not None and self._report_id >= stop_id:
+            return self.report
+        return StopReport(signo, scope, grace)  # it had been empty already
+
+    def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
+        self._on_owner_loss = policy
+        self.keeper.request(ON_OWNER_LOSS, LOSS[policy].to_bytes(4, "little") + bytes(4))
+
+    # ---- the worst case
+
+    def _find_loss(self) -> None:
+        """Kill what we hold, look at what is left, remember it."""
+        with self.keeper.lock:
+            if self._lost is None:
+                self._lost = self._look_at_loss()
+
+    def _look_at_loss(self) -> KeeperLost:
+        held = [(pid, os.dup(fd)) for pid, fd in self._adopted.items()]
+        try:
+            main_fd = -1
+            if self.descriptor is not None and not self.descriptor.closed:
+                main_fd = self.descriptor.fileno()
+                if self.status is None:
+                    held.append((self.pid, os.dup(main_fd)))
+            if self._on_owner_loss != "keep":
+                if self._leads_group and main_fd >= 0:
+                    _try_signal(main_fd, SIGKILL, 4)  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+                for _, fd in held:
+                    _try_signal(fd, SIGKILL, 0)
+            deadline = monotonic() + FROZEN_LIMIT
+            alive = []
+            for pid, fd in held:
+                patience = 0 if self._on_owner_loss == "keep" else max(0, int((deadline - monotonic()) * 1e9))
+                if not _native.poll(fd, POLLIN, patience):
+                    alive.append(Member(pid, (1 if pid == self.pid else 0) | 16, _name(pid)))
+            if self.status is None and main_fd >= 0 and _native.poll(main_fd, POLLIN, 0):
+                # Whoever adopted it has to reap it first; some do so only every second or two.
+                _native.poll(main_fd, 0, int(3 * FROZEN_LIMIT * 1e9))
+                info = _native.exit_info(main_fd)
+                if info is not None:
+                    elapsed = monotonic() - self._started_ns / 1e9
+                    self.status = from_wait_status(info, self._started_at, elapsed)
+            return KeeperLost(self.pid, alive, self.status)
+        finally:
+            for _, fd in held:
+                os.close(fd)
+
+    # ---- the end
+
+    def drop(self) -> None:
+        """Close the connection and what we hold; a tree that is still there meets on_owner_loss."""
+        if self.keeper.tree is self and not (self.keeper.reused and self.empty):
+            self.keeper.close()
+        self.release_descriptors()
+
+    def release_descriptors(self) -> None:
+        if self.descriptor is not None:
+            self.descriptor.close()
+        while self._adopted:
+            os.close(self._adopted.popitem()[1])
+
+    def abandon(self) -> None:
+        self.foreign = True
+        self.empty = True
+        if self.descriptor is not None:
+            self.descriptor.abandon()
+        while self._adopted:
+            os.close(self._adopted.popitem()[1])
+
+
+def _try_signal(pidfd: int, signo: int, flags: int) -> None:
+    try:
+        _native.pidfd_signal(pidfd, signo, flags)
+    except OSError:
+        pass  # gone, not ours to signal, or an older kernel: the look afterwards tells
+
+
+def _name(pid: int) -> str:
+    """For printing only; the process is held by a pidfd meanwhile."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,344 @@
+"""spawn()'s arguments, checked and turned into the body of a spawn request.
+
+Everything that can be wrong with the arguments is found here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of it: 3.5 ms
+import os
+from os import PathLike, getpgrp
+
+from . import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import IO, Any, Literal, TypeAlias, TypedDict
+
+    from .status import Seconds
+
+    StrPath: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
+    Command: TypeAlias = Sequence[StrPath] | StrPath
+    File: TypeAlias = int | IO[Any] | None
+    Limit: TypeAlias = int | tuple[int, int]
+    OnOwnerLoss: TypeAlias = Literal["stop", "kill", "keep"]
+    Scope: TypeAlias = Literal["main", "group", "tree"]
+
+    class SpawnOptions(TypedDict, total=False):
+        """The keyword arguments of `spawn`, for those who pass them on."""
+
+        cwd: StrPath | None
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None
+        stdin: File
+        stdout: File
+        stderr: File
+        pass_fds: Iterable[int]
+        shell: bool
+        executable: StrPath | None
+        new_session: bool
+        process_group: int | None
+        umask: int | None
+        user: int | str | None
+        group: int | str | None
+        extra_groups: Iterable[int | str] | None
+        nice: int | None
+        rlimits: Mapping[int | str, Limit] | None
+        on_owner_loss: OnOwnerLoss | None
+        stop_signal: int | str
+        stop_scope: Scope
+        grace: Seconds
+        private: bool
+
+
+PIPE = -1
+STDOUT = -2
+DEVNULL = -3
+
+GRACE: Seconds = 10.0
+LOSS = {"stop": 0, "kill": 1, "keep": 2}
+SCOPE = {"main": 0, "group": 1, "tree": 2}
+FDS_MAX = 240  # descriptors passed to one process, stdio included
+
+# Bits of the wire (csrc/common/child.h).
+NEW_SESSION, SET_PGID, SET_UMASK, SET_UID, SET_GID = 1, 2, 4, 8, 16
+SET_GROUPS, SET_NICE, CLOSE_FDS, RESTORE_SIGNALS = 32, 64, 256, 512
+
+
+def signal_number(value: int | str) -> int:
+    """15, "TERM" or "SIGTERM" as a number.  ValueError, TypeError."""
+    if isinstance(value, str):
+        name = value.upper()
+        number = getattr(_signal, name if name.startswith("SIG") else "SIG" + name, None)
+        if number is None and name.isdigit():
+            number = int(name)
+        if number is None:
+            raise ValueError(f"not a signal: {value!r}")
+        value = number
+    number = int(value)
+    if not 1 <= number <= 64:
+        raise ValueError(f"not a signal: {value!r} (1 to 64)")
+    return number
+
+
+def milliseconds(name: str, value: Seconds) -> int:
+    """A duration in seconds for the wire.  ValueError, TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not 0 <= value <= 1e9:
+        raise ValueError(f"{name} must be between 0 and 1e9 seconds, not {value!r}")
+    return round(value * 1000)
+
+
+def _uid(user: int | str) -> int:
+    if isinstance(user, str):
+        import pwd
+
+        try:
+            return pwd.getpwnam(user).pw_uid
+        except KeyError:
+            raise ValueError(f"no such user: {user!r}") from None
+    return _id("user", user)
+
+
+def _gid(group: int | str) -> int:
+    if isinstance(group, str):
+        import grp
+
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ValueError(f"no such group: {group!r}") from None
+    return _id("group", group)
+
+
+def _id(what: str, value: int) -> int:
+    # 2**32 - 1 means "leave it" to the kernel: never what the caller meant.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a name or a number, not {value!r}")
+    if not 0 <= value < 2**32 - 1:
+        raise ValueError(f"{what} is out of range: {value}")
+    return value
+
+
+def _rlimits(limits: Mapping[int | str, Limit]) -> tuple[tuple[int, int, int], ...]:
+    import resource
+
+    result = []
+    for key, value in limits.items():
+        which = key if isinstance(key, int) else getattr(resource, "RLIMIT_" + key.upper(), None)
+        if which is None:
+            raise ValueError(f"no such limit: {key!r} (names as in ulimit's RLIMIT_*, e.g. 'nofile')")
+        soft, hard = value if isinstance(value, tuple) else (value, value)
+        result.append((which, soft % 2**64, hard % 2**64))  # -1 (RLIM_INFINITY) is all ones
+    return tuple(result)
+
+
+class Plan:
+    """A checked request: the body, the descriptors that go along, and what the owner keeps.
+
+    `child_files` are closed after the start, `owner_files` (stdin, stdout, stderr) are the owner's
+    ends of pipes; `discard` closes both when nothing was started.
+    """
+
+    __slots__ = (
+        "args",
+        "body",
+        "child_files",
+        "cwd",
+        "executable",
+        "fds",
+        "grace",
+        "leads_group",
+        "on_owner_loss",
+        "owner_files",
+        "stop_scope",
+        "stop_signal",
+    )  # fmt: skip
+
+    args: Command
+    body: bytes
+    executable: StrPath
+    cwd: StrPath | None
+    fds: list[int]
+    grace: Seconds
+    leads_group: bool
+    on_owner_loss: OnOwnerLoss
+    stop_scope: Scope
+    stop_signal: int
+
+    def __init__(self) -> None:
+        self.child_files: list[int] = []
+        self.owner_files: list[int | None] = [None, None, None]
+
+    def close_child_files(self) -> None:
+        for fd in self.child_files:
+            os.close(fd)
+        self.child_files.clear()
+
+    def discard(self) -> None:
+        self.close_child_files()
+        for fd in self.owner_files:
+            if fd is not None:
+                os.close(fd)
+        self.owner_files = [None, None, None]
+
+
+def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[int], int]:
+    """Sources and targets of 0, 1, 2, and the bits of those that the child shall not have."""
+    sources: list[int] = []
+    targets: list[int] = []
+    closed = 0
+    null = -1
+    for target, file in enumerate(given):
+        if file is None:
+            try:
+                os.fstat(target)
+                source = target
+            except OSError:  # closed in the owner: closed in the child
+                closed |= 1 << target
+                continue
+        elif file == PIPE:
+            reader, writer = os.pipe()
+            source, own = (reader, writer) if target == 0 else (writer, reader)
+            plan.child_files.append(source)
+            plan.owner_files[target] = own
+        elif file == DEVNULL:
+            if null < 0:
+                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                plan.child_files.append(null)
+            source = null
+        elif file == STDOUT:
+            if target != 2:
+                raise ValueError("STDOUT is for stderr only")
+            if closed & 2:
+                closed |= 4
+                continue
+            source = sources[targets.index(1)]
+        elif isinstance(file, int):
+            if isinstance(file, bool) or file < 0:
+                raise ValueError(f"not a descriptor: {file!r}")
+            source = file
+        else:
+            source = file.fileno()
+        sources.append(source)
+        targets.append(target)
+    return sources, targets, closed
+
+
+def _argv(args: Command, shell: bool, executable: StrPath | None) -> tuple[list[StrPath], StrPath]:
+    if shell:
+        if not isinstance(args, (str, bytes)):
+            raise TypeError("shell=True takes one string")
+        return ["/bin/sh", "-c", args], executable or "/bin/sh"
+    if isinstance(args, (str, bytes)):
+        raise TypeError(
+            "the command must be a list of arguments; a string is split by a shell only with shell=True"
+        )
+    argv: list[StrPath] = [args] if isinstance(args, PathLike) else list(args)
+    if not argv:
+        raise ValueError("the command is empty")
+    return argv, argv[0] if executable is None else executable
+
+
+def make_plan(
+    args: Command,
+    *,
+    cwd: StrPath | None = None,
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    stdin: File = None,
+    stdout: File = None,
+    stderr: File = None,
+    pass_fds: Iterable[int] = (),
+    shell: bool = False,
+    executable: StrPath | None = None,
+    new_session: bool = False,
+    process_group: int | None = None,
+    umask: int | None = None,
+    user: int | str | None = None,
+    group: int | str | None = None,
+    extra_groups: Iterable[int | str] | None = None,
+    nice: int | None = None,
+    rlimits: Mapping[int | str, Limit] | None = None,
+    on_owner_loss: OnOwnerLoss | None = None,
+    stop_signal: int | str = 15,
+    stop_scope: Scope = "group",
+    grace: Seconds = GRACE,
+    private: bool = True,
+) -> Plan:
+    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, OSError."""
+    plan = Plan()
+    plan.args = args
+    argv, plan.executable = _argv(args, shell, executable)
+    plan.cwd = cwd
+    options = RESTORE_SIGNALS
+    pgid = 0
+    if new_session:
+        if process_group is not None:
+            raise ValueError("new_session already makes a process group; process_group cannot be given with it")
+        options |= NEW_SESSION
+    elif process_group is not None:
+        if process_group < 0:
+            raise ValueError(f"process_group must be 0 or a group's number, not {process_group}")
+        options |= SET_PGID
+        pgid = process_group
+    elif private:
+        # The keeper has a group of its own; the child belongs to ours, as with subprocess.
+        # 0 (our group's leader is outside our pid namespace, so it has no number here): a new group.
+        options |= SET_PGID
+        pgid = getpgrp()
+    plan.leads_group = new_session or (bool(options & SET_PGID) and pgid == 0)
+    if umask is not None:
+        if not 0 <= umask <= 0o777:
+            raise ValueError(f"umask must be between 0 and 0o777, not {umask:#o}")
+        options |= SET_UMASK
+    uid = gid = 0
+    groups: tuple[int, ...] = ()
+    if user is not None:
+        uid = _uid(user)
+        options |= SET_UID
+    if group is not None:
+        gid = _gid(group)
+        options |= SET_GID
+    if extra_groups is not None:
+        groups = tuple(_gid(g) for g in extra_groups)
+        options |= SET_GROUPS
+    if nice is not None:
+        options |= SET_NICE
+    limits = _rlimits(rlimits) if rlimits else ()
+    if on_owner_loss is None:
+        on_owner_loss = "stop"
+    elif not private:
+        raise ValueError("on_owner_loss needs a keeper: it cannot be given with private=False")
+    if on_owner_loss not in LOSS:
+        raise ValueError(f"on_owner_loss must be 'stop', 'kill' or 'keep', not {on_owner_loss!r}")
+    if stop_scope not in SCOPE:
+        raise ValueError(f"stop_scope must be 'main', 'group' or 'tree', not {stop_scope!r}")
+    if not private:
+        options |= CLOSE_FDS
+    plan.on_owner_loss = on_owner_loss
+    plan.stop_scope = stop_scope
+    plan.stop_signal = signal_number(stop_signal)
+    plan.grace = grace
+    grace_ms = milliseconds("grace", grace)
+    extra = tuple(dict.fromkeys(pass_fds))
+    if any(isinstance(fd, bool) or not isinstance(fd, int) or fd < 0 for fd in extra):
+        raise ValueError(f"pass_fds must be descriptors: {extra!r}")
+    if len(extra) > FDS_MAX - 3:
+        raise ValueError(f"at most {FDS_MAX - 3} pass_fds, not {len(extra)}")
+    try:
+        sources, targets, closed = _stdio(plan, (stdin, stdout, stderr))
+        for fd in extra:
+            if fd > 2:
+                sources.append(fd)
+                targets.append(fd)
+        plan.fds = sources
+        plan.body = _native.spawn_body(
+            argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
+            targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
+        )  # fmt: skip
+    except BaseException:
+        plan.discard()
+        raise
+    return plan
+

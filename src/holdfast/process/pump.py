@@ -1,0 +1,124 @@
+"""Feeding stdin and draining stdout and stderr while a process runs, in one poll loop, without threads."""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .descriptor import Descriptor
+    from .handle import Process
+    from .status import Seconds
+
+CHUNK = 65536  # a pipe's default capacity
+
+
+class Pump:
+    """Moves bytes for one process.  One thread; may be driven again after a time limit."""
+
+    def __init__(self, process: Process, input: bytes | None) -> None:
+        if input is not None and process.stdin is None:
+            raise ValueError("input needs stdin=PIPE")
+        self._process = process
+        self._input = memoryview(input or b"")
+        self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
+        self._readers: dict[int, int] = {}  # descriptor -> 1 or 2
+        self._poll = select.poll()
+        for which, file in ((1, process.stdout), (2, process.stderr)):
+            if file is not None and not file.closed:
+                self._readers[file.fileno()] = which
+                self._poll.register(file.fileno(), select.POLLIN)
+        self._stdin = -1
+        if process.stdin is not None and not process.stdin.closed:
+            if self._input:
+                self._stdin = process.stdin.fileno()
+                os.set_blocking(self._stdin, False)
+                self._poll.register(self._stdin, select.POLLOUT)
+            else:
+                self._close_stdin()
+
+    def output(self, which: int) -> bytes:
+        """What was read so far of 1 (stdout) or 2 (stderr)."""
+        return b"".join(self._chunks[which])
+
+    def until_ended(self, timeout: Seconds | None) -> bool:
+        """Until both outputs are at their end and the process has ended; False at the limit."""
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self.until(lambda: not self._readers, None, deadline):
+            return False
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        return self._process._tree.wait_exit(left)
+
+    def until(self, done: Callable[[], object], voice: Descriptor | None, deadline: float | None) -> bool:
+        """Move bytes until done(); when `voice` is readable we look again.  False at the deadline (monotonic)."""
+        if voice is None or voice.closed:
+            return self._until(done, deadline)
+        with voice as fd:
+            self._poll.register(fd, select.POLLIN)
+            try:
+                return self._until(done, deadline)
+            finally:
+                self._poll.unregister(fd)
+
+    def _until(self, done: Callable[[], object], deadline: float | None) -> bool:
+        while not done():
+            left = None
+            if deadline is not None:
+                left = (deadline - monotonic()) * 1000
+                if left <= 0:
+                    return False
+                left += 0.999  # poll counts whole milliseconds: round up, never spin
+            for fd, event in self._poll.poll(left):
+                if fd == self._stdin:
+                    self._write(event)
+                elif fd in self._readers:
+                    self._read(fd)
+        return True
+
+    def drain(self) -> None:
+        """Read what is there now and stop: somebody outside the tree may hold a pipe open for ever."""
+        for fd in list(self._readers):
+            os.set_blocking(fd, False)
+            while fd in self._readers and self._read(fd):
+                pass
+
+    def _read(self, fd: int) -> bool:
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._poll.unregister(fd)
+            del self._readers[fd]
+            return False
+        self._chunks[self._readers[fd]].append(data)
+        return True
+
+    def _write(self, event: int) -> None:
+        if event & (select.POLLERR | select.POLLHUP):
+            self._close_stdin()
+            return
+        try:
+            written = os.write(self._stdin, self._input[:CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._close_stdin()
+            return
+        self._input = self._input[written:]
+        if not self._input:
+            self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._stdin >= 0:
+            self._poll.unregister(self._stdin)
+            self._stdin = -1
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass

@@ -1,0 +1,51 @@
+"""`spawn`: start one process, and give it a keeper."""
+
+from __future__ import annotations
+
+from .direct import DirectTree
+from .handle import Process
+from .keeper import Keeper
+from .options import make_plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .options import Command, Plan, SpawnOptions
+
+
+def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
+    """Start a command and return its handle when it runs (exec has succeeded).
+
+    `args` is a list of arguments; a string only with `shell=True`.  The child inherits what the
+    calling thread has at this moment, exactly as with subprocess.  Options, each with its default:
+
+    - `cwd=None`, `env=None` (None: ours; a mapping: exactly that), `executable=None`, `shell=False`;
+    - `stdin=None`, `stdout=None`, `stderr=None`: None (ours), PIPE, DEVNULL, a descriptor or a file;
+      stderr also STDOUT; `pass_fds=()`: descriptors that keep their numbers (237 at most);
+    - `new_session=False`, `process_group=None` (0: a group of its own), `umask=None`;
+    - `user=None`, `group=None`, `extra_groups=None` (names or numbers; 1,024 groups at most),
+      `nice=None` (added to ours), `rlimits=None` (`{"nofile": 64}` or `{"nofile": (soft, hard)}`);
+    - `on_owner_loss="stop"`: what happens to the tree when we end or drop the handle: "stop"
+      (`stop_signal`, `grace`, KILL), "kill" or "keep";
+    - `stop_signal="TERM"`, `stop_scope="group"` ("main", "group", "tree"), `grace=10.0` seconds;
+    - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
+      this program, not contained, and nobody stops it when we are killed.
+
+    SpawnError: not started, with errno and stage; nothing is left.  ValueError, TypeError: misuse,
+    before anything is started.  Any thread; a KeyboardInterrupt during the start undoes it.
+    """
+    plan = make_plan(args, **options)
+    return start(plan, options.get("private", True))
+
+
+def start(plan: Plan, private: bool) -> Process:
+    try:
+        if private:
+            return Process(Keeper.launch(0, plan).start(plan), plan)
+        return Process(DirectTree(plan), plan)
+    except BaseException:
+        plan.discard()
+        raise
+    finally:
+        plan.close_child_files()
