@@ -192,7 +192,8 @@ static int flush(void)
             fd = e->fd;
             events++;
         }
-        int more = events < ring_count;
+        /* The answer to a spawn goes alone: its reader looks at nothing else. */
+        int more = events < ring_count || took_reply;
         if (!more && ring_lost) {
             struct hf_lost lost = {ring_lost};
             hf_wire_put(out, sizeof out, &at, HF_LOST, &lost, sizeof lost);
@@ -273,7 +274,8 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
         plan.options |= HF_PDEATHSIG;
     n_adopted = empty_told = exited_pending = empty_pending = report_pending = 0;
     hf_stop_reset();
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); /* not earlier: a template must not adopt what it launches */
+    if (!hf_tree.main_pid) /* not earlier: a template must not adopt what it launches */
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     uint64_t started_ns = hf_clock_ns(CLOCK_MONOTONIC), started_at_ns = hf_clock_ns(CLOCK_REALTIME);
     int r = hf_tree_spawn(&plan, &result);
     if (r < 0) {
@@ -459,9 +461,9 @@ int hf_kept_main(void)
         if (owner >= 0 && fds[1].revents)
             lost = ESRCH;
         if (fds[2].revents) {
-            char record[128];
-            while (read(signals, record, sizeof record) > 0)
-                continue;
+            char record[128]; /* SIGCHLD alone is read here, and it does not queue: one record */
+            ssize_t ignored = read(signals, record, sizeof record);
+            (void)ignored;
             if (hf_tree.main_pid && !hf_tree.empty) {
                 hf_tree_reap();
                 if (hf_tree.empty)

@@ -140,27 +140,6 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     return PyLong_FromLong(pair[0]);
 }
 
-/* spawn(socket, body, fds): the next process for a runner's empty keeper. */
-PyObject *hf_channel_spawn(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int sock, fds[HF_FDS_MAX];
-    const char *body;
-    Py_ssize_t size;
-    PyObject *fd_list;
-    if (!PyArg_ParseTuple(args, "iy#O", &sock, &body, &size, &fd_list))
-        return NULL;
-    int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
-    if (n_fds < 0)
-        return NULL;
-    int r = send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
-    if (r < 0) {
-        struct hf_child_result result = {r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH, -r};
-        return hf_raise_stage(&result);
-    }
-    Py_RETURN_NONE;
-}
-
 /* send(socket, tag, body) */
 PyObject *hf_channel_send(PyObject *self, PyObject *args)
 {
@@ -291,6 +270,77 @@ PyObject *hf_wire_decode(PyObject *self, PyObject *args)
     return decode(packet, (size_t)size);
 }
 
+enum { FD_ROOM = 16 };
+struct packet {
+    ssize_t size; /* 0: the keeper is gone */
+    int n_fds, fds[FD_ROOM];
+    char data[12288];
+};
+
+/* Wait for one packet.  1: it is there; 0: time is over, or other_fd is readable; -1: exception. */
+static int receive(int sock, int keeper_pidfd, int other, long long timeout_ns, struct packet *p)
+{
+    union { char space[CMSG_SPACE(FD_ROOM * sizeof(int))]; struct cmsghdr align; } ancillary;
+    struct pollfd fds[3] = {{.fd = sock, .events = POLLIN}, {.fd = keeper_pidfd, .events = POLLIN},
+                            {.fd = other, .events = POLLIN}};
+    uint64_t deadline = timeout_ns > 0 ? hf_clock_ns(CLOCK_MONOTONIC) + (uint64_t)timeout_ns : 0;
+    p->n_fds = 0;
+    for (;;) {
+        struct timespec left = {0, 0}, *wait = &left;
+        if (timeout_ns < 0) {
+            wait = NULL;
+        } else if (timeout_ns > 0) {
+            uint64_t now = hf_clock_ns(CLOCK_MONOTONIC), ns = now < deadline ? deadline - now : 0;
+            left = (struct timespec){(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+        }
+        int r, error;
+        Py_BEGIN_ALLOW_THREADS
+        r = ppoll(fds, 3, wait, NULL);
+        error = errno;
+        Py_END_ALLOW_THREADS
+        if (r < 0) {
+            if (error != EINTR) {
+                hf_raise(-error);
+                return -1;
+            }
+            if (PyErr_CheckSignals() < 0)
+                return -1;
+            continue;
+        }
+        if (r == 0)
+            return 0;
+        struct iovec iov = {p->data, sizeof p->data};
+        struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &ancillary,
+                                 .msg_controllen = sizeof ancillary.space};
+        if (fds[0].revents || fds[1].revents) {
+            p->size = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+            if (p->size < 0 && errno == EAGAIN && fds[1].revents)
+                p->size = 0; /* the keeper is gone, whoever else may still hold a copy of its socket */
+            if (p->size < 0 && errno == ECONNRESET)
+                p->size = 0;
+            if (p->size < 0 && errno != EAGAIN && errno != EINTR) {
+                hf_raise(-errno);
+                return -1;
+            }
+            if (p->size >= 0) {
+                for (struct cmsghdr *c = p->size ? CMSG_FIRSTHDR(&message) : NULL; c; c = CMSG_NXTHDR(&message, c))
+                    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+                        for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) && p->n_fds < FD_ROOM; i++)
+                            memcpy(&p->fds[p->n_fds++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+                return 1;
+            }
+        }
+        if (fds[2].revents)
+            return 0;
+    }
+}
+
+static void close_fds(struct packet *p)
+{
+    while (p->n_fds > 0)
+        close(p->fds[--p->n_fds]);
+}
+
 /* receive(socket, keeper_pidfd, other_fd, timeout_ns) -> (records, fds) or None
  * Waits until the keeper says something, until it is gone (records is then empty) or until other_fd
  * (-1: none) is readable or the time is over (None).  timeout_ns -1: no limit; 0: do not wait. */
@@ -299,77 +349,74 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
     (void)self;
     int sock, keeper_pidfd, other;
     long long timeout_ns;
-    static const int fd_room = 16;
+    struct packet p;
     if (!PyArg_ParseTuple(args, "iiiL", &sock, &keeper_pidfd, &other, &timeout_ns))
         return NULL;
-    union { char space[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } ancillary;
-    char packet[12288];
-    struct iovec iov = {packet, sizeof packet};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    struct pollfd fds[3] = {{.fd = sock, .events = POLLIN}, {.fd = keeper_pidfd, .events = POLLIN},
-                            {.fd = other, .events = POLLIN}};
-    uint64_t deadline = timeout_ns > 0 ? hf_clock_ns(CLOCK_MONOTONIC) + (uint64_t)timeout_ns : 0;
-    ssize_t n;
-    int error;
-    for (;;) {
-        message.msg_control = &ancillary;
-        message.msg_controllen = sizeof ancillary.space;
-        message.msg_flags = 0;
-        n = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-        error = errno;
-        if (n >= 0 || (error != EAGAIN && error != EINTR))
-            break;
-        if (error == EINTR)
-            continue;
-        if (fds[1].revents) { /* the keeper is gone and nothing more was said, whoever else may still
-                               * hold a copy of its socket */
-            n = 0;
-            break;
-        }
-        if (fds[2].revents || timeout_ns == 0)
-            Py_RETURN_NONE;
-        struct timespec left, *wait = NULL;
-        if (timeout_ns > 0) {
-            uint64_t now = hf_clock_ns(CLOCK_MONOTONIC), ns = now < deadline ? deadline - now : 0;
-            if (ns == 0)
-                Py_RETURN_NONE;
-            left = (struct timespec){(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
-            wait = &left;
-        }
-        int r;
-        Py_BEGIN_ALLOW_THREADS
-        r = ppoll(fds, 3, wait, NULL);
-        error = errno;
-        Py_END_ALLOW_THREADS
-        if (r < 0 && error != EINTR)
-            return hf_raise(-error);
-        if (r < 0)
-            fds[0].revents = fds[1].revents = fds[2].revents = 0;
-        if (r < 0 && PyErr_CheckSignals() < 0)
+    int r = receive(sock, keeper_pidfd, other, timeout_ns, &p);
+    if (r < 0)
+        return NULL;
+    if (r == 0)
+        Py_RETURN_NONE;
+    PyObject *records = decode(p.data, (size_t)p.size), *fds = records ? PyList_New(p.n_fds) : NULL;
+    for (int i = 0; fds && i < p.n_fds; i++)
+        PyList_SetItem(fds, i, PyLong_FromLong(p.fds[i]));
+    if (!fds) {
+        close_fds(&p);
+        Py_XDECREF(records);
+        return NULL;
+    }
+    return Py_BuildValue("NN", records, fds);
+}
+
+/* start(socket, keeper_pidfd, body, fds) -> (pid, pidfd, started_ns, started_at_ns)
+ * Send the request (body empty: it went along with the launch) and wait for its answer.  For one
+ * thread alone: nobody else may read this socket yet.  OSError with a stage: it did not start. */
+PyObject *hf_channel_start(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock, keeper_pidfd, fds[HF_FDS_MAX];
+    const char *body;
+    Py_ssize_t size;
+    PyObject *fd_list;
+    struct packet p;
+    struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO};
+    if (!PyArg_ParseTuple(args, "iiy#O", &sock, &keeper_pidfd, &body, &size, &fd_list))
+        return NULL;
+    if (size > 0) {
+        int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
+        if (n_fds < 0)
             return NULL;
+        int r = send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
+        if (r < 0) {
+            failed.stage = r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH;
+            failed.error = -r;
+            return hf_raise_stage(&failed);
+        }
     }
-    if (n < 0 && error != ECONNRESET)
-        return hf_raise(-error);
-    PyObject *received = PyList_New(0);
-    if (!received)
-        return NULL;
-    if (n > 0)
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
-            if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-                for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) && i < (size_t)fd_room; i++) {
-                    int fd;
-                    memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-                    PyObject *item = PyLong_FromLong(fd);
-                    if (!item || PyList_Append(received, item) < 0)
-                        close(fd);
-                    Py_XDECREF(item);
-                }
-    PyObject *records = n > 0 ? decode(packet, (size_t)n) : PyList_New(0);
-    if (!records) {
-        for (Py_ssize_t i = 0; i < PyList_Size(received); i++)
-            close((int)PyLong_AsLong(PyList_GetItem(received, i)));
-        Py_DECREF(received);
-        return NULL;
+    for (;;) {
+        if (receive(sock, keeper_pidfd, -1, -1, &p) < 0)
+            return NULL;
+        if (p.size == 0)
+            return hf_raise_stage(&failed);
+        struct hf_record record;
+        const char *record_body;
+        size_t at = 0;
+        while (hf_wire_next(p.data, (size_t)p.size, &at, &record, &record_body) == 1) {
+            struct hf_spawned spawned;
+            struct hf_failed answer;
+            if (record.tag == HF_SPAWNED && hf_wire_get(&record, record_body, &spawned, sizeof spawned) == 0) {
+                if (p.n_fds == 1) /* an answer that carries a descriptor has no report behind it */
+                    return Py_BuildValue("iiKK", spawned.pid, p.fds[0], spawned.started_ns, spawned.started_at_ns);
+                failed = (struct hf_child_result){HF_STAGE_RECEIVE, EMFILE}; /* no room in our table */
+                close_fds(&p);
+                return hf_raise_stage(&failed);
+            }
+            if (record.tag == HF_FAILED && hf_wire_get(&record, record_body, &answer, sizeof answer) == 0) {
+                close_fds(&p);
+                failed = (struct hf_child_result){(int)answer.stage, answer.error};
+                return hf_raise_stage(&failed);
+            }
+        }
+        close_fds(&p); /* only late events of an earlier tenant can come before the answer */
     }
-    return Py_BuildValue("NN", records, received);
 }

@@ -75,7 +75,9 @@ class DirectTree:
     def advance(self) -> None:
         self.check()
 
-    stop_margin: Seconds = 0.0  # nobody but us sends the KILL
+    @property
+    def stop_margin(self) -> Seconds:
+        return 0.0  # nobody but us sends the KILL
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
         self._stop_began = monotonic()

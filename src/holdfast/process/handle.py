@@ -191,7 +191,8 @@ class Process:
         if getattr(self, "_closed", True):
             return
         self._closed = True
-        self._tree.advance()
+        if self._tree.status is None:
+            self._tree.advance()
         if self._tree.status is None and not self._tree.empty:
             # Not stopped here: a destructor must not wait.  The keeper sees its owner go and stops the tree.
             warnings.warn(
@@ -209,6 +210,8 @@ class Process:
 
 def _open_files(plan: Plan) -> tuple[IO[bytes] | None, IO[bytes] | None, IO[bytes] | None]:
     stdin, stdout, stderr = plan.owner_files
+    if stdin is stdout is stderr is None:
+        return None, None, None
     plan.owner_files = [None, None, None]
     return (
         None if stdin is None else os.fdopen(stdin, "wb"),

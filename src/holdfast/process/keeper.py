@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from threading import Condition
+from threading import Condition, RLock
 from time import monotonic
 
 from . import _native
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Tags of the wire (csrc/common/wire.h).
 SIGNAL, STOP, ON_OWNER_LOSS = 4, 5, 7
-SPAWNED, FAILED, EXITED, ADOPTED, EMPTY, STOP_REPORT, LAUNCHED = 65, 66, 67, 68, 71, 72, 75
+EXITED, ADOPTED, EMPTY, STOP_REPORT, LAUNCHED, FAILED = 67, 68, 71, 72, 75, 66
 REUSED, TEMPLATE = 1, 2
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
@@ -36,10 +36,9 @@ POLLIN = 1
 SIGCONT, SIGKILL = 18, 9
 
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
+_KEEPER = os.fsencode(KEEPER)
 
 _open: weakref.WeakSet[Keeper] = weakref.WeakSet()
-
-
 # Pidfds of retired keepers that came back to us because we are a subreaper or PID 1.
 _retired: list[int] = []
 
@@ -50,13 +49,13 @@ def _reap_retired(patience: Seconds) -> None:
         wait = patience if fd == _retired[-1] else 0.0
         if _native.poll(fd, POLLIN, int(wait * 1e9)):
             try:
-                _native.wait_status(fd)
-            except ChildProcessError:
-                pass  # a wait of the program was faster
-            try:
                 _retired.remove(fd)
             except ValueError:
                 continue  # another thread was faster
+            try:
+                _native.wait_status(fd)
+            except ChildProcessError:
+                pass  # a wait of the program was faster
             os.close(fd)
 
 
@@ -64,6 +63,8 @@ def _abandon_all() -> None:
     """In a forked child: its copies of our sockets must not keep trees alive."""
     for keeper in list(_open):
         keeper.abandon()
+    while _retired:
+        os.close(_retired.pop())
 
 
 os.register_at_fork(after_in_child=_abandon_all)
@@ -88,29 +89,56 @@ def spawn_error(error: OSError, plan: Plan | None) -> OSError:
 
 
 class Keeper:
-    """One keeper process.  Made by `launch`; holds at most one tree at a time."""
+    """One keeper process and our end of its socket; holds at most one tree at a time.
+
+    The two descriptors are counted while in use (see Descriptor, which this is for two at once).
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_closed",
+        "_is_child",
+        "_pidfd",
+        "_reading",
+        "_sock",
+        "_stop_id",
+        "_users",
+        "_waiting",
+        "launched",
+        "lock",
+        "retired",
+        "reused",
+        "tree",
+    )  # fmt: skip
 
     def __init__(self, sock: int, pidfd: int, is_child: bool, reused: bool) -> None:
         self.tree: KeptTree | None = None
-        self.failed: tuple[int, int] | None = None
         self.retired = False  # it said "empty" (and ended, unless reused), or is gone
         self.reused = reused
-        self.launched: int | None = None  # a template's answer: the new keeper's pidfd
-        self._socket = Descriptor(sock)
-        self._pidfd = Descriptor(pidfd)
+        self.launched = -1  # a template's answer: the new keeper's pidfd; -2: it could not
+        self.lock = RLock()
+        self._sock = sock
+        self._pidfd = pidfd
         self._is_child = is_child
-        self.lock = Condition()
+        self._users = 0
+        self._closed = False
         self._reading = False
+        self._waiting = 0
+        self._changed: Condition | None = None
         self._stop_id = 0
         _open.add(self)
+
+    # ---- starting
 
     @classmethod
     def launch(cls, flags: int, plan: Plan | None) -> Keeper:
         """Start a keeper, with its first request if there is a plan."""
         try:
-            sock, pidfd, _, is_child = _native.launch(
-                os.fsencode(KEEPER), flags, plan.body if plan else b"", plan.fds if plan else ()
-            )
+            if plan:
+                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, plan.body, plan.fds)
+            else:
+                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, b"", ())
         except OSError as error:
             raise spawn_error(error, plan) from None
         if _retired:
@@ -118,60 +146,50 @@ class Keeper:
         return cls(sock, pidfd, bool(is_child), bool(flags & REUSED))
 
     def launch_another(self) -> Keeper:
-        """From a template: a new keeper that has the template's state and not ours."""
-        with self._socket as sock:
-            try:
-                end = _native.launch_from(sock)
-            except OSError as error:
-                raise spawn_error(error, None) from None
-        self.launched = self.failed = None
-        self.wait_until(lambda: self.launched is not None or self.failed is not None or self.retired, 10.0)
-        if self.launched is None:
+        """From a template: a new keeper that has the template's state and not ours.  One thread at a time."""
+        try:
+            end = _native.launch_from(self._sock)
+        except OSError as error:
+            raise spawn_error(error, None) from None
+        self.launched = -1
+        if not self.wait_until(lambda: self.launched != -1, 10 * FROZEN_LIMIT) or self.launched < 0:
             os.close(end)
-            stage, number = self.failed or (1, 110)
-            raise SpawnError(number, os.strerror(number), STAGES[stage])
+            raise SpawnError(11, "the runner's template could not launch another keeper", "launch")
         return Keeper(end, self.launched, self._is_child, True)
 
-    def start(self, plan: Plan) -> KeptTree:
-        """The tree of the request that was sent at the launch; SpawnError when it did not start."""
-        return self._started(KeptTree(self, plan), plan)
+    def start(self, tree: KeptTree, plan: Plan, sent: bool) -> KeptTree:
+        """Start the plan's program (`sent`: the request went along with the launch).  SpawnError.
 
-    def spawn(self, plan: Plan, tree: KeptTree) -> KeptTree:
-        """The next process of a reused keeper that is empty."""
+        For one thread alone; until it returns nobody else knows the tree.
+        """
         self.retired = False
-        with self._socket as sock:
-            try:
-                _native.spawn(sock, plan.body, plan.fds)
-            except OSError as error:
-                raise spawn_error(error, plan) from None
-        return self._started(tree, plan)
-
-    def _started(self, tree: KeptTree, plan: Plan) -> KeptTree:
-        self.failed = None
-        self.tree = tree
         try:
-            self.wait_until(lambda: tree.pid or self.failed is not None or self.retired, None)
+            tree.pid, pidfd, tree.started_ns, started_at_ns = _native.start(
+                self._sock, self._pidfd, b"" if sent else plan.body, plan.fds
+            )
+        except OSError as error:
+            if not self.reused or error.args[-1] == 1:
+                self.close()
+            raise spawn_error(error, plan) from None
         except BaseException:
             self.close()  # interrupted: the loss of its owner ends whatever was started
             raise
-        if not tree.pid:
-            self.tree = None
-            if self.failed is None:
-                self.close()
-                raise SpawnError(5, "the keeper ended before it answered", "launch")
-            stage, number = self.failed
-            if not self.reused:
-                self.close()
-            raise spawn_error(OSError(number, os.strerror(number), None, None, stage), plan)
+        tree.started_at = started_at_ns / 1e9
+        tree.descriptor = Descriptor(pidfd)
+        self.tree = tree
         return tree
+
+    # ---- talking
 
     def request(self, tag: int, body: bytes) -> bool:
         """Send one request; False when the keeper has ended (its last reports may still be unread)."""
-        try:
-            with self._socket as sock:
-                _native.send(sock, tag, body)
-        except (BrokenPipeError, ConnectionResetError, ValueError):
-            return False
+        with self.lock:
+            if self._closed:
+                return False
+            try:
+                _native.send(self._sock, tag, body)  # does not block
+            except (BrokenPipeError, ConnectionResetError):
+                return False
         return True
 
     def next_stop_id(self) -> int:
@@ -180,9 +198,20 @@ class Keeper:
             return self._stop_id
 
     @property
-    def voice(self) -> Descriptor:
-        """Readable when the keeper has something to say."""
-        return self._socket
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> int:
+        """Borrow the socket: readable when the keeper has something to say; -1 when closed."""
+        with self.lock:
+            self._users += 1
+            return -1 if self._closed else self._sock
+
+    def __exit__(self, *exc: object) -> None:
+        with self.lock:
+            self._users -= 1
+            if self._closed and self._users == 0:
+                self._close_descriptors()
 
     def wait_until(self, done: Callable[[], object], timeout: Seconds | None, other_fd: int = -1) -> bool:
         """Read reports until done() holds (True), or until the time is over or other_fd is readable (False).
@@ -194,31 +223,40 @@ class Keeper:
             while not done():
                 left = None if deadline is None else deadline - monotonic()
                 if self._reading:
-                    if (left is not None and left <= 0) or not self.lock.wait(left):
+                    if (left is not None and left <= 0) or not self._wait_for_reader(left):
                         return bool(done())
                     continue
-                got = None if self._socket.closed else self._read(left, other_fd)
+                got = None if self._closed else self._read(left, other_fd)
                 if got is None:
                     return bool(done())
                 self._apply(*got)
         return True
 
+    def _wait_for_reader(self, left: Seconds | None) -> bool:
+        if self._changed is None:
+            self._changed = Condition(self.lock)
+        self._waiting += 1
+        try:
+            return self._changed.wait(left)
+        finally:
+            self._waiting -= 1
+
     def _read(self, left: Seconds | None, other_fd: int) -> tuple[list[Any], list[int]] | None:
         """One packet, with the lock given up meanwhile: others may look at what is known, or send."""
         ns = -1 if left is None else max(0, int(left * 1e9))
         self._reading = True
+        self._users += 1
         self.lock.release()
         try:
-            with self._socket as sock, self._pidfd as pidfd:
-                return _native.receive(sock, pidfd, other_fd, ns)
-        except ValueError:
-            if not self._socket.closed:
-                raise
-            return [], []  # closed by another thread
+            return _native.receive(self._sock, self._pidfd, other_fd, ns)
         finally:
             self.lock.acquire()
             self._reading = False
-            self.lock.notify_all()
+            self._users -= 1
+            if self._closed and self._users == 0:
+                self._close_descriptors()
+            if self._waiting and self._changed:
+                self._changed.notify_all()
 
     def _apply(self, records: list[Any], fds: list[int]) -> None:
         tree = self.tree
@@ -227,31 +265,38 @@ class Keeper:
             self._let_go()
         for record in records:
             tag = record[0]
-            if tag == FAILED:
-                self.failed = record[1:]
-            elif tag == LAUNCHED:
-                self.launched = fds.pop()
-            elif tag == EMPTY and tree:
+            if tag == EMPTY and tree:
                 tree.empty = True
-                tree.usage = Usage(record[3])
+                tree.usage_fields = record[3]
                 self.retired = True
+                if not self.reused:
+                    self._let_go()
+            elif tag == LAUNCHED:
+                self.launched = fds.pop() if fds else -2
+            elif tag == FAILED:
+                self.launched = -2
             elif tree:
                 tree.apply(record, fds)
         for fd in fds:
             os.close(fd)
-        if self.retired and not self.reused:
-            self._let_go()
+
+    # ---- ending
 
     def _let_go(self) -> None:
-        """Nothing more will be said: give the descriptors back."""
-        if self._socket.closed:
+        """Nothing more will be said: give the descriptors back, and reap where the keeper is our child."""
+        if self._closed:
             return
-        self._socket.close()
+        self._closed = True
         if self._is_child:
-            with self._pidfd as pidfd:
-                _retired.append(os.dup(pidfd))
+            _retired.append(os.dup(self._pidfd))
             _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
-        self._pidfd.close()
+        if self._users == 0:
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        os.close(self._sock)
+        os.close(self._pidfd)
+        self._sock = self._pidfd = -1
 
     def thaw(self) -> None:
         """SIGCONT: a keeper stopped by SIGSTOP goes on."""
@@ -261,32 +306,36 @@ class Keeper:
         self._signal(SIGKILL)
 
     def _signal(self, signo: int) -> None:
-        try:
-            with self._pidfd as pidfd:
-                _native.pidfd_signal(pidfd, signo)
-        except (ValueError, ProcessLookupError):
-            pass
+        with self.lock:
+            if not self._closed:
+                _try_signal(self._pidfd, signo, 0)
 
     def close(self) -> None:
         """End the connection.  A tree that is still there is now without owner."""
         with self.lock:
             self.retired = True
             self._let_go()
-            self.lock.notify_all()
+            if self._changed:
+                self._changed.notify_all()
 
     def abandon(self) -> None:
-        """In a forked child only."""
-        self.lock = Condition()
+        """In a forked child only: no lock, whose holder did not come along."""
+        self.lock = RLock()
+        self._changed = None
         self._reading = False
         self.retired = True
-        self._socket.abandon()
-        self._pidfd.abandon()
+        if self._sock >= 0:
+            self._closed = True
+            self._close_descriptors()
         if self.tree:
             self.tree.abandon()
 
 
 class KeptTree:
-    """One process and its descendants, as far as the keeper has told.  Written by the reading thread only."""
+    """One process and its descendants, as far as the keeper has told.  Changed under the keeper's lock."""
+
+    __slots__ = ("_adopted", "_leads_group", "_lost", "_on_owner_loss", "_report_id", "descriptor", "empty", "foreign",
+                 "keeper", "pid", "report", "started_at", "started_ns", "status", "usage_fields")  # fmt: skip
 
     def __init__(self, keeper: Keeper, plan: Plan) -> None:
         self.keeper = keeper
@@ -294,34 +343,29 @@ class KeptTree:
         self.descriptor: Descriptor | None = None
         self.status: ExitStatus | None = None
         self.empty = False
-        self.usage: Usage | None = None
+        self.usage_fields: tuple[int, ...] | None = None
         self.report: StopReport | None = None
         self.foreign = False  # we are a forked copy of the owner
+        self.started_ns = 0
+        self.started_at = 0.0
         self._report_id = 0
         self._on_owner_loss = plan.on_owner_loss
         self._leads_group = plan.leads_group
-        self._started_ns = 0
-        self._started_at = 0.0
         self._adopted: dict[int, int] = {}
         self._lost: KeeperLost | None = None
 
-    # ---- what the keeper says
+    @property
+    def usage(self) -> Usage | None:
+        """The sum over every member that the keeper reaped, once the tree is empty."""
+        return None if self.usage_fields is None else Usage(self.usage_fields)
 
     def apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tag = record[0]
-        if tag == SPAWNED:
-            _, self.pid, _, self._started_ns, started_at_ns = record
-            self._started_at = started_at_ns / 1e9
-            if fds:
-                self.descriptor = Descriptor(fds.pop())
-            else:  # our table is full: the process without its descriptor is of no use to us
-                self.keeper.failed = (4, 24)
-                self.pid = 0
-        elif tag == EXITED:
+        if tag == EXITED:
             _, pid, is_main, code, status, ended_ns, usage = record
             if is_main:
-                elapsed = (ended_ns - self._started_ns) / 1e9
-                self.status = from_siginfo(code, status, Usage(usage), self._started_at, elapsed)
+                elapsed = (ended_ns - self.started_ns) / 1e9
+                self.status = from_siginfo(code, status, usage, self.started_at, elapsed)
             elif pid in self._adopted:
                 os.close(self._adopted.pop(pid))
         elif tag == ADOPTED:
@@ -338,9 +382,9 @@ class KeptTree:
     # ---- waiting
 
     @property
-    def voice(self) -> Descriptor:
-        """Readable when `advance` may learn something."""
-        return self.keeper.voice
+    def voice(self) -> Keeper:
+        """To be polled: readable when `advance` may learn something."""
+        return self.keeper
 
     def advance(self) -> None:
         """Take in what the keeper has said, without waiting."""
@@ -352,35 +396,35 @@ class KeptTree:
     def wait_exit(self, timeout: Seconds | None) -> bool:
         """True when the exit status is known; KeeperLost when it cannot come any more."""
         if self.status is None:
-            self._wait_exit(None if timeout is None else monotonic() + timeout)
-            self.check()
+            # A healthy keeper reports an end within microseconds.  So the first second waits for its
+            # word alone: the process's own descriptor would wake us once more, for nothing.
+            first = FROZEN_LIMIT if timeout is None or timeout > FROZEN_LIMIT else timeout
+            if not self.keeper.wait_until(self._settled, first):
+                self._wait_longer(None if timeout is None else monotonic() + timeout - first)
+            if self.status is None:
+                self.check()
         return self.status is not None
 
-    def _wait_exit(self, deadline: float | None) -> None:
-        # A healthy keeper reports an end within microseconds.  So the first second waits for its word
-        # alone (the process's own descriptor would wake us once more, for nothing); after that the
-        # descriptor tells of a process that ended under a frozen keeper.
-        while True:
-            left = None if deadline is None else deadline - monotonic()
-            if self.keeper.wait_until(self._settled, FROZEN_LIMIT if left is None else min(left, FROZEN_LIMIT)):
-                return
-            if self.descriptor is None or self.descriptor.closed:
-                return
-            with self.descriptor as fd:
+    def _wait_longer(self, deadline: float | None) -> None:
+        """From now on the process's descriptor tells too, of a process that ended under a frozen keeper."""
+        if self.descriptor is None or self.descriptor.closed:
+            return
+        with self.descriptor as fd:
+            while True:
                 if _native.poll(fd, POLLIN, 0):
                     self._insist(self._settled)
                     return
-                if deadline is not None and monotonic() >= deadline:
-                    return
                 left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return
                 if self.keeper.wait_until(self._settled, left, fd):
                     return
 
     def _insist(self, done: Callable[[], object]) -> None:
         """The keeper owes us a word: give it time, thaw it, give it time again, give it up."""
-        for step in (None, self.keeper.thaw):
-            if step:
-                step()
+        for thaw in (False, True):
+            if thaw:
+                self.keeper.thaw()
             if self.keeper.wait_until(done, FROZEN_LIMIT):
                 return
         # It must not wake up later and act on an old state.
@@ -399,7 +443,9 @@ class KeptTree:
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.keeper.retired and not self.empty and self.keeper.tree is self:
-            self._find_loss()
+            with self.keeper.lock:
+                if self._lost is None:
+                    self._lost = self._look_at_loss()
         if self._lost is not None:
             raise self._lost
 
@@ -425,12 +471,14 @@ class KeptTree:
     def stopped(self, stop_id: int) -> bool:
         return self._report_id >= stop_id or self.keeper.retired or self.keeper.tree is not self
 
-    stop_margin: Seconds = KILL_LIMIT + FROZEN_LIMIT  # after the grace, before a keeper counts as frozen
+    @property
+    def stop_margin(self) -> Seconds:
+        """After the grace, before a keeper that has not reported counts as frozen."""
+        return KILL_LIMIT + FROZEN_LIMIT
 
     def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
         """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's."""
-        limit = grace + self.stop_margin
-        if not self.keeper.wait_until(lambda: self.stopped(stop_id), limit):
+        if not self.keeper.wait_until(lambda: self.stopped(stop_id), grace + self.stop_margin):
             self._insist(lambda: self.stopped(stop_id))
         self.check()
         if self.report is not None and self._report_id >= stop_id:
@@ -443,13 +491,8 @@ class KeptTree:
 
     # ---- the worst case
 
-    def _find_loss(self) -> None:
-        """Kill what we hold, look at what is left, remember it."""
-        with self.keeper.lock:
-            if self._lost is None:
-                self._lost = self._look_at_loss()
-
     def _look_at_loss(self) -> KeeperLost:
+        """Kill what we hold, and look at what is left."""
         held = [(pid, os.dup(fd)) for pid, fd in self._adopted.items()]
         try:
             main_fd = -1
@@ -473,8 +516,8 @@ class KeptTree:
                 _native.poll(main_fd, 0, int(3 * FROZEN_LIMIT * 1e9))
                 info = _native.exit_info(main_fd)
                 if info is not None:
-                    elapsed = monotonic() - self._started_ns / 1e9
-                    self.status = from_wait_status(info, self._started_at, elapsed)
+                    elapsed = monotonic() - self.started_ns / 1e9
+                    self.status = from_wait_status(info, self.started_at, elapsed)
             return KeeperLost(self.pid, alive, self.status)
         finally:
             for _, fd in held:
@@ -484,7 +527,7 @@ class KeptTree:
 
     def drop(self) -> None:
         """Close the connection and what we hold; a tree that is still there meets on_owner_loss."""
-        if self.keeper.tree is self and not (self.keeper.reused and self.empty):
+        if self.keeper.tree is self:
             self.keeper.close()
         self.release_descriptors()
 

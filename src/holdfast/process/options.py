@@ -186,18 +186,19 @@ class Plan:
 
 def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[int], int]:
     """Sources and targets of 0, 1, 2, and the bits of those that the child shall not have."""
+    closed = _native.closed_std()
+    if given == (None, None, None) and not closed:
+        return [0, 1, 2], [0, 1, 2], 0
     sources: list[int] = []
     targets: list[int] = []
-    closed = 0
+    inherited_closed, closed = closed, 0
     null = -1
     for target, file in enumerate(given):
         if file is None:
-            try:
-                os.fstat(target)
-                source = target
-            except OSError:  # closed in the owner: closed in the child
+            if inherited_closed & 1 << target:  # closed in the owner: closed in the child
                 closed |= 1 << target
                 continue
+            source = target
         elif file == PIPE:
             reader, writer = os.pipe()
             source, own = (reader, writer) if target == 0 else (writer, reader)

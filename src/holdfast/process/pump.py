@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .descriptor import Descriptor
     from .handle import Process
+    from .keeper import Keeper
     from .status import Seconds
 
 CHUNK = 65536  # a pipe's default capacity
@@ -53,11 +54,13 @@ class Pump:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         return self._process._tree.wait_exit(left)
 
-    def until(self, done: Callable[[], object], voice: Descriptor | None, deadline: float | None) -> bool:
+    def until(self, done: Callable[[], object], voice: Keeper | Descriptor | None, deadline: float | None) -> bool:
         """Move bytes until done(); when `voice` is readable we look again.  False at the deadline (monotonic)."""
-        if voice is None or voice.closed:
+        if voice is None:
             return self._until(done, deadline)
         with voice as fd:
+            if fd < 0:
+                return self._until(done, deadline)
             self._poll.register(fd, select.POLLIN)
             try:
                 return self._until(done, deadline)

@@ -10,7 +10,6 @@ import os
 from _thread import allocate_lock
 
 from . import _native
-from .descriptor import Descriptor
 from .handle import Process
 from .keeper import REUSED, TEMPLATE, Keeper, KeptTree
 from .options import make_plan
@@ -30,12 +29,14 @@ IDLE_MAX = 32  # empty keepers kept for the next process; more are let go
 class _Lease(KeptTree):
     """A tree on a runner's keeper: when its process is given up, the keeper goes back to the runner."""
 
+    __slots__ = ("_runner",)
+
     def __init__(self, keeper: Keeper, plan: Plan, runner: Runner) -> None:
         super().__init__(keeper, plan)
         self._runner = runner
 
     def drop(self) -> None:
-        if self.empty and not self.keeper.voice.closed:
+        if self.empty and not self.keeper.closed:
             self.release_descriptors()
             self._runner._take_back(self.keeper)
         else:
@@ -66,7 +67,8 @@ class Runner:
         self._busy: set[Keeper] = set()
         self._closed = False
         self._pid = os.getpid()
-        self._status = Descriptor(os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC))
+        self._status = os.open("/proc/self/status", os.O_RDONLY)  # both are used under the lock only
+        self._namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
         self._identity = self._read_identity()
         self._template = Keeper.launch(REUSED | TEMPLATE, None)
 
@@ -78,7 +80,7 @@ class Runner:
         try:
             keeper = self._empty_keeper()
             try:
-                return Process(keeper.spawn(plan, _Lease(keeper, plan, self)), plan)
+                return Process(keeper.start(_Lease(keeper, plan, self), plan, False), plan)
             except BaseException:
                 self._take_back(keeper)
                 raise
@@ -111,9 +113,11 @@ class Runner:
             self._closed = True
             self._idle.clear()
             self._busy.clear()
+            if keepers:
+                os.close(self._status)
+                os.close(self._namespaces)
         for keeper in keepers:
             keeper.close()
-        self._status.close()
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +147,7 @@ class Runner:
             self._busy.discard(keeper)
             tree = keeper.tree
             clean = tree is None or (tree.empty and (tree.report is None or tree.report.empty))
-            if clean and not self._closed and not keeper.voice.closed and len(self._idle) < IDLE_MAX:
+            if clean and not self._closed and not keeper.closed and len(self._idle) < IDLE_MAX:
                 self._idle.append(keeper)
                 return
         keeper.close()
@@ -158,5 +162,4 @@ class Runner:
             )
 
     def _read_identity(self) -> bytes:
-        with self._status as fd:
-            return _native.identity(fd)
+        return _native.identity(self._status, self._namespaces)

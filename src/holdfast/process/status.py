@@ -20,9 +20,10 @@ class _Value:
     """Equality and a readable form over __slots__."""
 
     __slots__: tuple[str, ...] = ()
+    _fields: tuple[str, ...] = ()
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.__slots__)
+        return tuple(getattr(self, name) for name in self._fields)
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if type(self) is type(other) else NotImplemented
@@ -31,7 +32,7 @@ class _Value:
         return hash(self._values())
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields)
         return f"{type(self).__name__}({fields})"
 
 
@@ -48,6 +49,17 @@ class Usage(_Value):
         "system_seconds",
         "user_seconds",
         "voluntary_switches",
+    )
+    _fields = (
+        "user_seconds",
+        "system_seconds",
+        "max_rss_bytes",
+        "minor_faults",
+        "major_faults",
+        "blocks_in",
+        "blocks_out",
+        "voluntary_switches",
+        "involuntary_switches",
     )
 
     user_seconds: Seconds
@@ -82,14 +94,13 @@ class ExitStatus(_Value):
     epoch), `elapsed` is measured on the monotonic clock.
     """
 
-    __slots__ = ("code", "core_dumped", "elapsed", "ended_at", "signal", "started_at", "usage")
+    __slots__ = ("_usage", "code", "core_dumped", "elapsed", "signal", "started_at")
+    _fields = ("code", "signal", "core_dumped", "usage", "started_at", "ended_at", "elapsed")
 
     code: int | None
     signal: int | None
     core_dumped: bool
-    usage: Usage | None
     started_at: float
-    ended_at: float
     elapsed: Seconds
 
     def __init__(
@@ -97,17 +108,24 @@ class ExitStatus(_Value):
         code: int | None,
         signal: int | None,
         core_dumped: bool,
-        usage: Usage | None,
+        usage: tuple[int, ...] | None,
         started_at: float,
         elapsed: Seconds,
     ) -> None:
         self.code = code
         self.signal = signal
         self.core_dumped = core_dumped
-        self.usage = usage
+        self._usage = usage
         self.started_at = started_at
         self.elapsed = elapsed
-        self.ended_at = started_at + elapsed
+
+    @property
+    def usage(self) -> Usage | None:
+        return None if self._usage is None else Usage(self._usage)
+
+    @property
+    def ended_at(self) -> float:
+        return self.started_at + self.elapsed
 
     @property
     def returncode(self) -> int:
@@ -127,7 +145,9 @@ class ExitStatus(_Value):
         return f"signal {self.signal}" + (" (core dumped)" if self.core_dumped else "")
 
 
-def from_siginfo(code: int, status: int, usage: Usage | None, started_at: float, elapsed: Seconds) -> ExitStatus:
+def from_siginfo(
+    code: int, status: int, usage: tuple[int, ...], started_at: float, elapsed: Seconds
+) -> ExitStatus:
     """From waitid(2)'s si_code and si_status."""
     if code == CLD_EXITED:
         return ExitStatus(status, None, False, usage, started_at, elapsed)
@@ -146,6 +166,7 @@ class Member(_Value):
     """One process of a tree in a report.  The pid is for printing: the process may be gone."""
 
     __slots__ = ("denied", "killed", "left_group", "main", "name", "pid", "signalled", "survived")
+    _fields = ("pid", "name", "main", "signalled", "left_group", "killed", "survived", "denied")
 
     pid: int
     name: str
@@ -187,6 +208,17 @@ class StopReport(_Value):
         "signalled_count",
         "survivor_count",
         "unlisted",
+    )
+    _fields = (
+        "signal",
+        "scope",
+        "grace",
+        "duration",
+        "signalled_count",
+        "killed_count",
+        "survivor_count",
+        "unlisted",
+        "members",
     )
 
     signal: int

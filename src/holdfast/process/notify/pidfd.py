@@ -7,7 +7,7 @@ from time import monotonic
 
 from .. import _native
 from ..descriptor import Descriptor
-from ..status import ExitStatus, Usage, from_siginfo, from_wait_status
+from ..status import ExitStatus, from_siginfo, from_wait_status
 
 POLLIN, POLLHUP = 1, 16
 
@@ -54,7 +54,7 @@ class PidfdNotifier:
         if ended is None:
             return None
         code, status, usage = ended
-        return from_siginfo(code, status, Usage(usage), started_at, monotonic() - started)
+        return from_siginfo(code, status, usage, started_at, monotonic() - started)
 
     def signal(self, signo: int) -> None:
         with self.descriptor as fd:
