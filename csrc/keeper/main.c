@@ -51,12 +51,11 @@ int main(int argc, char **argv, char **envp)
     action.sa_handler = SIG_DFL;
     if (sigaction(SIGCHLD, &action, &old) == 0)
         hf_sigchld_was_ignored = old.sa_handler == SIG_IGN;
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        uint64_t soft = limit.rlim_cur;
-        limit.rlim_cur = limit.rlim_max;
-        if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
-            hf_original_nofile = soft;
+    struct { uint64_t soft, hard; } limit, raised;
+    if (HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &limit) == 0 && limit.soft < limit.hard) {
+        raised.soft = raised.hard = limit.hard;
+        if (HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, &raised, NULL) == 0)
+            hf_original_nofile = limit.soft;
     }
     if (argc == 1)
         return hf_kept_main();

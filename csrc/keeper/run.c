@@ -133,13 +133,12 @@ static void stop_with_main(void)
 
     /* A stopped process waits for nothing.  Two alarms that continue us, armed before we stop:
      * 1. the deadline, as a timer that sends CONT; 2. the death of the caller. */
-    timer_t timer;
+    int timer, armed = 0; /* raw calls: libc's bring its threads along, a third of the program */
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGCONT};
-    int armed = 0;
-    if (deadline_ns && timer_create(CLOCK_MONOTONIC, &event, &timer) == 0) {
+    if (deadline_ns && HF_CALL3(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer) == 0) {
         struct itimerspec when = {.it_value = {(time_t)(deadline_ns / 1000000000), (long)(deadline_ns % 1000000000)}};
         armed = 1;
-        timer_settime(timer, TIMER_ABSTIME, &when, NULL);
+        HF_CALL4(SYS_timer_settime, timer, TIMER_ABSTIME, &when, NULL);
     }
     if (parent_pidfd >= 0) {
         struct pollfd fd = {.fd = parent_pidfd, .events = POLLIN};
@@ -157,7 +156,7 @@ static void stop_with_main(void)
     if (parent_pidfd >= 0)
         prctl(PR_SET_PDEATHSIG, 0);
     if (armed)
-        timer_delete(timer);
+        HF_CALL1(SYS_timer_delete, timer);
 }
 
 /* What reaches us and is meant for the command is passed on.  What the terminal sends has reached

@@ -7,13 +7,16 @@
 
 struct hf_text { char *at, *end; };
 
-static inline void put(struct hf_text *t, const char *s)
+/* Not inlined: reports are written once, and each copy would be code that stays resident. */
+#define HF_TEXT static __attribute__((noinline, unused))
+
+HF_TEXT void put(struct hf_text *t, const char *s)
 {
     while (*s && t->at < t->end)
         *t->at++ = *s++;
 }
 
-static inline void put_number(struct hf_text *t, uint64_t n)
+HF_TEXT void put_number(struct hf_text *t, uint64_t n)
 {
     char digits[20];
     int i = 0;
@@ -24,7 +27,7 @@ static inline void put_number(struct hf_text *t, uint64_t n)
         *t->at++ = digits[--i];
 }
 
-static inline void put_signed(struct hf_text *t, int64_t n)
+HF_TEXT void put_signed(struct hf_text *t, int64_t n)
 {
     if (n < 0)
         put(t, "-");
@@ -32,7 +35,7 @@ static inline void put_signed(struct hf_text *t, int64_t n)
 }
 
 /* Microseconds as seconds with all six places: exact, and JSON. */
-static inline void put_seconds(struct hf_text *t, uint64_t us)
+HF_TEXT void put_seconds(struct hf_text *t, uint64_t us)
 {
     put_number(t, us / 1000000);
     put(t, ".");
@@ -41,7 +44,7 @@ static inline void put_seconds(struct hf_text *t, uint64_t us)
 }
 
 /* Seconds as a person writes them: three places at most. */
-static inline void put_rounded(struct hf_text *t, uint64_t ms)
+HF_TEXT void put_rounded(struct hf_text *t, uint64_t ms)
 {
     put_number(t, ms / 1000);
     if (ms % 1000) {
@@ -53,7 +56,7 @@ static inline void put_rounded(struct hf_text *t, uint64_t ms)
 
 /* A JSON string.  A byte outside ASCII is written as the code point of its number (Latin-1): valid
  * JSON whatever the encoding of a name is, and nothing is lost. */
-static inline void put_json(struct hf_text *t, const char *s)
+HF_TEXT void put_json(struct hf_text *t, const char *s)
 {
     put(t, "\"");
     for (; *s; s++) {

@@ -209,7 +209,7 @@ static PyObject *identity(PyObject *self, PyObject *args)
         char *end = strchr(line, '\n');
         size_t length = end ? (size_t)(end - line) : strlen(line);
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-            if (strncmp(line, fields[i], strlen(fields[i])) == 0 && at + length < sizeof result - 256) {
+            if (*line == *fields[i] && strncmp(line, fields[i], strlen(fields[i])) == 0 && at + length < sizeof result - 256) {
                 memcpy(result + at, line, length);
                 at += length;
             }
