@@ -197,13 +197,12 @@ static int child_main(void *raw)
     return 127;
 }
 
-long hf_spawn(const struct hf_plan *plan, int *pidfd, struct hf_child_result *result)
+long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_child_result *result)
 {
-    char stack[16384] __attribute__((aligned(16)));
     struct child_arg arg = {.plan = plan, .result = result, .parent = (int)HF_CALL0(SYS_getpid)};
     struct hf_clone_request request = {
         .flags = HF_CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = pidfd, .fn = child_main, .arg = &arg,
-        .stack = stack, .stack_size = sizeof stack, .handlers_cleared = &arg.handlers_cleared,
+        .stack = stack, .stack_size = HF_CHILD_STACK, .handlers_cleared = &arg.handlers_cleared,
     };
     result->stage = result->error = 0;
     *pidfd = -1;

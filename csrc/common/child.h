@@ -69,7 +69,9 @@ struct hf_child_result {
 
 /* Start the plan's program as a child of the caller, with exit signal SIGCHLD.  Returns the pid (and
  * *pidfd), or -errno with *result saying at which stage; nothing is left behind then.
- * Blocks and restores all signals itself. */
-long hf_spawn(const struct hf_plan *plan, int *pidfd, struct hf_child_result *result);
+ * Blocks and restores all signals itself.  stack (HF_CHILD_STACK bytes) is the child's, and the
+ * caller may use it again afterwards. */
+enum { HF_CHILD_STACK = 16384 };
+long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_child_result *result);
 
 #endif

@@ -10,6 +10,9 @@ enum {
     STRANGERS_MAX = 64,      /* children that a program which execs into us brings along */
     NEVER = -1,
 };
+/* Large and rarely used: on pages of its own, which cost nothing until they are touched.  The linker
+ * sorts by alignment, so what is small and always used lies together on one page. */
+#define HF_RARELY_USED __attribute__((aligned(4096)))
 #define NS_PER_MS 1000000ULL
 
 struct hf_stat {
@@ -50,7 +53,7 @@ void hf_tree_note_strangers(void);
 /* Reap everything that can be reaped; tells the mode through the hooks below. */
 void hf_tree_reap(void);
 /* Start the plan and begin its tree; 0 or -errno with *result. */
-int hf_tree_spawn(struct hf_plan *plan, struct hf_child_result *result);
+int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result);
 
 /* ---- stop.c: TERM, grace, KILL, report ------------------------------------------------------ */
 
@@ -58,10 +61,9 @@ enum hf_stop_phase { STOP_NONE, STOP_GRACE, STOP_KILL, STOP_DONE };
 struct hf_stop_state {
     enum hf_stop_phase phase;
     struct hf_stop_report report;
-    struct hf_member members[HF_MEMBERS_MAX];
-    uint64_t starts[HF_MEMBERS_MAX];
 };
 extern struct hf_stop_state hf_stop;
+extern struct hf_member hf_stop_members[HF_MEMBERS_MAX]; /* report.n_members of them */
 
 /* Begin a stop, or shorten the one that is under way. */
 void hf_stop_begin(uint32_t id, int signo, enum hf_scope scope, uint64_t grace_ms);
@@ -69,7 +71,7 @@ void hf_stop_begin(uint32_t id, int signo, enum hf_scope scope, uint64_t grace_m
 void hf_stop_step(uint64_t now_ns);
 /* When hf_stop_step wants to be called at the latest; 0: no deadline. */
 uint64_t hf_stop_deadline(void);
-/* List the members as they are now into hf_stop.members (only while no stop runs). */
+/* List the members as they are now into hf_stop_members (only while no stop runs). */
 void hf_stop_list_members(void);
 void hf_stop_reset(void);
 

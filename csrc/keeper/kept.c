@@ -36,18 +36,23 @@ static struct hf_policy policy;
 static int hello_pending, exited_pending, empty_pending, report_pending, members_pending, reply_pending;
 static uint32_t members_id;
 static struct hf_exited main_exit;
-static struct event ring[RING];
+HF_RARELY_USED static struct event ring[RING];
 static unsigned ring_first, ring_count;
 static uint64_t ring_lost;
 static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed;
                 struct hf_launched launched; } body; } reply;
 
-static int adopted[ADOPTED_MAX], n_adopted;
+HF_RARELY_USED static int adopted[ADOPTED_MAX];
+static int n_adopted;
 static int empty_told;
 
-/* A request, and the plan made of it; given back to the kernel once the program runs. */
-static char packet[HF_PACKET_MAX] __attribute__((aligned(4096)));
-static char out[8192] __attribute__((aligned(8)));
+/* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
+ * and because a request holds an environment, and environments hold secrets. */
+HF_RARELY_USED static struct {
+    char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
+    char stack[HF_CHILD_STACK]; /* of the child between clone and exec */
+    char out[8192];             /* reports on their way */
+} scratch;
 
 static uint64_t identity(int pidfd)
 {
@@ -127,7 +132,7 @@ static void note_adopted(void)
 static int send_packet(size_t size, int fd)
 {
     union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } ancillary;
-    struct iovec iov = {.iov_base = out, .iov_len = size};
+    struct iovec iov = {.iov_base = scratch.out, .iov_len = size};
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
     if (fd >= 0) {
         memset(&ancillary, 0, sizeof ancillary);
@@ -163,9 +168,9 @@ static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head
 {
     size_t members = hf_stop.report.n_members * sizeof(struct hf_member);
     struct hf_record record = {.tag = tag, .length = (uint32_t)(head_size + members)};
-    memcpy(out + at, &record, sizeof record);
-    memcpy(out + at + sizeof record, head, head_size);
-    memcpy(out + at + sizeof record + head_size, hf_stop.members, members);
+    memcpy(scratch.out + at, &record, sizeof record);
+    memcpy(scratch.out + at + sizeof record, head, head_size);
+    memcpy(scratch.out + at + sizeof record + head_size, hf_stop_members, members);
     return at + sizeof record + head_size + members; /* all multiples of 8 */
 }
 
@@ -179,16 +184,16 @@ static int flush(void)
         int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0;
         if (hello_pending) {
             struct hf_keeper_hello hello = {HF_WIRE_VERSION, getpid()};
-            hf_wire_put(out, sizeof out, &at, HF_KEEPER_HELLO, &hello, sizeof hello);
+            hf_wire_put(scratch.out, sizeof scratch.out, &at, HF_KEEPER_HELLO, &hello, sizeof hello);
         }
         if (reply_pending) {
-            hf_wire_put(out, sizeof out, &at, reply.tag, &reply.body, reply.size);
+            hf_wire_put(scratch.out, sizeof scratch.out, &at, reply.tag, &reply.body, reply.size);
             fd = reply.fd;
             took_reply = 1;
         }
         while (fd < 0 && events < ring_count) {
             struct event *e = &ring[(ring_first + events) % RING];
-            hf_wire_put(out, sizeof out, &at, e->tag, &e->body, event_size(e->tag));
+            hf_wire_put(scratch.out, sizeof scratch.out, &at, e->tag, &e->body, event_size(e->tag));
             fd = e->fd;
             events++;
         }
@@ -196,11 +201,11 @@ static int flush(void)
         int more = events < ring_count || took_reply;
         if (!more && ring_lost) {
             struct hf_lost lost = {ring_lost};
-            hf_wire_put(out, sizeof out, &at, HF_LOST, &lost, sizeof lost);
+            hf_wire_put(scratch.out, sizeof scratch.out, &at, HF_LOST, &lost, sizeof lost);
             took_lost = 1;
         }
         if (!more && exited_pending) {
-            hf_wire_put(out, sizeof out, &at, HF_EXITED, &main_exit, sizeof main_exit);
+            hf_wire_put(scratch.out, sizeof scratch.out, &at, HF_EXITED, &main_exit, sizeof main_exit);
             took_exit = 1;
         }
         if (!more && at < 1024) { /* the long ones: 256 members are 6 KiB */
@@ -216,7 +221,7 @@ static int flush(void)
             }
             if (empty_pending && (took_report || !report_pending)) {
                 struct hf_empty empty = {hf_clock_ns(CLOCK_MONOTONIC), hf_tree.reaped, 0, hf_tree.usage};
-                hf_wire_put(out, sizeof out, &at, HF_EMPTY, &empty, sizeof empty);
+                hf_wire_put(scratch.out, sizeof scratch.out, &at, HF_EMPTY, &empty, sizeof empty);
                 took_empty = 1;
             }
         }
@@ -230,6 +235,8 @@ static int flush(void)
             reply_pending = 0;
             if (reply.tag == HF_LAUNCHED)
                 close(reply.fd);
+            if (!(hello_flags & HF_KEEPER_REUSED)) /* it would be touched again at once */
+                madvise(&scratch, sizeof scratch, MADV_DONTNEED);
         }
         for (unsigned i = 0; i < events; i++)
             if (ring[(ring_first + i) % RING].fd >= 0)
@@ -277,7 +284,7 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
     if (!hf_tree.main_pid) /* not earlier: a template must not adopt what it launches */
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     uint64_t started_ns = hf_clock_ns(CLOCK_MONOTONIC), started_at_ns = hf_clock_ns(CLOCK_REALTIME);
-    int r = hf_tree_spawn(&plan, &result);
+    int r = hf_tree_spawn(&plan, scratch.stack, &result);
     if (r < 0) {
         answer_failed(result.stage, result.error);
         return;
@@ -386,7 +393,7 @@ static int receive(void)
 {
     union { char space[CMSG_SPACE(253 * sizeof(int))]; struct cmsghdr align; } ancillary;
     int fds[253], n_fds = 0;
-    struct iovec iov = {.iov_base = packet, .iov_len = sizeof packet};
+    struct iovec iov = {.iov_base = scratch.packet, .iov_len = sizeof scratch.packet};
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &ancillary,
                              .msg_controllen = sizeof ancillary.space};
     ssize_t n = recvmsg(control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -403,11 +410,9 @@ static int receive(void)
     else if (message.msg_flags & MSG_TRUNC)
         answer_failed(HF_STAGE_RECEIVE, EMSGSIZE);
     else
-        obey(packet, (size_t)n, fds, n_fds);
+        obey(scratch.packet, (size_t)n, fds, n_fds);
     for (int i = 0; i < n_fds; i++)
         close(fds[i]);
-    if (n > 4096) /* environments are secrets, and dirty pages are memory: give them back */
-        madvise(packet, sizeof packet, MADV_DONTNEED);
     return 0;
 }
 

@@ -32,7 +32,7 @@ static uint64_t began_ns, ended_ns, deadline_ns;
 static siginfo_t main_info;
 static struct hf_usage main_usage;
 static int stopped_by; /* main was stopped by this signal and we may have to follow; 0: no */
-static char buffer[16384];
+HF_RARELY_USED static char buffer[16384]; /* the child's stack, later the report */
 
 static void say(struct hf_text *t)
 {
@@ -189,7 +189,7 @@ static void put_members(struct hf_text *t, uint32_t flag, uint32_t count)
     uint32_t shown = 0;
     put(t, " (");
     for (uint32_t i = 0; i < hf_stop.report.n_members; i++) {
-        const struct hf_member *m = &hf_stop.members[i];
+        const struct hf_member *m = &hf_stop_members[i];
         if (!(m->flags & flag))
             continue;
         if (shown == 8) {
@@ -355,7 +355,7 @@ static void report_json(void)
         }
         put(&t, ",\n  \"members\": [");
         for (uint32_t i = 0; i < r->n_members; i++) {
-            const struct hf_member *m = &hf_stop.members[i];
+            const struct hf_member *m = &hf_stop_members[i];
             if (t.end - t.at < 512)
                 flush_json(&t);
             put(&t, i ? ",\n   {\"pid\": " : "\n   {\"pid\": ");
@@ -492,7 +492,7 @@ int hf_run_main(char **arguments, char **envp)
     };
     struct hf_child_result result;
     began_ns = hf_clock_ns(CLOCK_MONOTONIC);
-    if (hf_tree_spawn(&plan, &result) < 0) {
+    if (hf_tree_spawn(&plan, buffer, &result) < 0) {
         if (result.stage != HF_STAGE_EXEC)
             return complain(125, "cannot start", command[0], result.error);
         return complain(result.error == ENOENT ? 127 : 126, "cannot run", command[0], result.error);

@@ -16,6 +16,8 @@
 #include <time.h>
 
 struct hf_stop_state hf_stop;
+HF_RARELY_USED struct hf_member hf_stop_members[HF_MEMBERS_MAX];
+HF_RARELY_USED static uint64_t starts[HF_MEMBERS_MAX];
 static uint64_t began_ns, grace_end_ns, kill_end_ns, next_pass_ns;
 static uint32_t reaped_at_pass, hit_in_pass, unlisted_in_pass;
 static int rest_signalled;
@@ -23,8 +25,8 @@ static int rest_signalled;
 static struct hf_member *find(int pid, uint64_t start)
 {
     for (uint32_t i = 0; i < hf_stop.report.n_members; i++)
-        if (hf_stop.members[i].pid == pid && hf_stop.starts[i] == start)
-            return &hf_stop.members[i];
+        if (hf_stop_members[i].pid == pid && starts[i] == start)
+            return &hf_stop_members[i];
     return NULL;
 }
 
@@ -39,8 +41,8 @@ static struct hf_member *enter(int pid, const struct hf_stat *stat)
         unlisted_in_pass++;
         return NULL;
     }
-    hf_stop.starts[r->n_members] = stat->start;
-    m = &hf_stop.members[r->n_members++];
+    starts[r->n_members] = stat->start;
+    m = &hf_stop_members[r->n_members++];
     *m = (struct hf_member){.pid = pid};
     memcpy(m->name, stat->name, sizeof m->name);
     if (pid == hf_tree.main_pid && !hf_tree.main_ended)
@@ -175,7 +177,7 @@ static void finish(uint64_t now_ns)
     if (!hf_tree.empty)
         walk(count_survivor);
     for (uint32_t i = 0; i < hf_stop.report.n_members; i++)
-        if (hf_stop.members[i].flags & HF_LEFT_GROUP)
+        if (hf_stop_members[i].flags & HF_LEFT_GROUP)
             hf_stop.report.left_group++;
     hf_stop.report.duration_ns = now_ns - began_ns;
     hf_stop.phase = STOP_DONE;

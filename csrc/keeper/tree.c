@@ -24,7 +24,7 @@
 enum { DEPTH_MAX = 64, PIDS_MAX = 16384 };
 
 struct hf_tree hf_tree;
-static int pids[PIDS_MAX]; /* one stack for all levels of a walk; pages are touched only as used */
+HF_RARELY_USED static int pids[PIDS_MAX]; /* one stack for all levels of a walk */
 static uint32_t n_pids;
 
 static void proc_path(char *path, size_t size, int pid, const char *middle, int tid, const char *end)
@@ -335,13 +335,13 @@ void hf_tree_reap(void)
     hf_tree.empty = hf_tree.main_ended && only_strangers();
 }
 
-int hf_tree_spawn(struct hf_plan *plan, struct hf_child_result *result)
+int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result)
 {
     int pidfd;
     plan->restore_nofile = hf_original_nofile;
     if (hf_sigchld_was_ignored)
         plan->options |= HF_IGNORE_SIGCHLD;
-    long pid = hf_spawn(plan, &pidfd, result);
+    long pid = hf_spawn(plan, stack, &pidfd, result);
     if (pid < 0)
         return (int)pid;
     if (hf_tree.main_pid)

@@ -83,9 +83,10 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     }
     plan.fd_sources = (const int32_t *)fds;
     struct hf_child_result result;
+    char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;
     Py_BEGIN_ALLOW_THREADS
-    pid = hf_spawn(&plan, &pidfd, &result);
+    pid = hf_spawn(&plan, stack, &pidfd, &result);
     Py_END_ALLOW_THREADS
     PyMem_Free(body);
     if (pid < 0)
