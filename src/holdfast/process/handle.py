@@ -36,13 +36,24 @@ class Process:
     def __init__(self, tree: Tree, plan: Plan) -> None:
         self.args: Command = plan.args
         self.pid: int = tree.pid
-        self.stdin, self.stdout, self.stderr = _open_files(plan)
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
+        if plan.owner_files:
+            self._open_files(plan)
         self._tree = tree
         self._stop_signal = plan.stop_signal
         self._stop_scope = plan.stop_scope
         self._grace = plan.grace
         self._closed = False
         self._gave_up = False  # a stop has reported survivors: another would wait for them in vain
+
+    def _open_files(self, plan: Plan) -> None:
+        stdin, stdout, stderr = plan.owner_files
+        plan.owner_files = ()
+        self.stdin = None if stdin is None else os.fdopen(stdin, "wb")
+        self.stdout = None if stdout is None else os.fdopen(stdout, "rb")
+        self.stderr = None if stderr is None else os.fdopen(stderr, "rb")
 
     # ---- looking
 
@@ -69,7 +80,7 @@ class Process:
         Once `fileno` is readable this never answers None.
         """
         if self._tree.status is None:
-            self._wait_exit(0)
+            self._tree.wait_exit(0.0)
         return self._tree.status
 
     def wait(self, timeout: Seconds | None = None) -> ExitStatus:
@@ -80,21 +91,18 @@ class Process:
         was killed.  May be called again and from several threads; a signal handler's exception (such as
         KeyboardInterrupt) ends the wait and nothing else.
         """
-        if self._tree.status is None and not self._wait_exit(timeout):
+        tree = self._tree
+        if tree.status is None and not tree.wait_exit(timeout):
             raise TimeoutExpired(self.args, timeout or 0.0)
-        status = self._tree.status
-        assert status is not None
-        return status
-
-    def _wait_exit(self, timeout: Seconds | None) -> bool:
-        return self._tree.wait_exit(None if timeout is None else max(0.0, timeout))
+        assert tree.status is not None
+        return tree.status
 
     def wait_empty(self, timeout: Seconds | None = None) -> None:
         """Wait until nothing of the tree is left.  TimeoutExpired, KeeperLost.
 
         With `private=False` descendants are unknown, and this waits for the process alone.
         """
-        if not self._tree.wait_empty(None if timeout is None else max(0.0, timeout)):
+        if not self._tree.wait_empty(timeout):
             raise TimeoutExpired(self.args, timeout or 0.0)
 
     def communicate(self, input: bytes | None = None, timeout: Seconds | None = None) -> tuple[bytes, bytes]:
@@ -165,9 +173,10 @@ class Process:
         self._closed = True
         self._close_files()
         try:
-            self._tree.check()
-            if not self._tree.empty and not self._gave_up:
-                self.stop()
+            if not self._tree.empty:
+                self._tree.check()
+                if not self._gave_up:
+                    self.stop()
         finally:
             self._tree.drop()
 
@@ -207,14 +216,3 @@ class Process:
         status = self._tree.status
         return f"<holdfast.Process {self.args!r} pid {self.pid}: {status or 'running'}>"
 
-
-def _open_files(plan: Plan) -> tuple[IO[bytes] | None, IO[bytes] | None, IO[bytes] | None]:
-    stdin, stdout, stderr = plan.owner_files
-    if stdin is stdout is stderr is None:
-        return None, None, None
-    plan.owner_files = [None, None, None]
-    return (
-        None if stdin is None else os.fdopen(stdin, "wb"),
-        None if stdout is None else os.fdopen(stdout, "rb"),
-        None if stderr is None else os.fdopen(stderr, "rb"),
-    )

@@ -134,6 +134,16 @@ def _rlimits(limits: Mapping[int | str, Limit]) -> tuple[tuple[int, int, int], .
     return tuple(result)
 
 
+def _pass_fds(fds: Iterable[int]) -> list[int]:
+    """Those above 2, once each."""
+    extra = list(dict.fromkeys(fds))
+    if any(isinstance(fd, bool) or not isinstance(fd, int) or fd < 0 for fd in extra):
+        raise ValueError(f"pass_fds must be descriptors: {extra!r}")
+    if len(extra) > FDS_MAX - 3:
+        raise ValueError(f"at most {FDS_MAX - 3} pass_fds, not {len(extra)}")
+    return [fd for fd in extra if fd > 2]
+
+
 class Plan:
     """A checked request: the body, the descriptors that go along, and what the owner keeps.
 
@@ -169,7 +179,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.child_files: list[int] = []
-        self.owner_files: list[int | None] = [None, None, None]
+        self.owner_files: Sequence[int | None] = ()
 
     def close_child_files(self) -> None:
         for fd in self.child_files:
@@ -181,7 +191,7 @@ class Plan:
         for fd in self.owner_files:
             if fd is not None:
                 os.close(fd)
-        self.owner_files = [None, None, None]
+        self.owner_files = ()
 
 
 def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[int], int]:
@@ -191,8 +201,10 @@ def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[
         return [0, 1, 2], [0, 1, 2], 0
     sources: list[int] = []
     targets: list[int] = []
+    owner_files: list[int | None]
     inherited_closed, closed = closed, 0
     null = -1
+    plan.owner_files = owner_files = [None, None, None]
     for target, file in enumerate(given):
         if file is None:
             if inherited_closed & 1 << target:  # closed in the owner: closed in the child
@@ -203,7 +215,7 @@ def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[
             reader, writer = os.pipe()
             source, own = (reader, writer) if target == 0 else (writer, reader)
             plan.child_files.append(source)
-            plan.owner_files[target] = own
+            owner_files[target] = own
         elif file == DEVNULL:
             if null < 0:
                 null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -319,21 +331,14 @@ def make_plan(
         options |= CLOSE_FDS
     plan.on_owner_loss = on_owner_loss
     plan.stop_scope = stop_scope
-    plan.stop_signal = signal_number(stop_signal)
+    plan.stop_signal = 15 if stop_signal == 15 else signal_number(stop_signal)
     plan.grace = grace
     grace_ms = milliseconds("grace", grace)
-    extra = tuple(dict.fromkeys(pass_fds))
-    if any(isinstance(fd, bool) or not isinstance(fd, int) or fd < 0 for fd in extra):
-        raise ValueError(f"pass_fds must be descriptors: {extra!r}")
-    if len(extra) > FDS_MAX - 3:
-        raise ValueError(f"at most {FDS_MAX - 3} pass_fds, not {len(extra)}")
+    extra = _pass_fds(pass_fds) if pass_fds else []
     try:
         sources, targets, closed = _stdio(plan, (stdin, stdout, stderr))
-        for fd in extra:
-            if fd > 2:
-                sources.append(fd)
-                targets.append(fd)
-        plan.fds = sources
+        plan.fds = sources + extra
+        targets += extra
         plan.body = _native.spawn_body(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
             targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, Unpack
 
-    from .options import Command, Plan, SpawnOptions
+    from .options import Command, SpawnOptions
     from .status import Seconds
 
 IDLE_MAX = 32  # empty keepers kept for the next process; more are let go
@@ -29,19 +29,16 @@ IDLE_MAX = 32  # empty keepers kept for the next process; more are let go
 class _Lease(KeptTree):
     """A tree on a runner's keeper: when its process is given up, the keeper goes back to the runner."""
 
-    __slots__ = ("_runner",)
+    __slots__ = ("runner",)
 
-    def __init__(self, keeper: Keeper, plan: Plan, runner: Runner) -> None:
-        super().__init__(keeper, plan)
-        self._runner = runner
+    runner: Runner
 
     def drop(self) -> None:
         if self.empty and not self.keeper.closed:
             self.release_descriptors()
-            self._runner._take_back(self.keeper)
         else:
             super().drop()
-            self._runner._take_back(self.keeper)
+        self.runner._take_back(self.keeper)
 
 
 class Runner:
@@ -69,7 +66,7 @@ class Runner:
         self._pid = os.getpid()
         self._status = os.open("/proc/self/status", os.O_RDONLY)  # both are used under the lock only
         self._namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
-        self._identity = self._read_identity()
+        self._identity = _native.identity(self._status, self._namespaces)
         self._template = Keeper.launch(REUSED | TEMPLATE, None)
 
     def spawn(self, args: Command, **options: Unpack[SpawnOptions]) -> Process:
@@ -80,7 +77,9 @@ class Runner:
         try:
             keeper = self._empty_keeper()
             try:
-                return Process(keeper.start(_Lease(keeper, plan, self), plan, False), plan)
+                tree = _Lease(keeper, plan)
+                tree.runner = self
+                return Process(keeper.start(tree, plan, False), plan)
             except BaseException:
                 self._take_back(keeper)
                 raise
@@ -137,7 +136,13 @@ class Runner:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the runner is closed")
-            self._refuse_if_changed()
+            if os.getpid() != self._pid:
+                raise RuntimeError("the runner belongs to the program that we were forked from")
+            if _native.identity(self._status, self._namespaces) != self._identity:
+                raise RuntimeError(
+                    "ids, groups, capabilities or namespaces of this program have changed since the runner was "
+                    "created; its children would still have the old ones. Make a new Runner"
+                )
             keeper = self._idle.pop() if self._idle else self._template.launch_another()
             self._busy.add(keeper)
         return keeper
@@ -151,15 +156,3 @@ class Runner:
                 self._idle.append(keeper)
                 return
         keeper.close()
-
-    def _refuse_if_changed(self) -> None:
-        if os.getpid() != self._pid:
-            raise RuntimeError("the runner belongs to the program that we were forked from")
-        if self._read_identity() != self._identity:
-            raise RuntimeError(
-                "ids, groups, capabilities or namespaces of this program have changed since the runner was "
-                "created; its children would still have the old ones. Make a new Runner"
-            )
-
-    def _read_identity(self) -> bytes:
-        return _native.identity(self._status, self._namespaces)
