@@ -9,7 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Self
 
     from .status import ExitStatus, Member, StopReport
 
@@ -34,24 +34,54 @@ STAGES = {
 class SpawnError(OSError):
     """The process was not started and nothing is left of the attempt.
 
-    An `OSError` with `errno` and `strerror`; `filename` is the program or directory where one is
-    meant.  `stage` names the step that failed, one of the words of `STAGES` ("exec", "chdir", ...).
+    An `OSError` with `errno` and `strerror`, and also a FileNotFoundError, PermissionError,
+    NotADirectoryError or BlockingIOError where the errno says so; `filename` is the program or directory
+    where one is meant.  `stage` names the step that failed, one of the words of `STAGES` ("exec", "chdir", ...).
     """
 
     stage: str
 
-    def __init__(self, errno: int, strerror: str, stage: str, filename: object = None) -> None:
-        if filename is None:
-            super().__init__(errno, strerror)
-        else:
-            super().__init__(errno, strerror, filename)
+    def __new__(cls, errno: int, strerror: str, _stage: str, filename: object = None) -> Self:
+        """As OSError does: the errno chooses the class, so that `except FileNotFoundError` works as well."""
+        kind = _BY_ERRNO.get(errno, cls) if cls is SpawnError else cls
+        args = (errno, strerror) if filename is None else (errno, strerror, filename)
+        return OSError.__new__(kind, *args)  # type: ignore[return-value]
+
+    def __init__(self, _errno: int, _strerror: str, stage: str, _filename: object = None) -> None:
         self.stage = stage
 
     def __str__(self) -> str:
         return f"{super().__str__()} (stage: {self.stage})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.errno, self.strerror, self.stage, self.filename)
+        return SpawnError, (self.errno, self.strerror, self.stage, self.filename)
+
+
+class _NotFound(SpawnError, FileNotFoundError):
+    pass
+
+
+class _NotPermitted(SpawnError, PermissionError):
+    pass
+
+
+class _NotADirectory(SpawnError, NotADirectoryError):
+    pass
+
+
+class _TryAgain(SpawnError, BlockingIOError):
+    pass
+
+
+_BY_ERRNO: dict[int, type[SpawnError]] = {
+    1: _NotPermitted,  # EPERM
+    2: _NotFound,  # ENOENT
+    11: _TryAgain,  # EAGAIN: the process limit
+    13: _NotPermitted,  # EACCES
+    20: _NotADirectory,  # ENOTDIR
+}
+for _kind in _BY_ERRNO.values():
+    _kind.__name__ = _kind.__qualname__ = "SpawnError"
 
 
 class TimeoutExpired(TimeoutError):

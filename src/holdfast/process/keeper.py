@@ -98,13 +98,13 @@ class Keeper:
         "__weakref__",
         "_changed",
         "_closed",
-        "_is_child",
         "_pidfd",
         "_reading",
         "_sock",
         "_stop_id",
         "_users",
         "_waiting",
+        "is_child",
         "launched",
         "lock",
         "retired",
@@ -120,7 +120,7 @@ class Keeper:
         self.lock = RLock()
         self._sock = sock
         self._pidfd = pidfd
-        self._is_child = is_child
+        self.is_child = is_child
         self._users = 0
         self._closed = False
         self._reading = False
@@ -155,7 +155,7 @@ class Keeper:
         if not self.wait_until(lambda: self.launched != -1, 10 * FROZEN_LIMIT) or self.launched < 0:
             os.close(end)
             raise SpawnError(11, "the runner's template could not launch another keeper", "launch")
-        return Keeper(end, self.launched, self._is_child, True)
+        return Keeper(end, self.launched, self.is_child, True)
 
     def start(self, tree: KeptTree, plan: Plan, sent: bool) -> KeptTree:
         """Start the plan's program (`sent`: the request went along with the launch).  SpawnError.
@@ -287,7 +287,7 @@ class Keeper:
         if self._closed:
             return
         self._closed = True
-        if self._is_child:
+        if self.is_child:
             _retired.append(os.dup(self._pidfd))
             _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
         if self._users == 0:
@@ -511,6 +511,9 @@ class KeptTree:
                 patience = 0 if self._on_owner_loss == "keep" else max(0, int((deadline - monotonic()) * 1e9))
                 if not _native.poll(fd, POLLIN, patience):
                     alive.append(Member(pid, (1 if pid == self.pid else 0) | 16, _name(pid)))
+            if self.keeper.is_child:  # then its orphans are ours, and nobody else will reap them
+                for pid, fd in held:
+                    self._reap_orphan(pid, fd)
             if self.status is None and main_fd >= 0 and _native.poll(main_fd, POLLIN, 0):
                 # Whoever adopted it has to reap it first; some do so only every second or two.
                 _native.poll(main_fd, 0, int(3 * FROZEN_LIMIT * 1e9))
@@ -522,6 +525,14 @@ class KeptTree:
         finally:
             for _, fd in held:
                 os.close(fd)
+
+    def _reap_orphan(self, pid: int, fd: int) -> None:
+        try:
+            ended = _native.wait_status(fd)
+        except ChildProcessError:
+            return
+        if ended and pid == self.pid:
+            self.status = from_siginfo(*ended, self.started_at, monotonic() - self.started_ns / 1e9)
 
     # ---- the end
 

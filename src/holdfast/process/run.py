@@ -109,7 +109,8 @@ def run_with(
             if pump is None or file is None:
                 return None
             data = pump.output(which)
-            return _decode(data, encoding, errors) if as_text else data
+            # Cut off by the limit, the output may end inside a character: no second error for that.
+            return _decode(data, encoding, errors or ("replace" if timed_out else None)) if as_text else data
 
         stdout, stderr = output(1, process.stdout), output(2, process.stderr)
         status = process.status

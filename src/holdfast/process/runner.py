@@ -59,15 +59,24 @@ class Runner:
     """
 
     def __init__(self) -> None:
+        self._closed = True  # until everything is there: then `close` has something to close
         self._lock = allocate_lock()
         self._idle: list[Keeper] = []
         self._busy: set[Keeper] = set()
-        self._closed = False
         self._pid = os.getpid()
-        self._status = os.open("/proc/self/status", os.O_RDONLY)  # both are used under the lock only
-        self._namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
-        self._identity = _native.identity(self._status, self._namespaces)
         self._template = Keeper.launch(REUSED | TEMPLATE, None)
+        self._status = self._namespaces = -1  # both are used under the lock only
+        try:
+            self._status = os.open("/proc/self/status", os.O_RDONLY)
+            self._namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
+            self._identity = _native.identity(self._status, self._namespaces)
+        except OSError:
+            self._template.close()
+            for fd in (self._status, self._namespaces):
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        self._closed = False
 
     def spawn(self, args: Command, **options: Unpack[SpawnOptions]) -> Process:
         """As the module's `spawn`, with the runner's state; `private=False` is refused (ValueError)."""
