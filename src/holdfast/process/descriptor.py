@@ -28,13 +28,13 @@ class Descriptor:
     def fileno(self) -> int:
         """The bare number; valid until `close`.  ValueError afterwards."""
         if self._closed:
-            raise ValueError("the descriptor is closed")
+            raise ValueError("the handle is closed")
         return self._fd
 
     def __enter__(self) -> int:
         with self._lock:
             if self._closed:
-                raise ValueError("the descriptor is closed")
+                raise ValueError("the handle is closed")
             self._users += 1
             return self._fd
 

@@ -396,29 +396,15 @@ class KeptTree:
     def wait_exit(self, timeout: Seconds | None) -> bool:
         """True when the exit status is known; KeeperLost when it cannot come any more."""
         if self.status is None:
-            # A healthy keeper reports an end within microseconds.  So the first second waits for its
-            # word alone: the process's own descriptor would wake us once more, for nothing.
-            first = FROZEN_LIMIT if timeout is None or timeout > FROZEN_LIMIT else timeout
-            if not self.keeper.wait_until(self._settled, first):
-                self._wait_longer(None if timeout is None else monotonic() + timeout - first)
+            assert self.descriptor is not None
+            # A healthy keeper reports an end within microseconds.  The process's own descriptor is
+            # watched as well, for a process that ends under a frozen keeper.
+            with self.descriptor as fd:
+                if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
+                    self._insist(self._settled)
             if self.status is None:
                 self.check()
         return self.status is not None
-
-    def _wait_longer(self, deadline: float | None) -> None:
-        """From now on the process's descriptor tells too, of a process that ended under a frozen keeper."""
-        if self.descriptor is None or self.descriptor.closed:
-            return
-        with self.descriptor as fd:
-            while True:
-                if _native.poll(fd, POLLIN, 0):
-                    self._insist(self._settled)
-                    return
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return
-                if self.keeper.wait_until(self._settled, left, fd):
-                    return
 
     def _insist(self, done: Callable[[], object]) -> None:
         """The keeper owes us a word: give it time, thaw it, give it time again, give it up."""
