@@ -277,12 +277,16 @@ struct packet {
     char data[12288];
 };
 
-/* Wait for one packet.  1: it is there; 0: time is over, or other_fd is readable; -1: exception. */
-static int receive(int sock, int keeper_pidfd, int other, long long timeout_ns, struct packet *p)
+/* How long a keeper may take to report the end of its process: it needs microseconds, if it is not frozen. */
+#define PATIENCE_NS 1000000000LL
+
+/* Wait for one packet.  1: it is there; 0: the time is over, or the process of `pidfd` (-1: none) has
+ * ended and the keeper has not said so in time; -1: exception. */
+static int receive(int sock, int keeper_pidfd, int pidfd, long long timeout_ns, struct packet *p)
 {
     union { char space[CMSG_SPACE(FD_ROOM * sizeof(int))]; struct cmsghdr align; } ancillary;
     struct pollfd fds[3] = {{.fd = sock, .events = POLLIN}, {.fd = keeper_pidfd, .events = POLLIN},
-                            {.fd = other, .events = POLLIN}};
+                            {.fd = pidfd, .events = POLLIN}};
     uint64_t deadline = timeout_ns > 0 ? hf_clock_ns(CLOCK_MONOTONIC) + (uint64_t)timeout_ns : 0;
     p->n_fds = 0;
     for (;;) {
@@ -330,8 +334,11 @@ static int receive(int sock, int keeper_pidfd, int other, long long timeout_ns, 
                 return 1;
             }
         }
-        if (fds[2].revents)
-            return 0;
+        if (fds[2].revents) { /* ended: whatever the limit was, the word is about to come */
+            fds[2].fd = -1;
+            timeout_ns = PATIENCE_NS;
+            deadline = hf_clock_ns(CLOCK_MONOTONIC) + PATIENCE_NS;
+        }
     }
 }
 
@@ -341,18 +348,19 @@ static void close_fds(struct packet *p)
         close(p->fds[--p->n_fds]);
 }
 
-/* receive(socket, keeper_pidfd, other_fd, timeout_ns) -> (records, fds) or None
- * Waits until the keeper says something, until it is gone (records is then empty) or until other_fd
- * (-1: none) is readable or the time is over (None).  timeout_ns -1: no limit; 0: do not wait. */
+/* receive(socket, keeper_pidfd, pidfd, timeout_ns) -> (records, fds) or None
+ * Waits until the keeper says something, until it is gone (records is then empty), or until the time is
+ * over or the keeper has kept silent for a second about the end of pidfd's process (None; -1: no process).
+ * timeout_ns -1: no limit; 0: do not wait. */
 PyObject *hf_channel_receive(PyObject *self, PyObject *args)
 {
     (void)self;
-    int sock, keeper_pidfd, other;
+    int sock, keeper_pidfd, pidfd;
     long long timeout_ns;
     struct packet p;
-    if (!PyArg_ParseTuple(args, "iiiL", &sock, &keeper_pidfd, &other, &timeout_ns))
+    if (!PyArg_ParseTuple(args, "iiiL", &sock, &keeper_pidfd, &pidfd, &timeout_ns))
         return NULL;
-    int r = receive(sock, keeper_pidfd, other, timeout_ns, &p);
+    int r = receive(sock, keeper_pidfd, pidfd, timeout_ns, &p);
     if (r < 0)
         return NULL;
     if (r == 0)

@@ -213,9 +213,10 @@ class Keeper:
             if self._closed and self._users == 0:
                 self._close_descriptors()
 
-    def wait_until(self, done: Callable[[], object], timeout: Seconds | None, other_fd: int = -1) -> bool:
-        """Read reports until done() holds (True), or until the time is over or other_fd is readable (False).
+    def wait_until(self, done: Callable[[], object], timeout: Seconds | None, ended_fd: int = -1) -> bool:
+        """Read reports until done() holds (True) or the time is over (False).
 
+        False also when the process whose pidfd is `ended_fd` has ended and the keeper kept silent about it.
         done is called with the lock held and must be quick.
         """
         deadline = None if timeout is None else monotonic() + timeout
@@ -226,7 +227,7 @@ class Keeper:
                     if (left is not None and left <= 0) or not self._wait_for_reader(left):
                         return bool(done())
                     continue
-                got = None if self._closed else self._read(left, other_fd)
+                got = None if self._closed else self._read(left, ended_fd)
                 if got is None:
                     return bool(done())
                 self._apply(*got)
@@ -241,14 +242,14 @@ class Keeper:
         finally:
             self._waiting -= 1
 
-    def _read(self, left: Seconds | None, other_fd: int) -> tuple[list[Any], list[int]] | None:
+    def _read(self, left: Seconds | None, ended_fd: int) -> tuple[list[Any], list[int]] | None:
         """One packet, with the lock given up meanwhile: others may look at what is known, or send."""
         ns = -1 if left is None else max(0, int(left * 1e9))
         self._reading = True
         self._users += 1
         self.lock.release()
         try:
-            return _native.receive(self._sock, self._pidfd, other_fd, ns)
+            return _native.receive(self._sock, self._pidfd, ended_fd, ns)
         finally:
             self.lock.acquire()
             self._reading = False
@@ -407,12 +408,10 @@ class KeptTree:
         return self.status is not None
 
     def _insist(self, done: Callable[[], object]) -> None:
-        """The keeper owes us a word: give it time, thaw it, give it time again, give it up."""
-        for thaw in (False, True):
-            if thaw:
-                self.keeper.thaw()
-            if self.keeper.wait_until(done, FROZEN_LIMIT):
-                return
+        """The keeper owed us a word and time to say it: thaw it, give it time again, give it up."""
+        self.keeper.thaw()
+        if self.keeper.wait_until(done, FROZEN_LIMIT):
+            return
         # It must not wake up later and act on an old state.
         self.keeper.kill()
         self.keeper.wait_until(lambda: self.keeper.retired, FROZEN_LIMIT)
