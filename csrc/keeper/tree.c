@@ -3,7 +3,7 @@
  * A direct child's pid is ours until we reap it, and we never reap during a walk: it is safe to use.
  * A deeper member's pid may change hands at any moment, so it is used only like this:
  *   1. open a pidfd for the number;
- *   2. read its stat: the parent must be the one we came from, or us (adopted meanwhile);
+ *   2. read its stat: the parent must be the one we came from, or one above that (adopted meanwhile);
  *   3. check that neither the pidfd's process nor the parent's was reaped: then 2 spoke of them.
  * Whoever passes is our descendant, and only the pidfd is signalled.
  * Emptiness is not read from /proc: waitid(2) answers ECHILD exactly when no child is left.
@@ -21,7 +21,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { DEPTH_MAX = 64, PIDS_MAX = 16384 };
+/* A level costs a descriptor and, because what needs buffers is not inlined, some 300 bytes of stack. */
+enum { DEPTH_MAX = 1024, PIDS_MAX = 16384 };
+#define NOT_INLINED __attribute__((noinline))
 
 struct hf_tree hf_tree;
 HF_RARELY_USED static int pids[PIDS_MAX]; /* one stack for all levels of a walk */
@@ -54,7 +56,7 @@ static int read_proc(const char *path, char *buffer, size_t size)
     return (int)n;
 }
 
-int hf_read_stat(int pid, struct hf_stat *stat)
+NOT_INLINED int hf_read_stat(int pid, struct hf_stat *stat)
 {
     char path[32], text[512];
     proc_path(path, sizeof path, pid, "/stat", 0, "");
@@ -84,7 +86,7 @@ int hf_read_stat(int pid, struct hf_stat *stat)
     return 0;
 }
 
-static void push_children(int pid, int tid)
+NOT_INLINED static void push_children(int pid, int tid)
 {
     char path[48], text[1024];
     proc_path(path, sizeof path, pid, "/task/", tid, "/children");
@@ -110,7 +112,7 @@ static void push_children(int pid, int tid)
 }
 
 /* Each thread has its own list of children. */
-static void push_children_of_all_threads(int pid)
+NOT_INLINED static void push_children_of_all_threads(int pid)
 {
     char path[32];
     char entries[2048] __attribute__((aligned(8)));
@@ -142,44 +144,62 @@ static int is_stranger(int pid)
     return 0;
 }
 
-static uint32_t walk(int parent, int parent_pidfd, int threads, int depth, hf_visit *visit)
+/* The way from us down to where the walk is; every process on it is held (us: -1). */
+struct level { int pid, pidfd; const struct level *up; };
+
+/* Is it a child of somebody on the way?  Of the last one, as a rule; of one further up when that one
+ * has died since its children were listed: orphans go to the nearest subreaper above. */
+NOT_INLINED static int is_member(int pid, int pidfd, const struct level *way, struct hf_stat *stat)
 {
-    uint32_t visited = 0, first = n_pids;
-    if (threads == 1)
-        push_children(parent, parent);
-    else
-        push_children_of_all_threads(parent);
-    int self = getpid();
-    for (uint32_t i = first; i < n_pids; i++) {
+    for (int look = 0; look < 3; look++) {
+        if (hf_read_stat(pid, stat) < 0)
+            return 0;
+        const struct level *l = way;
+        while (l && l->pid != stat->ppid)
+            l = l->up;
+        if (!l || hf_pidfd_signal(pidfd, 0, 0) == -ESRCH)
+            return 0;
+        if (l->pidfd < 0 || hf_pidfd_signal(l->pidfd, 0, 0) != -ESRCH)
+            return 1;
+        /* The parent was reaped meanwhile: the number may have been another's.  Look again. */
+    }
+    return 0;
+}
+
+/* The pids from `first` up are the children that were listed for the end of the way. */
+static uint32_t walk(uint32_t first, const struct level *way, int depth, hf_visit *visit)
+{
+    uint32_t visited = 0, end = n_pids;
+    for (uint32_t i = first; i < end; i++) {
         int pid = pids[i];
         if (depth == 0 && is_stranger(pid))
             continue;
-        int pidfd = hf_pidfd_open(pid);
-        if (pidfd < 0)
+        struct level here = {pid, hf_pidfd_open(pid), way};
+        if (here.pidfd < 0)
             continue; /* gone; or out of descriptors: its turn comes when those above are gone */
         struct hf_stat stat;
-        int known = hf_read_stat(pid, &stat) == 0 && (stat.ppid == parent || stat.ppid == self) &&
-                    hf_pidfd_signal(pidfd, 0, 0) != -ESRCH &&
-                    (depth == 0 || hf_pidfd_signal(parent_pidfd, 0, 0) != -ESRCH);
-        /* Adopted by us meanwhile?  Then the parent may be gone without harm. */
-        if (!known && hf_read_stat(pid, &stat) == 0 && stat.ppid == self)
-            known = hf_pidfd_signal(pidfd, 0, 0) != -ESRCH;
-        if (known) {
-            visit(pid, pidfd, &stat);
-            visited++;
-            if (depth < DEPTH_MAX)
-                visited += walk(pid, pidfd, stat.threads, depth + 1, visit);
+        if (is_member(pid, here.pidfd, way, &stat)) {
+            /* Its children are listed before it is visited: the visit may be its end, and an orphan
+             * would be missing in the list of its new parent, which has been read already. */
+            if (depth < DEPTH_MAX && stat.threads == 1)
+                push_children(pid, pid);
+            else if (depth < DEPTH_MAX)
+                push_children_of_all_threads(pid);
+            visit(pid, here.pidfd, &stat);
+            visited += 1 + walk(end, &here, depth + 1, visit);
+            n_pids = end;
         }
-        close(pidfd);
+        close(here.pidfd);
     }
-    n_pids = first;
     return visited;
 }
 
 uint32_t hf_tree_walk(hf_visit *visit)
 {
+    struct level us = {getpid(), -1, NULL};
     n_pids = 0;
-    return walk(getpid(), -1, 1, 0, visit);
+    push_children(us.pid, us.pid);
+    return walk(0, &us, 0, visit);
 }
 
 uint32_t hf_tree_adopted(int *out, uint32_t max)
