@@ -164,9 +164,11 @@ static void kill_pass(uint64_t now_ns)
 {
     hit_in_pass = 0;
     reaped_at_pass = hf_tree.reaped;
-    hf_tree_signal_group(SIGKILL); /* at once, before any of them can fork on */
     if (!walk(kill_member) && !hf_tree.main_ended) /* no /proc here: main at least is held */
         hf_pidfd_signal(hf_tree.main_pidfd, SIGKILL, 0);
+    /* At once, what was born into the group during the walk.  Not before it: the walk would find them
+     * dead, and the report would not say that they needed KILL. */
+    hf_tree_signal_group(SIGKILL);
     uint64_t pause = 2 * (hf_clock_ns(CLOCK_MONOTONIC) - now_ns);
     pause = pause < 1 * NS_PER_MS ? 1 * NS_PER_MS : pause > 64 * NS_PER_MS ? 64 * NS_PER_MS : pause;
     next_pass_ns = hf_clock_ns(CLOCK_MONOTONIC) + pause;
