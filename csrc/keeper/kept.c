@@ -339,6 +339,13 @@ static void launch(const int *fds, int n_fds)
     reply_pending = 1;
 }
 
+/* A report that the owner has not taken yet makes room for the new stop's, which will hold for both. */
+static void begin_stop(uint32_t id, int signo, uint32_t scope, uint64_t grace_ms)
+{
+    hf_stop_begin(id, signo, scope, grace_ms);
+    report_pending = 0;
+}
+
 static void obey(char *request, size_t size, const int *fds, int n_fds)
 {
     size_t at = 0;
@@ -366,7 +373,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_STOP:
             if (hf_wire_get(&record, body, &u, sizeof u.stop) == 0 && u.stop.signo > 0 &&
                 u.stop.signo <= HF_NSIG && u.stop.scope <= HF_SCOPE_TREE && hf_tree.main_pid)
-                hf_stop_begin(u.stop.id, u.stop.signo, u.stop.scope, u.stop.grace_ms);
+                begin_stop(u.stop.id, u.stop.signo, u.stop.scope, u.stop.grace_ms);
             break;
         case HF_QUERY:
             if (hf_wire_get(&record, body, &u, sizeof u.query) == 0) {
@@ -388,7 +395,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     }
 }
 
-/* One packet of the owner's.  0, or the errno with which the owner was lost. */
+/* One packet of the owner's: 1; none is there: 0; -errno: the owner is lost. */
 static int receive(void)
 {
     union { char space[CMSG_SPACE(253 * sizeof(int))]; struct cmsghdr align; } ancillary;
@@ -396,11 +403,14 @@ static int receive(void)
     struct iovec iov = {.iov_base = scratch.packet, .iov_len = sizeof scratch.packet};
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &ancillary,
                              .msg_controllen = sizeof ancillary.space};
-    ssize_t n = recvmsg(control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    ssize_t n;
+    do /* ECONNRESET: the owner left reports unread.  Told once, ahead of the requests that it made. */
+        n = recvmsg(control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    while (n < 0 && (errno == EINTR || errno == ECONNRESET));
     if (n < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : errno;
+        return errno == EAGAIN ? 0 : -errno;
     if (n == 0)
-        return EPIPE;
+        return -EPIPE;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
             for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) && n_fds < 253; i++)
@@ -413,11 +423,13 @@ static int receive(void)
         obey(scratch.packet, (size_t)n, fds, n_fds);
     for (int i = 0; i < n_fds; i++)
         close(fds[i]);
-    return 0;
+    return 1;
 }
 
 static void owner_lost(void)
 {
+    while (receive() > 0) /* its last words count: it may have released the tree */
+        continue;
     close(control);
     if (owner >= 0)
         close(owner);
@@ -462,9 +474,9 @@ int hf_kept_main(void)
             return 125; /* cannot happen: three valid descriptors */
         int lost = 0;
         if (control >= 0 && (fds[0].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
-            lost = receive();
+            lost = receive() < 0;
         if (owner >= 0 && fds[1].revents)
-            lost = ESRCH;
+            lost = 1;
         if (fds[2].revents) {
             char record[128]; /* SIGCHLD alone is read here, and it does not queue: one record */
             ssize_t ignored = read(signals, record, sizeof record);

@@ -318,10 +318,12 @@ static int receive(int sock, int keeper_pidfd, int pidfd, long long timeout_ns, 
                                  .msg_controllen = sizeof ancillary.space};
         if (fds[0].revents || fds[1].revents) {
             p->size = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+            /* ECONNRESET: the keeper ended before it read our last request.  The kernel tells that once,
+             * ahead of what the keeper had said before, and that is still to be read. */
+            if (p->size < 0 && errno == ECONNRESET)
+                continue;
             if (p->size < 0 && errno == EAGAIN && fds[1].revents)
                 p->size = 0; /* the keeper is gone, whoever else may still hold a copy of its socket */
-            if (p->size < 0 && errno == ECONNRESET)
-                p->size = 0;
             if (p->size < 0 && errno != EAGAIN && errno != EINTR) {
                 hf_raise(-errno);
                 return -1;
