@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -162,3 +164,48 @@ def make_tree(tree_program):
         tree.close()
     for tree in made:
         assert not left_of(tree.mark), f"left: {[(p, state(p)) for p in left_of(tree.mark, 0)]}"
+
+
+def kill_marked(mark: str) -> None:
+    """Kill what carries the mark, each by a handle that was checked after it was opened."""
+    for pid in marked(mark):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if pid in marked(mark):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def copy_package(directory: str) -> str:
+    """A copy of the installed package: its keepers are told from all others by their executable."""
+    shutil.copytree(os.path.dirname(holdfast.__file__), os.path.join(directory, "holdfast"))
+    return os.path.join(directory, "holdfast", "process", "holdfast-keeper")
+
+
+def keepers(executable: str) -> list[int]:
+    """The living keepers that run this executable."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.readlink(f"/proc/{name}/exe") == executable:
+                    found.append(int(name))
+            except OSError:
+                pass  # ended meanwhile, or another user's
+    return found
+
+
+def hold_keeper(process) -> int:
+    """A pidfd of the process's keeper: its parent, checked after it was opened."""
+    pid = int(stat_fields(process.pid)[1])
+    fd = os.pidfd_open(pid)
+    assert int(stat_fields(process.pid)[1]) == pid
+    with open(f"/proc/{pid}/comm") as file:
+        assert file.read().strip() == "holdfast-keeper"
+    return fd

@@ -20,6 +20,8 @@ from helpers_trees import (
     LIMIT,
     Tree,
     build_tree_program,
+    copy_package,
+    kill_marked,
     left_of,
     make_tree,
     marked,
@@ -401,7 +403,10 @@ os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 program, writer, mark, grace = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
 args = [program, writer, "plain", "i", "1"]
-process = holdfast.spawn(args, env={"HF_MARK": mark}, pass_fds=[int(writer)], grace=grace)
+process = holdfast.spawn(  # the survivors shall not hold our own output open
+    args, env={"HF_MARK": mark}, pass_fds=[int(writer)], grace=grace,
+    stdin=holdfast.DEVNULL, stdout=holdfast.DEVNULL, stderr=holdfast.DEVNULL,
+)
 sys.stdin.readline()
 began = time.monotonic()
 report = process.stop()
@@ -419,8 +424,9 @@ print(json.dumps({
 @needs_root
 @pytest.mark.parametrize("owner", [0, 1], ids=["setuid root", "setuid another user"])
 def test_a_setuid_member_is_named_and_not_waited_for(public_directory, owner):
-    shutil.copytree(os.path.dirname(holdfast.__file__), os.path.join(public_directory, "holdfast"))
+    copy_package(public_directory)
     tree = Tree(setuid_copy(public_directory, owner), "plain", "i", 1)
+    done = None
     try:
         done = subprocess.Popen(
             [sys.executable, "-c", UNPRIVILEGED_OWNER, tree.args[0], str(tree.writer), tree.mark, "0.1"],
@@ -437,25 +443,12 @@ def test_a_setuid_member_is_named_and_not_waited_for(public_directory, owner):
         assert said["count"] == 2 and not said["empty"] and said["killed"] == 0
         assert said["stop"] < 5 + LIMIT and said["close"] < 4  # close does not wait another 5 s
     finally:
-        for pid in marked(tree.mark):
-            kill_marked(pid, tree.mark)
+        if done is not None:
+            done.kill()
+            done.communicate()
+        kill_marked(tree.mark)
         tree.close()
     assert left_of(tree.mark) == []
-
-
-def kill_marked(pid, mark):
-    """Kill a survivor by a handle that was checked after it was opened."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if pid in marked(mark):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(fd)
 
 
 @needs_root
