@@ -90,6 +90,11 @@ def milliseconds(name: str, value: Seconds) -> int:
     return round(value * 1000)
 
 
+def limit(timeout: Seconds | None) -> Seconds | None:
+    """A time limit for the clocks below, which end at 292 years: 31 years and more (math.inf) are no limit."""
+    return None if timeout is None or timeout > 1e9 else max(0.0, timeout)
+
+
 def _uid(user: int | str) -> int:
     if isinstance(user, str):
         import pwd
