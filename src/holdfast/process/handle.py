@@ -6,7 +6,7 @@ import os
 import warnings
 
 from .errors import TimeoutExpired
-from .options import limit, signal_number
+from .options import limit, milliseconds, signal_number
 from .status import ExitStatus, StopReport
 
 TYPE_CHECKING = False
@@ -158,6 +158,7 @@ class Process:
         """
         signo = self._stop_signal if signal is None else signal_number(signal)
         grace = self._grace if grace is None else grace
+        milliseconds("grace", grace)
         stop_id = self._tree.begin_stop(signo, self._stop_scope, grace)
         report = self._tree.finish_stop(stop_id, signo, self._stop_scope, grace)
         self._gave_up = not report.empty

@@ -10,6 +10,7 @@ import os
 from os import PathLike, getpgrp
 
 from . import _native
+from .errors import SpawnError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def make_plan(
     grace: Seconds = GRACE,
     private: bool = True,
 ) -> Plan:
-    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, OSError."""
+    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError."""
     plan = Plan()
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
@@ -348,8 +349,12 @@ def make_plan(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
             targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
         )  # fmt: skip
-    except BaseException:
+    except BaseException as error:
         plan.discard()
+        if isinstance(error, OverflowError):
+            raise ValueError(f"a number is out of range: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:  # None: a file object without a descriptor
+            raise SpawnError(error.errno, os.strerror(error.errno), "descriptors") from None
         raise
     return plan
 
