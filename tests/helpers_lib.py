@@ -39,7 +39,7 @@ def program(code, *args, timeout=60, **options):
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), **options.pop("env", {})}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout, env=env, check=False, **options,
+        capture_output=True, text=True, timeout=timeout, env=env, check=False, **options,
     )  # fmt: skip
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Warning" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
@@ -93,7 +93,8 @@ def keepers(owner=None):
 
 
 def descriptors():
-    return sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1]  # the last one is the listing's own
+    """The numbers of our open descriptors, without the one that lists them."""
+    return sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}"))
 
 
 def state(pid):
