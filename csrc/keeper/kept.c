@@ -255,6 +255,18 @@ static int flush(void)
     return 0;
 }
 
+static void forget_reports(void)
+{
+    if (reply_pending && reply.tag == HF_LAUNCHED)
+        close(reply.fd);
+    for (unsigned i = 0; i < ring_count; i++)
+        if (ring[(ring_first + i) % RING].fd >= 0)
+            close(ring[(ring_first + i) % RING].fd);
+    ring_count = 0;
+    ring_lost = 0;
+    reply_pending = exited_pending = report_pending = members_pending = empty_pending = 0;
+}
+
 static void answer_failed(int stage, int error)
 {
     reply.tag = HF_FAILED;
@@ -398,7 +410,9 @@ static int receive(void)
                              .msg_controllen = sizeof ancillary.space};
     ssize_t n = recvmsg(control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : errno;
+        /* ECONNRESET: the owner closed with reports unread.  Said once, before the requests that it
+         * had sent, of which "keep" may be one: read on, the end comes after them. */
+        return errno == EAGAIN || errno == EINTR || errno == ECONNRESET ? 0 : errno;
     if (n == 0)
         return EPIPE;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
@@ -483,7 +497,10 @@ int hf_kept_main(void)
         hf_stop_step(hf_clock_ns(CLOCK_MONOTONIC));
         if (hf_stop.phase == STOP_DONE && !was_done)
             report_pending = control >= 0;
-        if (control >= 0 && flush() < 0)
+        int failed = control >= 0 ? flush() : 0;
+        if (failed == -EPIPE || failed == -ECONNRESET)
+            forget_reports(); /* nobody hears them; requests sent before the end are still read */
+        else if (failed < 0)
             owner_lost();
     }
     return 0;

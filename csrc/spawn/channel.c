@@ -324,8 +324,10 @@ static int receive(int sock, int keeper_pidfd, int pidfd, long long timeout_ns, 
             p->size = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
             if (p->size < 0 && errno == EAGAIN && fds[1].revents)
                 p->size = 0; /* the keeper is gone, whoever else may still hold a copy of its socket */
+            /* The keeper ended without having read our last request.  The kernel says so once, before
+             * the reports that still wait: they are the keeper's last words. */
             if (p->size < 0 && errno == ECONNRESET)
-                p->size = 0;
+                p->size = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
             if (p->size < 0 && errno != EAGAIN && errno != EINTR) {
                 hf_raise(-errno);
                 return -1;

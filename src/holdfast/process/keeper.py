@@ -165,6 +165,10 @@ class Keeper:
 
         For one thread alone; until it returns nobody else knows the tree.
         """
+        with self.lock:
+            if self._closed:
+                raise RuntimeError("the runner is closed")
+            self._users += 1
         self.retired = False
         try:
             tree.pid, pidfd, tree.started_ns, started_at_ns = _native.start(
@@ -179,6 +183,11 @@ class Keeper:
         except BaseException:
             self.close()  # interrupted: the loss of its owner ends whatever was started
             raise
+        finally:
+            self.__exit__()
+        if self._closed:
+            os.close(pidfd)
+            raise RuntimeError("the runner was closed by another thread")
         tree.started_at = started_at_ns / 1e9
         tree.descriptor = Descriptor(pidfd)
         self.tree = tree
@@ -413,9 +422,16 @@ class KeptTree:
             assert self.descriptor is not None
             # A healthy keeper reports an end within microseconds.  The process's own descriptor is
             # watched as well, for a process that ends under a frozen keeper.
-            with self.descriptor as fd:
-                if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
-                    self._insist(self._settled)
+            try:
+                fd = self.descriptor.__enter__()
+            except ValueError:
+                pass  # closed by another thread, which knew the status; or we are a forked copy
+            else:
+                try:
+                    if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
+                        self._insist(self._settled)
+                finally:
+                    self.descriptor.__exit__()
             if self.status is None:
                 self.check()
         return self.status is not None
@@ -461,11 +477,13 @@ class KeptTree:
         if scope != "main":
             self._request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
         elif self.status is None and self.descriptor is not None:
-            with self.descriptor as fd:
-                try:
+            try:
+                with self.descriptor as fd:
                     _native.pidfd_signal(fd, signo)
-                except ProcessLookupError:
-                    pass
+            except ProcessLookupError:
+                pass
+            except ValueError:
+                self.check()  # closed by another thread: nothing happens; or we are a forked copy
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
         """Ask for a stop without waiting; the id that its report will carry at least."""
