@@ -255,6 +255,18 @@ static int flush(void)
     return 0;
 }
 
+static void forget_reports(void)
+{
+    if (reply_pending && reply.tag == HF_LAUNCHED)
+        close(reply.fd);
+    for (unsigned i = 0; i < ring_count; i++)
+        if (ring[(ring_first + i) % RING].fd >= 0)
+            close(ring[(ring_first + i) % RING].fd);
+    ring_count = 0;
+    ring_lost = 0;
+    reply_pending = exited_pending = report_pending = members_pending = empty_pending = 0;
+}
+
 static void answer_failed(int stage, int error)
 {
     reply.tag = HF_FAILED;
@@ -495,7 +507,10 @@ int hf_kept_main(void)
         hf_stop_step(hf_clock_ns(CLOCK_MONOTONIC));
         if (hf_stop.phase == STOP_DONE && !was_done)
             report_pending = control >= 0;
-        if (control >= 0 && flush() < 0)
+        int failed = control >= 0 ? flush() : 0;
+        if (failed == -EPIPE || failed == -ECONNRESET)
+            forget_reports(); /* nobody hears them; requests sent before the end are still read */
+        else if (failed < 0)
             owner_lost();
     }
     return 0;

@@ -124,10 +124,13 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     int sock, pair[2];
     char packet[32];
     size_t at = 0;
+    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
     if (!PyArg_ParseTuple(args, "i", &sock))
         return NULL;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-        return hf_raise(-errno);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+        result.error = errno;
+        return hf_raise_stage(&result);
+    }
     hf_wire_put(packet, sizeof packet, &at, HF_LAUNCH, NULL, 0);
     int r = send_spawn(pair[0], HF_KEEPER_REUSED, NULL, 0, NULL, 0);
     if (r == 0)
@@ -135,7 +138,8 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     close(pair[1]);
     if (r < 0) {
         close(pair[0]);
-        return hf_raise(r);
+        result.error = -r;
+        return hf_raise_stage(&result);
     }
     return PyLong_FromLong(pair[0]);
 }
@@ -396,7 +400,11 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
         int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
         if (n_fds < 0)
             return NULL;
-        int r = send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
+        /* The answer brings a descriptor: see that there is room for it before anything runs. */
+        int room = fcntl(sock, F_DUPFD_CLOEXEC, 0);
+        int r = room < 0 ? -errno : send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
+        if (room >= 0)
+            close(room);
         if (r < 0) {
             failed.stage = r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH;
             failed.error = -r;

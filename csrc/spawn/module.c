@@ -223,13 +223,14 @@ static PyObject *identity(PyObject *self, PyObject *args)
     return PyBytes_FromStringAndSize(result, (Py_ssize_t)at);
 }
 
-/* closed_std() -> bit n: descriptor n of 0, 1, 2 is closed */
+/* closed_std() -> bit n: descriptor n of 0, 1, 2 is closed, or will be at exec: where the program started
+ * without one of them, its number may be that of any file since, of a keeper's socket for instance */
 static PyObject *closed_std(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
     long bits = 0;
     for (int fd = 0; fd < 3; fd++)
-        if (fcntl(fd, F_GETFD) < 0)
+        if (fcntl(fd, F_GETFD) != 0)
             bits |= 1 << fd;
     return PyLong_FromLong(bits);
 }

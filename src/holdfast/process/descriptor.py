@@ -56,6 +56,7 @@ class Descriptor:
 
     def abandon(self) -> None:
         """In a forked child: close our copy without the lock, whose holder did not come along."""
+        self._lock = allocate_lock()
         if not self._closed:
             self._closed = True
             os.close(self._fd)

@@ -6,6 +6,7 @@ where it leads one.
 
 from __future__ import annotations
 
+from os import getpid
 from time import monotonic, time
 
 from . import _native
@@ -36,10 +37,16 @@ class DirectTree:
         self.status: ExitStatus | None = None
         self._leads_group = plan.leads_group
         self._stop_began = 0.0
+        self._owner = getpid()
+
+    @property
+    def foreign(self) -> bool:
+        """We are a forked copy of the owner."""
+        return getpid() != self._owner
 
     @property
     def empty(self) -> bool:
-        return self.status is not None
+        return self.status is not None or self.foreign
 
     @property
     def usage(self) -> Usage | None:
@@ -53,10 +60,16 @@ class DirectTree:
     wait_empty = wait_exit
 
     def check(self) -> None:
+        if self.foreign:
+            raise ValueError("this process belongs to the program that we were forked from")
         if self.status is None:
             self.status = self._notifier.status(self._started_at, self._started)
 
     def signal(self, signo: int, scope: str) -> None:
+        if self.foreign:
+            self.check()
+        if self.descriptor.closed:
+            return  # given up: as with a keeper nothing happens
         if scope != "main" and self._leads_group:
             try:
                 with self.descriptor as fd:
@@ -73,7 +86,8 @@ class DirectTree:
         return self.descriptor
 
     def advance(self) -> None:
-        self.check()
+        if not self.foreign:
+            self.check()
 
     @property
     def stop_margin(self) -> Seconds:

@@ -6,7 +6,7 @@ import os
 import warnings
 
 from .errors import TimeoutExpired
-from .options import signal_number
+from .options import limit, milliseconds, signal_number
 from .status import ExitStatus, StopReport
 
 TYPE_CHECKING = False
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .direct import DirectTree
     from .keeper import KeptTree
     from .options import Command, Plan
+    from .pump import Pump
     from .status import Seconds
 
     Tree = KeptTree | DirectTree
@@ -46,6 +47,7 @@ class Process:
         self._stop_scope = plan.stop_scope
         self._grace = plan.grace
         self._closed = False
+        self._pump: Pump | None = None  # of a communicate that reached its time limit
         self._gave_up = False  # a stop has reported survivors: another would wait for them in vain
 
     def _open_files(self, plan: Plan) -> None:
@@ -92,7 +94,7 @@ class Process:
         KeyboardInterrupt) ends the wait and nothing else.
         """
         tree = self._tree
-        if tree.status is None and not tree.wait_exit(timeout):
+        if tree.status is None and not tree.wait_exit(timeout and limit(timeout)):
             raise TimeoutExpired(self.args, timeout or 0.0)
         assert tree.status is not None
         return tree.status
@@ -102,20 +104,26 @@ class Process:
 
         With `private=False` descendants are unknown, and this waits for the process alone.
         """
-        if not self._tree.wait_empty(timeout):
+        if not self._tree.wait_empty(limit(timeout)):
             raise TimeoutExpired(self.args, timeout or 0.0)
 
     def communicate(self, input: bytes | None = None, timeout: Seconds | None = None) -> tuple[bytes, bytes]:
         """Write `input`, read stdout and stderr to their ends, wait for the process, return what was read.
 
         For those that are not PIPE the result is b"".  At the limit TimeoutExpired is raised with the
-        output so far; the process goes on, and what was read is not read again.
+        output so far and the process goes on; another call without `input` takes up where this one
+        stopped, so that neither output nor input is lost.  One thread at a time.
         """
         from .pump import Pump
 
-        pump = Pump(self, input)
-        if not pump.until_ended(timeout):
+        pump = self._pump
+        if pump is None:
+            pump = self._pump = Pump(self, input)
+        elif input is not None:
+            raise ValueError("the input of the communicate that reached its time limit is still under way")
+        if not pump.until_ended(limit(timeout)):
             raise TimeoutExpired(self.args, timeout or 0.0, pump.output(1), pump.output(2))
+        self._pump = None
         return pump.output(1), pump.output(2)
 
     # ---- acting
@@ -150,6 +158,7 @@ class Process:
         """
         signo = self._stop_signal if signal is None else signal_number(signal)
         grace = self._grace if grace is None else grace
+        milliseconds("grace", grace)
         stop_id = self._tree.begin_stop(signo, self._stop_scope, grace)
         report = self._tree.finish_stop(stop_id, signo, self._stop_scope, grace)
         self._gave_up = not report.empty

@@ -116,7 +116,7 @@ class Keeper:
         self.tree: KeptTree | None = None
         self.retired = False  # it said "empty" (and ended, unless reused), or is gone
         self.reused = reused
-        self.launched = -1  # a template's answer: the new keeper's pidfd; -2: it could not
+        self.launched: int | None = None  # a template's answer: the new keeper's pidfd, or -errno
         self.lock = RLock()
         self._sock = sock
         self._pidfd = pidfd
@@ -151,10 +151,13 @@ class Keeper:
             end = _native.launch_from(self._sock)
         except OSError as error:
             raise spawn_error(error, None) from None
-        self.launched = -1
-        if not self.wait_until(lambda: self.launched != -1, 10 * FROZEN_LIMIT) or self.launched < 0:
+        self.launched = None
+        self.wait_until(lambda: self.launched is not None, 10 * FROZEN_LIMIT)
+        if self.launched is None or self.launched < 0:
             os.close(end)
-            raise SpawnError(11, "the runner's template could not launch another keeper", "launch")
+            if self.launched is None:
+                raise SpawnError(11, "the runner's template does not answer", "launch")
+            raise SpawnError(-self.launched, os.strerror(-self.launched), "launch")
         return Keeper(end, self.launched, self.is_child, True)
 
     def start(self, tree: KeptTree, plan: Plan, sent: bool) -> KeptTree:
@@ -162,22 +165,40 @@ class Keeper:
 
         For one thread alone; until it returns nobody else knows the tree.
         """
+        with self.lock:
+            if self._closed:
+                raise RuntimeError("the runner is closed")
+            self._users += 1
         self.retired = False
         try:
             tree.pid, pidfd, tree.started_ns, started_at_ns = _native.start(
                 self._sock, self._pidfd, b"" if sent else plan.body, plan.fds
             )
         except OSError as error:
-            if not self.reused or error.args[-1] == 1:
+            if error.args[-1] == 2:
+                self._undo_start(tree)
+            if not self.reused or error.args[-1] <= 2:
                 self.close()
             raise spawn_error(error, plan) from None
         except BaseException:
             self.close()  # interrupted: the loss of its owner ends whatever was started
             raise
+        finally:
+            self.__exit__()
+        if self._closed:
+            os.close(pidfd)
+            raise RuntimeError("the runner was closed by another thread")
         tree.started_at = started_at_ns / 1e9
         tree.descriptor = Descriptor(pidfd)
         self.tree = tree
         return tree
+
+    def _undo_start(self, tree: KeptTree) -> None:
+        """The program may run already, and its descriptor found no room in our table: it was not started."""
+        self.tree = tree
+        self.request(STOP, _stop_body(self.next_stop_id(), SIGKILL, "tree", 0))
+        self.wait_until(lambda: self.retired, FROZEN_LIMIT)
+        self.tree = None
 
     # ---- talking
 
@@ -273,9 +294,9 @@ class Keeper:
                 if not self.reused:
                     self._let_go()
             elif tag == LAUNCHED:
-                self.launched = fds.pop() if fds else -2
+                self.launched = fds.pop() if fds else -24  # EMFILE: no room in our table
             elif tag == FAILED:
-                self.launched = -2
+                self.launched = -record[2]
             elif tree:
                 tree.apply(record, fds)
         for fd in fds:
@@ -290,9 +311,10 @@ class Keeper:
         self._closed = True
         if self.is_child:
             _retired.append(os.dup(self._pidfd))
-            _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
         if self._users == 0:
             self._close_descriptors()
+        if self.is_child:  # only now: it may be our end of the socket that keeps it alive
+            _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
 
     def _close_descriptors(self) -> None:
         os.close(self._sock)
@@ -400,9 +422,16 @@ class KeptTree:
             assert self.descriptor is not None
             # A healthy keeper reports an end within microseconds.  The process's own descriptor is
             # watched as well, for a process that ends under a frozen keeper.
-            with self.descriptor as fd:
-                if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
-                    self._insist(self._settled)
+            try:
+                fd = self.descriptor.__enter__()
+            except ValueError:
+                pass  # closed by another thread, which knew the status; or we are a forked copy
+            else:
+                try:
+                    if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
+                        self._insist(self._settled)
+                finally:
+                    self.descriptor.__exit__()
             if self.status is None:
                 self.check()
         return self.status is not None
@@ -436,21 +465,30 @@ class KeptTree:
 
     # ---- acting
 
+    def _request(self, tag: int, body: bytes) -> None:
+        """Tell the keeper, unless it has nothing of ours: by now it may hold a runner's next process."""
+        if self.foreign:
+            self.check()
+        with self.keeper.lock:
+            if self.keeper.tree is self and not self.empty:
+                self.keeper.request(tag, body)
+
     def signal(self, signo: int, scope: str) -> None:
         if scope != "main":
-            self.keeper.request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
+            self._request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
         elif self.status is None and self.descriptor is not None:
-            with self.descriptor as fd:
-                try:
+            try:
+                with self.descriptor as fd:
                     _native.pidfd_signal(fd, signo)
-                except ProcessLookupError:
-                    pass
+            except ProcessLookupError:
+                pass
+            except ValueError:
+                self.check()  # closed by another thread: nothing happens; or we are a forked copy
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
         """Ask for a stop without waiting; the id that its report will carry at least."""
         stop_id = self.keeper.next_stop_id()
-        body = b"".join(n.to_bytes(4, "little") for n in (stop_id, signo, SCOPE[scope], 0))
-        self.keeper.request(STOP, body + milliseconds("grace", grace).to_bytes(8, "little"))
+        self._request(STOP, _stop_body(stop_id, signo, scope, grace))
         return stop_id
 
     def stopped(self, stop_id: int) -> bool:
@@ -472,7 +510,7 @@ class KeptTree:
 
     def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
         self._on_owner_loss = policy
-        self.keeper.request(ON_OWNER_LOSS, LOSS[policy].to_bytes(4, "little") + bytes(4))
+        self._request(ON_OWNER_LOSS, LOSS[policy].to_bytes(4, "little") + bytes(4))
 
     # ---- the worst case
 
@@ -540,6 +578,11 @@ class KeptTree:
             self.descriptor.abandon()
         while self._adopted:
             os.close(self._adopted.popitem()[1])
+
+
+def _stop_body(stop_id: int, signo: int, scope: str, grace: Seconds) -> bytes:
+    body = b"".join(n.to_bytes(4, "little") for n in (stop_id, signo, SCOPE[scope], 0))
+    return body + milliseconds("grace", grace).to_bytes(8, "little")
 
 
 def _try_signal(pidfd: int, signo: int, flags: int) -> None:

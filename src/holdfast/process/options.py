@@ -10,6 +10,7 @@ import os
 from os import PathLike, getpgrp
 
 from . import _native
+from .errors import SpawnError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ def milliseconds(name: str, value: Seconds) -> int:
     if not 0 <= value <= 1e9:
         raise ValueError(f"{name} must be between 0 and 1e9 seconds, not {value!r}")
     return round(value * 1000)
+
+
+def limit(timeout: Seconds | None) -> Seconds | None:
+    """A time limit for the clocks below, which end at 292 years: 31 years and more (math.inf) are no limit."""
+    return None if timeout is None or timeout > 1e9 else max(0.0, timeout)
 
 
 def _uid(user: int | str) -> int:
@@ -279,7 +285,7 @@ def make_plan(
     grace: Seconds = GRACE,
     private: bool = True,
 ) -> Plan:
-    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, OSError."""
+    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError."""
     plan = Plan()
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
@@ -343,8 +349,12 @@ def make_plan(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
             targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
         )  # fmt: skip
-    except BaseException:
+    except BaseException as error:
         plan.discard()
+        if isinstance(error, OverflowError):
+            raise ValueError(f"a number is out of range: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:  # None: a file object without a descriptor
+            raise SpawnError(error.errno, os.strerror(error.errno), "descriptors") from None
         raise
     return plan
 

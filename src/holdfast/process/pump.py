@@ -74,7 +74,7 @@ class Pump:
                 left = (deadline - monotonic()) * 1000
                 if left <= 0:
                     return False
-                left += 0.999  # poll counts whole milliseconds: round up, never spin
+                left = min(left, 1e9) + 0.999  # poll counts whole milliseconds in an int: round up, never spin
             for fd, event in self._poll.poll(left):
                 if fd == self._stdin:
                     self._write(event)

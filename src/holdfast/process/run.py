@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from .errors import CalledProcessError, TimeoutExpired
-from .options import PIPE
+from .options import PIPE, limit
 from .pump import Pump
 from .spawn import spawn
 from .status import ExitStatus, StopReport
@@ -98,12 +98,13 @@ def run_with(
         options["stdout"] = options["stderr"] = PIPE
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must not be negative: {timeout!r}")
+    time_limit = limit(timeout)
     with spawner(args, **options) as process:
         pump = Pump(process, input) if process.stdin or process.stdout or process.stderr else None
         if pump:
-            report, timed_out = _run_with_pipes(process, pump, timeout)
+            report, timed_out = _run_with_pipes(process, pump, time_limit)
         else:
-            report, timed_out = _run_plain(process, timeout)
+            report, timed_out = _run_plain(process, time_limit)
 
         def output(which: int, file: object) -> Any:
             if pump is None or file is None:

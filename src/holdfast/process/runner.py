@@ -7,6 +7,7 @@ keeper that never gets a process, launched at creation, from which every other k
 from __future__ import annotations
 
 import os
+import weakref
 from _thread import allocate_lock
 
 from . import _native
@@ -34,11 +35,29 @@ class _Lease(KeptTree):
     runner: Runner
 
     def drop(self) -> None:
-        if self.empty and not self.keeper.closed:
+        with self.keeper.lock:
+            if self.keeper.tree is not self:
+                return  # given up before
+            clean = self.empty and (self.report is None or self.report.empty)
+            if clean:
+                self.keeper.tree = None  # from here on nothing that our handle does reaches the keeper
+        if clean:
             self.release_descriptors()
         else:
             super().drop()
         self.runner._take_back(self.keeper)
+
+
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: whoever held a lock did not come along."""
+    for runner in list(_runners):
+        runner._lock = allocate_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 class Runner:
@@ -64,24 +83,27 @@ class Runner:
         self._idle: list[Keeper] = []
         self._busy: set[Keeper] = set()
         self._pid = os.getpid()
+        self._group = os.getpgrp()
         self._template = Keeper.launch(REUSED | TEMPLATE, None)
-        self._status = self._namespaces = -1  # both are used under the lock only
+        self._status = self._namespaces = -1
         try:
+            # Both are used under the lock only.  O_PATH: after a change of ids the directory is root's.
             self._status = os.open("/proc/self/status", os.O_RDONLY)
-            self._namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
+            self._namespaces = os.open("/proc/self/ns", os.O_PATH | os.O_DIRECTORY)
             self._identity = _native.identity(self._status, self._namespaces)
-        except OSError:
+        except BaseException:
             self._template.close()
-            for fd in (self._status, self._namespaces):
-                if fd >= 0:
-                    os.close(fd)
+            self._close_files()
             raise
         self._closed = False
+        _runners.add(self)
 
     def spawn(self, args: Command, **options: Unpack[SpawnOptions]) -> Process:
         """As the module's `spawn`, with the runner's state; `private=False` is refused (ValueError)."""
         if not options.get("private", True):
             raise ValueError("a runner's processes are always private")
+        if options.get("process_group") is None and not options.get("new_session"):
+            options["process_group"] = self._group  # ours by now may lie in another session than the keepers
         plan = make_plan(args, **options)
         try:
             keeper = self._empty_keeper()
@@ -122,10 +144,14 @@ class Runner:
             self._idle.clear()
             self._busy.clear()
             if keepers:
-                os.close(self._status)
-                os.close(self._namespaces)
+                self._close_files()
         for keeper in keepers:
             keeper.close()
+
+    def _close_files(self) -> None:
+        for fd in (self._status, self._namespaces):
+            if fd >= 0:
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -159,9 +185,7 @@ class Runner:
     def _take_back(self, keeper: Keeper) -> None:
         with self._lock:
             self._busy.discard(keeper)
-            tree = keeper.tree
-            clean = tree is None or (tree.empty and (tree.report is None or tree.report.empty))
-            if clean and not self._closed and not keeper.closed and len(self._idle) < IDLE_MAX:
+            if not keeper.closed and not self._closed and len(self._idle) < IDLE_MAX:
                 self._idle.append(keeper)
                 return
         keeper.close()
