@@ -20,7 +20,7 @@ install: .venv/installed
 	@sh tools/ensure "$(PYTHON)"
 	@echo "holdfast: making a virtual environment in .venv"
 	@"$(PYTHON)" -m venv .venv
-	@$(PIP) 'meson-python>=0.17' 'meson>=1.3' ninja
+	@$(PIP) 'meson-python>=0.18' 'meson>=1.3' ninja
 	@touch .venv/ready
 
 .venv/installed: .venv/ready $(SOURCES)
