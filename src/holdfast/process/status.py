@@ -121,10 +121,12 @@ class ExitStatus(_Value):
 
     @property
     def usage(self) -> Usage | None:
+        """Resources of the process, with those of its own children that it waited for."""
         return None if self._usage is None else Usage(self._usage)
 
     @property
     def ended_at(self) -> float:
+        """When it ended, in seconds since the epoch."""
         return self.started_at + self.elapsed
 
     @property
