@@ -147,6 +147,13 @@ def test_limits_of_one_start_are_errors_before_it():
             os.close(fd)
 
 
+@pytest.mark.parametrize("value", [2**64, 2**70, -2, (0, 2**64), (-5, 10)])
+def test_resource_limit_that_no_kernel_can_hold_is_refused(value):
+    """2**64 must not become 0: a process without descriptors instead of one without a limit."""
+    with pytest.raises(ValueError, match="limit 'nofile' must be"):
+        holdfast.run(["true"], rlimits={"nofile": value})
+
+
 def test_as_many_groups_as_the_limit_says_arrive():
     if os.geteuid() != 0:
         pytest.skip("only root may set groups")
