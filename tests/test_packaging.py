@@ -127,10 +127,14 @@ def install(wheel: pathlib.Path, venv: pathlib.Path) -> pathlib.Path:
     pip = [sys.executable, "-m", "pip", "--python", venv / "bin/python", "--disable-pip-version-check"]
     tool([*pip, "install", "-qq", "--no-deps", "--no-index", "--no-compile", wheel], cwd=venv)
     (site,) = venv.glob("lib/python3.*/site-packages")
-    for file in importlib.metadata.files("click") or ():
-        if ".." not in file.parts:
-            (site / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file.locate(), site / file)
+    before = os.umask(0o022)
+    try:
+        for file in importlib.metadata.files("click") or ():
+            if ".." not in file.parts:
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file.locate(), site / file)
+    finally:
+        os.umask(before)
     tool([*pip, "check"], cwd=venv)
     return venv / "bin"
 
