@@ -132,7 +132,7 @@ def install(wheel: pathlib.Path, venv: pathlib.Path) -> pathlib.Path:
         for file in importlib.metadata.files("click") or ():
             if ".." not in file.parts:
                 (site / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file.locate(), site / file)
+                shutil.copyfile(file.locate(), site / file)
     finally:
         os.umask(before)
     tool([*pip, "check"], cwd=venv)
