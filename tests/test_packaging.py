@@ -109,7 +109,7 @@ def as_user(who: str) -> dict[str, object]:
 
 def python_for_everybody() -> str:
     """A base Python that ordinary users may run, too: root's own may lie in a home of root's."""
-    probe = "import sys, venv; sys.exit(sys.version_info < (3, 11))"
+    probe = f"import sys, venv; sys.exit(sys.version_info < {sys.version_info[:2]})"
     for python in (getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3"):
         for who in USERS if ROOT_USER else USERS[:1]:
             try:
@@ -163,7 +163,9 @@ def finding(document: dict[str, object], name: str) -> dict[str, object]:
 
 
 def test_wheel_has_everything_and_nothing_else(wheel):
-    assert re.fullmatch(r"holdfast-[0-9.]+-cp311-abi3-(manylinux_\d+_\d+_\w+|linux_\w+)\.whl", wheel.name)
+    # The tag names the Python that built it: what is published is built by 3.11 and serves all later ones.
+    tag = f"cp3{sys.version_info.minor}-abi3"
+    assert re.fullmatch(rf"holdfast-[0-9.]+-{tag}-(manylinux_\d+_\d+_\w+|linux_\w+)\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
         version = wheel.name.split("-")[1]
@@ -182,6 +184,18 @@ def test_wheel_has_everything_and_nothing_else(wheel):
         assert "\nRequires-Python: >=3.11\n" in described
         assert re.search(r"\nRequires-Dist: click ?>=8\n", described)
         assert b"Root-Is-Purelib: false" in archive.read(info + "WHEEL")
+
+
+def test_extension_keeps_to_the_limited_api(installed):
+    """abi3 is a promise: what the extension takes from Python exists in 3.11's stable ABI by that name."""
+    require("nm")
+    extension = keeper_of(installed).with_name("_native.abi3.so")
+    wanted = {line.split()[-1] for line in tool(["nm", "-D", "--undefined-only", extension]).stdout.splitlines()}
+    python = {name for name in wanted if re.match(r"_?Py", name)}
+    assert "PyModuleDef_Init" in python or "PyModule_Create2" in python
+    # Of the names with an underscore the stable ABI has a few, which macros of its headers use.
+    assert {name for name in python if name.startswith("_")} <= {"_Py_Dealloc", "_Py_NoneStruct", "_Py_TrueStruct",
+                                                                 "_Py_FalseStruct"}  # fmt: skip
 
 
 def test_sdist_has_the_sources_and_builds(tmp_path, wheel):
