@@ -193,9 +193,9 @@ def test_extension_keeps_to_the_limited_api(installed):
     wanted = {line.split()[-1] for line in tool(["nm", "-D", "--undefined-only", extension]).stdout.splitlines()}
     python = {name for name in wanted if re.match(r"_?Py", name)}
     assert "PyModuleDef_Init" in python or "PyModule_Create2" in python
-    # Of the names with an underscore the stable ABI has a few, which macros of its headers use.
-    assert {name for name in python if name.startswith("_")} <= {"_Py_Dealloc", "_Py_NoneStruct", "_Py_TrueStruct",
-                                                                 "_Py_FalseStruct"}  # fmt: skip
+    # Names with an underscore that are part of the stable ABI, because macros of its headers use them.
+    stable = {"Dealloc", "NoneStruct", "TrueStruct", "FalseStruct", "BuildValue_SizeT"}
+    assert {name for name in python if name.startswith("_")} <= {"_PyArg_ParseTuple_SizeT", *(f"_Py_{n}" for n in stable)}
 
 
 def test_sdist_has_the_sources_and_builds(tmp_path, wheel):
