@@ -4,7 +4,11 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 V := .venv/bin/python
-SOURCES := $(shell find csrc src meson.build meson_options.txt pyproject.toml -type f -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper)
+# -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
+PIP := $(V) -m pip install -qq --disable-pip-version-check
+# Directories too: a file that was removed makes its directory newer.
+SOURCES := meson.build meson_options.txt pyproject.toml tools/launcher \
+	$(shell find csrc src -name __pycache__ -prune -o -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper -print)
 
 .PHONY: run test install lint bench clean
 run: install
@@ -16,18 +20,19 @@ install: .venv/installed
 	@sh tools/ensure "$(PYTHON)"
 	@echo "holdfast: making a virtual environment in .venv"
 	@"$(PYTHON)" -m venv .venv
-	@$(V) -m pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.3' ninja
+	@$(PIP) 'meson-python>=0.18' 'meson>=1.3' ninja
 	@touch .venv/ready
 
 .venv/installed: .venv/ready $(SOURCES)
 	@echo "holdfast: building"
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(V) -m pip install -q --disable-pip-version-check --no-build-isolation --force-reinstall --no-deps .
-	@$(V) -m pip install -q --disable-pip-version-check 'click>=8'
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PIP) --no-build-isolation --force-reinstall --no-deps .
+	@$(PIP) 'click>=8'
 	@sh tools/launcher "$(CURDIR)/.venv"
 	@touch .venv/installed
 
 .venv/test-ready: .venv/installed
-	@$(V) -m pip install -q --disable-pip-version-check 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2'
+	@echo "holdfast: installing what the tests need"
+	@$(PIP) 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2'
 	@touch .venv/test-ready
 
 lint: .venv/test-ready
@@ -43,4 +48,5 @@ bench: .venv/test-ready
 	@$(V) benchmarks/library.py
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -47,12 +47,14 @@ static int n_adopted;
 static int empty_told;
 
 /* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
- * and because a request holds an environment, and environments hold secrets. */
-HF_RARELY_USED static struct {
+ * and because a request holds an environment, and environments hold secrets.  The *type* is aligned, so
+ * its size is whole pages: madvise rounds up, and would zero whatever the linker put behind. */
+static struct HF_RARELY_USED {
     char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
     char stack[HF_CHILD_STACK]; /* of the child between clone and exec */
     char out[8192];             /* reports on their way */
 } scratch;
+_Static_assert(sizeof scratch % HF_PAGE == 0, "the last page is shared with other variables");
 
 static uint64_t identity(int pidfd)
 {
@@ -235,7 +237,8 @@ static int flush(void)
             reply_pending = 0;
             if (reply.tag == HF_LAUNCHED)
                 close(reply.fd);
-            if (!(hello_flags & HF_KEEPER_REUSED)) /* it would be touched again at once */
+            /* A reused keeper would touch it again at once.  Larger pages are not ours alone. */
+            if (!(hello_flags & HF_KEEPER_REUSED) && getauxval(AT_PAGESZ) == HF_PAGE)
                 madvise(&scratch, sizeof scratch, MADV_DONTNEED);
         }
         for (unsigned i = 0; i < events; i++)

@@ -111,6 +111,7 @@ class TimeoutExpired(TimeoutError):
 
     @property
     def stdout(self) -> Any:
+        """What was read of stdout; the same as `output`."""
         return self.output
 
     def __str__(self) -> str:
@@ -135,6 +136,7 @@ class CalledProcessError(Exception):
 
     @property
     def stdout(self) -> Any:
+        """What was read of stdout; the same as `output`."""
         return self.output
 
     def __str__(self) -> str:

@@ -136,6 +136,8 @@ def _rlimits(limits: Mapping[int | str, Limit]) -> tuple[tuple[int, int, int], .
         if which is None:
             raise ValueError(f"no such limit: {key!r} (names as in ulimit's RLIMIT_*, e.g. 'nofile')")
         soft, hard = value if isinstance(value, tuple) else (value, value)
+        if not (-1 <= soft < 2**64 and -1 <= hard < 2**64):
+            raise ValueError(f"limit {key!r} must be -1 (none) or between 0 and 2**64 - 1, not {value!r}")
         result.append((which, soft % 2**64, hard % 2**64))  # -1 (RLIM_INFINITY) is all ones
     return tuple(result)
 

@@ -12,6 +12,8 @@ import struct
 
 from . import _native
 from .keeper import KEEPER
+from .run import run
+from .spawn import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,18 +86,14 @@ def exit_info() -> str:
 
 
 def clone3() -> str:
-    import holdfast
-
-    holdfast.run(["/bin/true"])
+    run(["/bin/true"])
     if not _native.has_clone3():
         raise OSError(ENOSYS, "clone3 is refused or not built for this machine; clone is used")
     return "clone3 with CLONE_CLEAR_SIGHAND"
 
 
 def group_signal() -> str:
-    import holdfast
-
-    with holdfast.spawn(["sleep", "60"], process_group=0) as process:
+    with spawn(["sleep", "60"], process_group=0) as process:
         _native.pidfd_signal(process.fileno(), 0, 4)
     return "a pidfd signals its whole process group"
 

@@ -121,10 +121,12 @@ class ExitStatus(_Value):
 
     @property
     def usage(self) -> Usage | None:
+        """Resources of the process, with those of its own children that it waited for."""
         return None if self._usage is None else Usage(self._usage)
 
     @property
     def ended_at(self) -> float:
+        """When it ended, in seconds since the epoch."""
         return self.started_at + self.elapsed
 
     @property
@@ -255,18 +257,22 @@ class StopReport(_Value):
 
     @property
     def signalled(self) -> tuple[Member, ...]:
+        """Members that got the stop signal."""
         return tuple(m for m in self.members if m.signalled)
 
     @property
     def left_group(self) -> tuple[Member, ...]:
+        """Members that had left the main process's group when the stop began."""
         return tuple(m for m in self.members if m.left_group)
 
     @property
     def killed(self) -> tuple[Member, ...]:
+        """Members that needed KILL."""
         return tuple(m for m in self.members if m.killed)
 
     @property
     def survivors(self) -> tuple[Member, ...]:
+        """Members that were still there when the stop gave up."""
         return tuple(m for m in self.members if m.survived)
 
     @property
