@@ -1,8 +1,10 @@
 # make run    build and install into .venv, then a short guided run
 # make test   everything CI runs
-# make lint, make bench, make clean
+# make bench  measures; writes benchmarks/results/library.json and the figures in docs/benchmarks.md
+# make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 V := .venv/bin/python
 SOURCES := $(shell find csrc src meson.build meson_options.txt pyproject.toml -type f -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper)
 
@@ -40,7 +42,8 @@ test: .venv/test-ready lint
 	@$(V) -m pytest $(PYTEST_ARGS)
 
 bench: .venv/test-ready
-	@$(V) benchmarks/library.py
+	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
+	@$(V) benchmarks/report.py
 
 clean:
 	rm -rf .venv build dist
