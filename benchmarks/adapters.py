@@ -173,6 +173,7 @@ class Floor(Adapter):
 
     def __init__(self, library: str):
         self.c = ctypes.CDLL(library)
+        self.c.floor_problem.restype = ctypes.c_char_p
         self.c.floor_loop.restype = self.c.floor_notice.restype = self.c.floor_start.restype = ctypes.c_long
 
     def _argv(self, argv):
@@ -181,13 +182,13 @@ class Floor(Adapter):
     def loop(self, argv, n):
         samples = (ctypes.c_uint64 * n)()
         if self.c.floor_loop(*self._argv(argv), ctypes.c_long(n), samples) != n:
-            raise RuntimeError("the C floor failed")
+            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
         return list(samples)
 
     def start(self, argv, n):
         pidfds = (ctypes.c_int * n)()
         if self.c.floor_start(*self._argv(argv), ctypes.c_long(n), pidfds) != n:
-            raise RuntimeError("the C floor failed")
+            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
         return pidfds
 
     def end(self, handles):
@@ -197,7 +198,7 @@ class Floor(Adapter):
         delays = (ctypes.c_uint64 * n)()
         address = ctypes.byref(ctypes.c_uint64.from_buffer(stamp))
         if self.c.floor_notice(*self._argv(argv), file, address, ctypes.c_long(n), delays) != n:
-            raise RuntimeError("the C floor failed")
+            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
         return list(delays)
 
 

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -35,15 +36,29 @@ static int child_main(void *raw)
     _exit(127);
 }
 
+static char problem[120];
+
+const char *floor_problem(void)
+{
+    return problem;
+}
+
+static int fail(const char *what, int number)
+{
+    snprintf(problem, sizeof problem, "%s: %d", what, number);
+    return -1;
+}
+
 static int start(const char *path, char *const *argv, int out)
 {
     static char stack[32768] __attribute__((aligned(16)));
     struct child c = {path, argv, out};
     int pidfd = -1;
     int pid = clone(child_main, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &c, &pidfd);
-    return pid < 0 ? -errno : pidfd;
+    return pid < 0 ? fail("clone", errno) : pidfd;
 }
 
+/* 0 when the child ended with code 0. */
 static int end(int pidfd, int limit_ms)
 {
     struct pollfd p = {.fd = pidfd, .events = POLLIN};
@@ -52,9 +67,12 @@ static int end(int pidfd, int limit_ms)
     while ((r = poll(&p, 1, limit_ms)) < 0 && errno == EINTR)
         continue;
     if (r <= 0)
-        return -1;
-    r = waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
-    return r < 0 ? -1 : info.si_code == CLD_EXITED ? info.si_status : -info.si_status;
+        return fail("poll", r < 0 ? errno : ETIMEDOUT);
+    if (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0)
+        return fail("waitid", errno);
+    if (info.si_code != CLD_EXITED || info.si_status != 0)
+        return fail(info.si_code == CLD_EXITED ? "exit code" : "signal", info.si_status);
+    return 0;
 }
 
 /* n times spawn and wait; a duration each.  The number done. */
