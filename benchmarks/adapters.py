@@ -28,6 +28,16 @@ class Adapter:
         raise NotImplementedError
 
     def start(self, argv, n):
+        handles: list = []
+        try:
+            for _ in range(n):
+                handles.append(self.one(argv))  # noqa: PERF401  # they are needed when it fails half-way
+        except BaseException:
+            self.end(handles)
+            raise
+        return handles
+
+    def one(self, argv):
         raise NotImplementedError
 
     def end(self, handles):
@@ -51,8 +61,8 @@ class Holdfast(Adapter):
         with self.spawn(argv, **self.options) as process:
             process.wait()
 
-    def start(self, argv, n):
-        return [self.spawn(argv, **self.options) for _ in range(n)]
+    def one(self, argv):
+        return self.spawn(argv, **self.options)
 
     def end(self, handles):
         for process in handles:
@@ -86,8 +96,8 @@ class Popen(Adapter):
     def once(self, argv):
         subprocess.Popen(argv).wait()
 
-    def start(self, argv, n):
-        return [subprocess.Popen(argv) for _ in range(n)]
+    def one(self, argv):
+        return subprocess.Popen(argv)
 
     def end(self, handles):
         for process in handles:
@@ -109,8 +119,8 @@ class PosixSpawn(Adapter):
     def once(self, argv):
         os.waitpid(os.posix_spawn(argv[0], argv, os.environ), 0)
 
-    def start(self, argv, n):
-        return [os.posix_spawn(argv[0], argv, os.environ) for _ in range(n)]
+    def one(self, argv):
+        return os.posix_spawn(argv[0], argv, os.environ)
 
     def end(self, handles):
         for pid in handles:
@@ -138,10 +148,18 @@ class Asyncio(Adapter):
         return self.run.run_until_complete(many())
 
     def start(self, argv, n):
-        async def many():
-            return [await asyncio.create_subprocess_exec(*argv) for _ in range(n)]
+        handles = []
 
-        return self.run.run_until_complete(many())
+        async def many():
+            for _ in range(n):
+                handles.append(await asyncio.create_subprocess_exec(*argv))  # noqa: PERF401  # as above
+
+        try:
+            self.run.run_until_complete(many())
+        except BaseException:
+            self.end(handles)
+            raise
+        return handles
 
     def end(self, handles):
         async def many():
@@ -176,19 +194,27 @@ class Floor(Adapter):
         self.c.floor_problem.restype = ctypes.c_char_p
         self.c.floor_loop.restype = self.c.floor_notice.restype = self.c.floor_start.restype = ctypes.c_long
 
+    def _error(self) -> Exception:
+        what, _, number = self.c.floor_problem().decode().partition(": ")
+        if what in ("clone", "poll", "waitid"):
+            return OSError(int(number), f"C floor, {what}: {os.strerror(int(number))}")
+        return RuntimeError(f"C floor: {what} {number}")
+
     def _argv(self, argv):
         return argv[0].encode(), (ctypes.c_char_p * (len(argv) + 1))(*(a.encode() for a in argv), None)
 
     def loop(self, argv, n):
         samples = (ctypes.c_uint64 * n)()
         if self.c.floor_loop(*self._argv(argv), ctypes.c_long(n), samples) != n:
-            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
+            raise self._error()
         return list(samples)
 
     def start(self, argv, n):
         pidfds = (ctypes.c_int * n)()
-        if self.c.floor_start(*self._argv(argv), ctypes.c_long(n), pidfds) != n:
-            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
+        done = self.c.floor_start(*self._argv(argv), ctypes.c_long(n), pidfds)
+        if done != n:
+            self.c.floor_end(ctypes.c_long(done), pidfds)
+            raise self._error()
         return pidfds
 
     def end(self, handles):
@@ -198,7 +224,7 @@ class Floor(Adapter):
         delays = (ctypes.c_uint64 * n)()
         address = ctypes.byref(ctypes.c_uint64.from_buffer(stamp))
         if self.c.floor_notice(*self._argv(argv), file, address, ctypes.c_long(n), delays) != n:
-            raise RuntimeError(f"the C floor failed: {self.c.floor_problem().decode()}")
+            raise self._error()
         return list(delays)
 
 

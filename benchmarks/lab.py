@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -70,6 +71,12 @@ class Worker:
 
     def ask(self, do: str, **arguments):
         answer = self._talk({"do": do} | arguments)
+        for _ in range(60):
+            if answer.get("errno") != errno.EAGAIN:
+                break
+            say("out of processes: somebody else has them; once more in a second")
+            time.sleep(1)
+            answer = self._talk({"do": do} | arguments)
         if "error" in answer:
             raise RuntimeError(f"{do} {arguments}: {answer['error']}")
         return answer["result"]

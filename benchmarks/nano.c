@@ -1,12 +1,13 @@
 /* The smallest program there is: one page, no libc, no loader.  What a spawn costs without a program.
  *
  *   nano            exits at once
- *   nano p          waits for a signal
+ *   nano p          waits for a signal, or for the end of whoever started it
  *   nano t MS       sleeps, stores CLOCK_MONOTONIC (ns) at the start of the file that stdout is, exits
  *   nano o BYTES    writes so many zero bytes to stdout
  */
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -71,9 +72,10 @@ __attribute__((used)) void begin(long *stack)
 {
     const char **argv = (const char **)(stack + 1);
     char mode = stack[0] > 1 ? argv[1][0] : 0;
-    if (mode == 'p')
+    if (mode == 'p') {
+        call(SYS_prctl, PR_SET_PDEATHSIG, 9, 0, 0, 0, 0);
         call(SYS_ppoll, 0, 0, 0, 0, 0, 0);
-    else if (mode == 't')
+    } else if (mode == 't')
         stamp(number(argv[2]));
     else if (mode == 'o')
         put(number(argv[2]));

@@ -129,14 +129,18 @@ def keeper(rows):
 
 
 def _commands(title: str, base: str):
+    columns = {"median_us": "median ms", "p10_us": "p10", "p99_us": "p99", "over_base_us": f"ms over {base}",
+               "over_python_us": "ms over python -c pass"}  # fmt: skip
+    if base == "python -c pass":
+        del columns["over_base_us"]
+
     def make(rows):
         for (where,), group in grouped(rows, "pinned"):
             yield (
                 f"{title}, {pinned(where)}",
-                ["", "median ms", "p10", "p99", f"ms over {base}", "ms over python -c pass"],
-                [[r["what"], *(figure(r[k] / 1000, 2) for k in
-                  ("median_us", "p10_us", "p99_us", "over_base_us", "over_python_us"))] for r in group],
-            )  # fmt: skip
+                ["", *columns.values()],
+                [[r["what"], *(figure(r[k] / 1000, 2) for k in columns)] for r in group],
+            )
 
     return make
 

@@ -157,7 +157,7 @@ class Worker:
         passed = time.monotonic() - began
         after = look()
         names = ("owner_cpu_seconds", "owner_wakeups", "keeper_wakeups", "keeper_cpu_seconds")
-        return {"seconds": passed} | {name: b - a for name, a, b in zip(names, before, after, strict=True)}
+        return {"seconds": passed} | {name: max(0, b - a) for name, a, b in zip(names, before, after, strict=True)}
 
     def keeper(self, n, usage, kernel):
         """Sizes of keepers that hold a process each, and what n of them cost the memory cgroup that this
@@ -221,7 +221,7 @@ def main() -> None:
         try:
             answer = {"result": getattr(worker, command.pop("do"))(**command)}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}", "errno": getattr(error, "errno", None)}
         print(json.dumps(answer), file=answers, flush=True)
     worker.close()
 
