@@ -48,11 +48,12 @@ static int empty_told;
 
 /* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
  * and because a request holds an environment, and environments hold secrets. */
-HF_RARELY_USED static struct {
+static struct HF_RARELY_USED { /* the type: its size too must be whole pages, or a neighbour would be wiped */
     char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
     char stack[HF_CHILD_STACK]; /* of the child between clone and exec */
     char out[8192];             /* reports on their way */
 } scratch;
+_Static_assert(sizeof scratch % 4096 == 0, "scratch is given back in whole pages");
 
 static uint64_t identity(int pidfd)
 {
