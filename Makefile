@@ -1,8 +1,10 @@
 # make run    build and install into .venv, then a short guided run
 # make test   everything CI runs
-# make lint, make bench, make clean
+# make bench  measures; writes benchmarks/results/library.json and the figures in docs/benchmarks.md
+# make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 V := .venv/bin/python
 # -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
 PIP := $(V) -m pip install -qq --disable-pip-version-check
@@ -45,7 +47,8 @@ test: .venv/test-ready lint
 	@$(V) -m pytest $(PYTEST_ARGS)
 
 bench: .venv/test-ready
-	@$(V) benchmarks/library.py
+	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
+	@$(V) benchmarks/report.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,97 @@
+"""holdfast's library against subprocess, os.posix_spawn, asyncio and a C floor, side by side in one run.
+
+    python benchmarks/library.py [--quick] [--section NAME]... [--memory MIB] [--json FILE]
+
+Progress goes to stderr, tables to stdout, figures to FILE.  docs/benchmarks.md says how it measures.
+Never fails for being slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+
+import report
+from lab import Lab, say
+from sections import SECTIONS
+from targets import judge
+
+import holdfast
+from holdfast.process.keeper import KEEPER
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a look whether it runs; the figures are worth nothing")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="only this one; may be repeated")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="resident size of the large owner (default 4096)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args(args)
+    if options.memory is None:
+        options.memory = 64 if options.quick else 4096
+    options.memory <<= 20
+    return options
+
+
+def machine() -> dict:
+    """What the figures depend on, and nothing that names this machine."""
+    cpu = platform.machine()
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                cpu = f"{line.partition(':')[2].strip()} ({platform.machine()})"
+                break
+    with open("/proc/meminfo") as file:
+        memory = int(file.readline().split()[1]) / (1 << 20)
+    return {
+        "cpu": cpu,
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "holdfast": holdfast.__version__,
+        "keeper": "static" if is_static(KEEPER) else "dynamic",
+        "load_before": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def is_static(program: str) -> bool:
+    """No PT_INTERP among the program headers (64-bit ELF)."""
+    with open(program, "rb") as file:
+        head = file.read(64)
+        file.seek(int.from_bytes(head[32:40], sys.byteorder))
+        size, count = (int.from_bytes(head[at : at + 2], sys.byteorder) for at in (54, 56))
+        return all(int.from_bytes(file.read(size)[:4], sys.byteorder) != 3 for _ in range(count))
+
+
+def measure(options: argparse.Namespace) -> dict:
+    results: dict = {"format": 1, "quick": options.quick, "machine": machine(), "sections": {}}
+    began = time.monotonic()
+    with Lab(options) as lab:
+        for name in options.section or SECTIONS:
+            results["sections"][name] = SECTIONS[name](lab)
+        results["notes"] = lab.notes
+    results["targets"] = judge(results["sections"])
+    results["seconds"] = round(time.monotonic() - began, 1)
+    say(f"{results['seconds']} s")
+    return results
+
+
+def main(args: list[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if args is None else args)
+    results = measure(options)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+            file.write("\n")
+    print(report.as_text(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

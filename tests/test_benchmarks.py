@@ -1,0 +1,79 @@
+"""The benchmark runs and says what it should; how fast anything is, is no test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import require
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BENCHMARKS = os.path.join(ROOT, "benchmarks")
+
+
+def bench(tmp_path, *args: str) -> tuple[dict, str]:
+    require("gcc")
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, os.path.join(BENCHMARKS, "library.py"), "--quick", "--json", str(file), *args],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+def test_spawn_and_capture_sections(tmp_path):
+    results, table = bench(tmp_path, "--section", "spawn", "--section", "capture")
+    assert list(results["sections"]) == ["spawn", "capture"]
+    rows = results["sections"]["spawn"]
+    adapters = {"floor", "posix_spawn", "popen", "runner", "spawn", "direct", "asyncio"}
+    assert {(r["adapter"], r["program"], r["pinned"]) for r in rows} == {
+        (a, p, w) for a in adapters for p in ("one page", "/bin/true") for w in (True, False)
+    }
+    for r in rows + results["sections"]["capture"]:
+        assert 0 < r["p10_us"] <= r["median_us"] <= r["max_us"]
+        assert r["p99_us"] <= r["max_us"]
+        assert r["ratio_popen"] > 0
+    assert {r["ratio_popen"] for r in rows if r["adapter"] == "popen"} == {1.0}
+    assert {r["ratio_floor"] for r in rows if r["adapter"] == "floor"} == {1.0}
+    names = [t["name"] for t in results["targets"]]
+    assert len(names) == len(set(names)) == 4
+    for t in results["targets"]:
+        assert t["met"] == (t["value"] <= t["limit"])
+    assert "holdfast.Runner" in table
+    assert "Targets" in table
+
+
+def test_notice_idle_and_keeper_sections(tmp_path):
+    results, _ = bench(tmp_path, "--section", "notice", "--section", "idle", "--section", "keeper")
+    for r in results["sections"]["notice"]:
+        # The child notes the time before it exits, on the same clock: a delay is never negative.
+        assert 0 < r["p10_us"] <= r["max_us"]
+    assert {(r["adapter"], r["window"]) for r in results["sections"]["idle"]} == {
+        (a, w) for a in ("spawn", "runner", "direct", "popen") for w in ("first", "later")
+    }
+    (size,) = results["sections"]["keeper"]
+    assert 0 < size["private_dirty_kib"] <= size["private_kib"] <= size["rss_kib"]
+    assert "keeper_total_bytes" in size or any("memory cgroup" in note for note in results["notes"])
+
+
+def test_too_little_memory_is_a_note_and_not_a_failure(tmp_path):
+    results, table = bench(tmp_path, "--section", "memory", "--memory", str(1 << 30))
+    assert results["sections"]["memory"] == []
+    assert results["targets"] == []
+    assert "section memory skipped" in table
+
+
+def test_the_document_shows_the_committed_figures(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
+
+    with open(report.RESULTS, encoding="utf-8") as file:
+        results = json.load(file)
+    assert not results["quick"]
+    with open(report.DOCUMENT, encoding="utf-8") as file:
+        assert report.as_markdown(results) in file.read()
