@@ -39,8 +39,12 @@ class Lab:
         self.directory = tempfile.mkdtemp(prefix="holdfast-bench-")
         compiler = os.environ.get("CC") or shutil.which("gcc") or "cc"
         self.nano, self.floor = (os.path.join(self.directory, name) for name in ("nano", "floor.so"))
-        subprocess.run([*compiler.split(), *NANO_FLAGS, "-o", self.nano, os.path.join(HERE, "nano.c")], check=True)
-        subprocess.run([*compiler.split(), *FLOOR_FLAGS, "-o", self.floor, os.path.join(HERE, "floor.c")], check=True)
+        try:
+            for flags, source, out in ((NANO_FLAGS, "nano.c", self.nano), (FLOOR_FLAGS, "floor.c", self.floor)):
+                subprocess.run([*compiler.split(), *flags, "-o", out, os.path.join(HERE, source)], check=True)
+        except BaseException:
+            shutil.rmtree(self.directory)
+            raise
         self.cpu = quietest_cpu()
         return self
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 
@@ -84,6 +85,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 def main(args: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if args is None else args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was made is cleared away
     results = measure(options)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

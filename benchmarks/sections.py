@@ -160,8 +160,10 @@ def keeper(lab: Lab) -> list[dict]:
                 usage, kernel = group.usage, group.kernel
             except OSError as error:
                 lab.note(f"no charge of a memory cgroup: {error.strerror}")
-        result = worker.ask("keeper", n=n, usage=usage, kernel=kernel)
-        worker.close()
+        try:
+            result = worker.ask("keeper", n=n, usage=usage, kernel=kernel)
+        finally:
+            worker.close()  # before its cgroup
     return [{key: round(value, 1) if isinstance(value, float) else value for key, value in result.items()}]
 
 
