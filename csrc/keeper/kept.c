@@ -474,6 +474,9 @@ int hf_kept_main(void)
 {
     hf_mode = &kept_mode;
     hello_pending = 1;
+    /* They came through our exec; the program must not have them: it could speak as its owner. */
+    fcntl(control, F_SETFD, FD_CLOEXEC);
+    fcntl(owner, F_SETFD, FD_CLOEXEC);
     setpgid(0, 0); /* a signal to the owner's group is not meant for its keeper */
     int signals = hf_signalfd(1ULL << (SIGCHLD - 1));
     if (signals < 0)
