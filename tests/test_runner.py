@@ -22,11 +22,11 @@ def runner():
 
 
 def test_one_keeper_for_one_command_after_another(runner):
-    assert len(keepers()) == 1  # the template
+    assert eventually(lambda: len(keepers()) == 1)  # the template
     for i in range(50):
         done = runner.run(["sh", "-c", f"echo {i}; exit {i}"], capture_output=True, text=True)
         assert (done.stdout, done.returncode, done.report) == (f"{i}\n", i, None)
-        assert len(keepers()) == 2
+        assert eventually(lambda: len(keepers()) == 2)
     assert runner.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
 
 
@@ -64,7 +64,7 @@ def test_a_keeper_with_a_living_tree_is_not_used_again(runner):
         assert process.wait(30).code == 4  # the descendant lives, so the keeper is busy
         assert len(marked(value)) == 1
         assert runner.run(["true"]).status.ok
-        assert len(keepers()) == 3
+        assert eventually(lambda: len(keepers()) == 3)
     # Closing has stopped the rest; now the keeper is as good as the other.
     assert not marked(value)
     assert runner.run(["true"]).status.ok and eventually(lambda: len(keepers()) == 3)

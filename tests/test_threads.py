@@ -148,7 +148,7 @@ def test_a_closed_handle_never_reaches_the_next_process():
         first.wait(60)
         first.close()
         with runner.spawn(["cat"], stdin=PIPE, stdout=PIPE, process_group=0) as second:
-            assert len(keepers()) == 2  # the template, and one for both
+            assert eventually(lambda: len(keepers()) == 2)  # the template, and one for both
             first.signal_tree("KILL")
             first.kill()
             first.terminate()
