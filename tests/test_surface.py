@@ -291,7 +291,7 @@ def test_files_are_short_enough_to_hold_in_the_head():
                 if lines > LINES_MAX:
                     long[str(path.relative_to(ROOT))] = lines
     assert set(long) <= set(LONGER), long
-    assert all(lines <= LINES_MAX * 1.2 for lines in long.values()), long
+    assert all(lines <= LINES_MAX * 1.5 for lines in long.values()), long  # an exception is no licence
 
 
 def test_no_machine_paths_in_the_sources():
