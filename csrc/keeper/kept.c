@@ -201,6 +201,8 @@ static int flush(void)
             hf_wire_put(scratch.out, sizeof scratch.out, &at, e->tag, &e->body, event_size(e->tag));
             fd = e->fd;
             events++;
+            if (e->tag == HF_ADOPTED) /* one a packet: with or without a descriptor, it is this one's */
+                break;
         }
         /* The answer to a spawn goes alone: its reader looks at nothing else. */
         int more = events < ring_count || took_reply;
