@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 from holdfast.process import _native
 
@@ -221,6 +222,12 @@ class RawKeeper:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), owner_fd)]
         null = os.open(os.devnull, os.O_RDWR)
         actions = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((null, 0), (null, 1), (high[0], 3), (high[1], 4))]
+        for name in os.listdir("/proc/self/fd"):  # what the test runner leaves open is not the keeper's
+            try:
+                if int(name) > 4 and os.get_inheritable(int(name)):
+                    actions.append((os.POSIX_SPAWN_CLOSE, int(name)))
+            except OSError:
+                pass
         try:
             self.pid = os.posix_spawn(
                 argv[0] if argv else program, argv or ["holdfast-keeper"], env or {},
@@ -235,7 +242,7 @@ class RawKeeper:
         self.fds: list[int] = []
         self.code: int | None = None
 
-    def __enter__(self) -> RawKeeper:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

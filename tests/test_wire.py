@@ -69,7 +69,7 @@ def test_python_constants_are_those_of_the_tables():
     n = SPEC.numbers
     for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT", "LAUNCHED", "FAILED"):
         assert getattr(keeper, name) == SPEC.records[name].tag
-    assert (keeper.REUSED, keeper.TEMPLATE) == (n["KEEPER_REUSED"], n["KEEPER_TEMPLATE"])
+    assert (n["KEEPER_REUSED"], n["KEEPER_TEMPLATE"]) == (keeper.REUSED, keeper.TEMPLATE)
     for name in ("NEW_SESSION", "SET_PGID", "SET_UMASK", "SET_UID", "SET_GID", "SET_GROUPS", "SET_NICE", "CLOSE_FDS",
                  "RESTORE_SIGNALS"):  # fmt: skip
         assert getattr(options, name) == n[name]
@@ -79,7 +79,7 @@ def test_python_constants_are_those_of_the_tables():
     assert {"SCOPE_" + k.upper(): v for k, v in options.SCOPE.items()} == {
         k: v for k, v in n.items() if k.startswith("SCOPE_")
     }
-    assert options.FDS_MAX == n["FDS_MAX"]
+    assert n["FDS_MAX"] == options.FDS_MAX
     assert set(errors.STAGES) == {v for k, v in n.items() if k.startswith("STAGE_")}
 
 

@@ -43,7 +43,9 @@ REQUESTS = {
 }
 REPORTS = {
     "KEEPER_HELLO": {"version": 1, "pid": 4242},
-    "SPAWNED": {"pid": 4711, "identity": 2**63 + 5, "started_ns": 123_456_789_012, "started_at_ns": 1_750_000_000 * 10**9},
+    "SPAWNED": {
+        "pid": 4711, "identity": 2**63 + 5, "started_ns": 123_456_789_012, "started_at_ns": 1_750_000_000 * 10**9,
+    },
     "FAILED": {"stage": 14, "error": 2},
     "EXITED": {"pid": 4711, "flags": 1, "code": 2, "status": 9, "ended_ns": 123_999_999_999, "usage": USAGE},
     "ADOPTED": {"pid": 4712, "identity": 77},
