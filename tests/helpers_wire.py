@@ -20,6 +20,7 @@ from holdfast.process import _native
 
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WRAP: list[str] = []  # what a keeper is run under (valgrind)
 CODES = {"u16": "H", "u32": "I", "i32": "i", "u64": "Q", "char[16]": "16s"}
 PATIENCE = 30.0
 
@@ -212,9 +213,10 @@ class RawKeeper:
     `argv` may wrap the program (valgrind); `sndbuf` makes the keeper's end of the socket narrow.
     """
 
-    def __init__(self, *, owner: int | None = None, program=KEEPER, argv=None, env=None, sndbuf=None) -> None:
+    def __init__(self, *, owner: int | None = None, program=None, argv=None, env=None, sndbuf=None) -> None:
         import fcntl
 
+        argv = argv or [*WRAP, program or KEEPER]
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if sndbuf:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
@@ -230,7 +232,7 @@ class RawKeeper:
                 pass
         try:
             self.pid = os.posix_spawn(
-                argv[0] if argv else program, argv or ["holdfast-keeper"], env or {},
+                argv[0], argv, env or {},
                 file_actions=actions, setsigmask=signal.valid_signals(), setsigdef=[signal.SIGCHLD],
             )  # fmt: skip
         finally:
@@ -317,7 +319,7 @@ class RawKeeper:
         try:
             if self.code is None and not select.select([self.pidfd], [], [], 15)[0]:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            self.wait()
+            assert self.wait() == 0, f"the keeper ended with {self.code}"
         finally:
             os.close(self.pidfd)
             for fd in self.fds:
