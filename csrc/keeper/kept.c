@@ -400,10 +400,8 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
             break;
         case HF_STOP:
             if (hf_wire_get(&record, body, &u, sizeof u.stop) == 0 && u.stop.signo > 0 &&
-                u.stop.signo <= HF_NSIG && u.stop.scope <= HF_SCOPE_TREE && hf_tree.main_pid) {
-                report_pending = 0; /* one not sent yet would go out half overwritten; the new one has its id */
+                u.stop.signo <= HF_NSIG && u.stop.scope <= HF_SCOPE_TREE && hf_tree.main_pid)
                 begin_stop(u.stop.id, u.stop.signo, u.stop.scope, u.stop.grace_ms);
-            }
             break;
         case HF_QUERY:
             if (hf_wire_get(&record, body, &u, sizeof u.query) == 0) {
