@@ -796,6 +796,32 @@ def test_with_hardly_any_descriptors_it_works_or_says_so(limit):
         assert left == []
 
 
+BARE = r"""
+import os
+import holdfast
+assert holdfast.run(["sh", "-c", "echo x; exit 3"], capture_output=True).stdout == b"x\n"
+script = "trap '' TERM; setsid -f sh -c 'echo; exec sleep 99'; echo; sleep 98; sleep 97"
+process = holdfast.spawn(["sh", "-c", script], stdout=holdfast.PIPE, new_session=True)
+assert [process.stdout.read(1) for _ in range(2)] == [b"\n", b"\n"]
+report = process.stop(grace=0.1)
+print(report.empty, report.survivor_count, process.poll().signal, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts in namespaces of its own")
+@pytest.mark.parametrize("missing", ["/dev", "/proc"])
+def test_without_dev_or_proc(missing):
+    """No /dev: everything as ever.  No /proc: main is ended, and a member that nobody can find is not denied."""
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", SH, "-c",
+         'mount -t proc proc /proc && mount -t tmpfs none "$0" && exec "$@"', missing, sys.executable, "-c", BARE],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    expected = "True 0 9\n" if missing == "/dev" else "False 1 9\n"
+    assert (done.stdout, done.stderr) == (expected, "")
+
+
 def test_socketpair_is_what_we_think():
     """The protocol needs whole packets, and an end that is seen with packets still unread."""
     a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
