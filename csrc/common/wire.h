@@ -20,7 +20,6 @@ enum {
     HF_FDS_MAX = 240,             /* SCM_RIGHTS takes 253 */
     HF_GROUPS_MAX = 1024,
     HF_RLIMITS_MAX = 32,
-    HF_STRINGS_MAX = 0x7fffffff,  /* execve's own bound for each list */
     HF_MEMBERS_MAX = 256,         /* members named in a report; more are counted */
 };
 
