@@ -40,7 +40,7 @@ enum hf_plan_option {
 };
 
 struct hf_rlimit {
-    uint32_t which, pad;
+    uint32_t which, zero;
     uint64_t soft, hard;
 };
 

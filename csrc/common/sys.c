@@ -85,6 +85,22 @@ void hf_close_on_exec_from(int first)
         HF_CALL3(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
 }
 
+/* A child that execs leaves its frames behind without unwinding them; the address sanitizer would take
+ * them for live ones when our stack grows over them again. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HF_ASAN
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define HF_ASAN
+#endif
+#ifdef HF_ASAN
+void __asan_unpoison_memory_region(const volatile void *start, size_t size);
+#define FORGET_FRAMES(r) __asan_unpoison_memory_region((r)->stack, (r)->stack_size)
+#else
+#define FORGET_FRAMES(r) (void)(r)
+#endif
+
 struct clone3_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
 };
@@ -143,6 +159,7 @@ long hf_clone(const struct hf_clone_request *r)
         };
         *r->handlers_cleared = 1;
         long pid = hf_clone3_enter(&args, sizeof args, r->fn, r->arg);
+        FORGET_FRAMES(r);
         if (pid >= 0) {
             clone3_usable = 1;
             return pid;
@@ -159,6 +176,7 @@ long hf_clone(const struct hf_clone_request *r)
     long pid = clone(r->fn, top, (int)(flags | (unsigned)r->exit_signal), r->arg, r->pidfd, NULL, NULL);
     if (pid < 0)
         pid = -errno;
+    FORGET_FRAMES(r);
     errno = saved;
     return pid;
 }

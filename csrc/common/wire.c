@@ -85,7 +85,9 @@ int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_polic
         return -EBADMSG;
     memcpy(&s, body, sizeof s);
     if ((s.options & ~(uint32_t)HF_OPTIONS_ALL) || s.n_fds > HF_FDS_MAX || s.n_groups > HF_GROUPS_MAX ||
-        s.n_rlimits > HF_RLIMITS_MAX || s.n_argv == 0 || s.stop_scope > HF_SCOPE_TREE || s.closed_std > 7 ||
+        s.n_rlimits > HF_RLIMITS_MAX || s.n_argv == 0 ||
+        s.n_argv >= INT32_MAX || s.n_env >= INT32_MAX || /* as many as execve counts */
+        s.stop_scope > HF_SCOPE_TREE || s.closed_std > 7 ||
         s.on_owner_loss > HF_LOSS_KEEP || s.stop_signal < 1 || s.stop_signal > HF_NSIG || s.umask > 0777)
         return -EBADMSG;
     char *groups = take(body, size, &at, s.n_groups, sizeof(uint32_t));

@@ -90,6 +90,8 @@ extern const struct hf_mode *hf_mode;
 extern hf_sigmask hf_original_mask; /* as it was when we were exec'd */
 extern int hf_sigchld_was_ignored;
 extern uint64_t hf_original_nofile;
+/* Put back (1) what main changed of what a child inherits, and change it again (0). */
+void hf_lend_original_state(int lend);
 int hf_signalfd(hf_sigmask mask);
 /* Wait at most until deadline_ns (monotonic, 0: for ever). */
 struct pollfd;

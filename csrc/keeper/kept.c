@@ -42,6 +42,8 @@ static uint64_t ring_lost;
 static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed;
                 struct hf_launched launched; } body; } reply;
 
+static uint64_t resend_ns; /* the kernel had no memory for a packet: when to try again; 0: poll tells */
+
 HF_RARELY_USED static int adopted[ADOPTED_MAX];
 static int n_adopted;
 static int empty_told;
@@ -179,6 +181,7 @@ static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head
 /* Send what waits: at most one descriptor and one long record a packet. */
 static int flush(void)
 {
+    resend_ns = 0;
     while (control >= 0 && anything_pending()) {
         size_t at = 0;
         int fd = -1;
@@ -198,6 +201,8 @@ static int flush(void)
             hf_wire_put(scratch.out, sizeof scratch.out, &at, e->tag, &e->body, event_size(e->tag));
             fd = e->fd;
             events++;
+            if (e->tag == HF_ADOPTED) /* one a packet: with or without a descriptor, it is this one's */
+                break;
         }
         /* The answer to a spawn goes alone: its reader looks at nothing else. */
         int more = events < ring_count || took_reply;
@@ -228,7 +233,9 @@ static int flush(void)
             }
         }
         int r = send_packet(at, fd);
-        if (r == -EAGAIN || r == -ENOBUFS)
+        if (r == -ENOBUFS || r == -ENOMEM) /* poll would say "writable" and we would spin */
+            resend_ns = hf_clock_ns(CLOCK_MONOTONIC) + 20 * NS_PER_MS;
+        if (r == -EAGAIN || resend_ns)
             return 0;
         if (r < 0)
             return r;
@@ -283,7 +290,7 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
 {
     struct hf_plan plan;
     struct hf_child_result result = {0, 0};
-    if (hf_tree.main_pid && !hf_tree.empty) {
+    if (hf_tree.main_pid && (!hf_tree.empty || empty_pending)) { /* what the last tree left to tell comes first */
         answer_failed(HF_STAGE_RECEIVE, EBUSY);
         return;
     }
@@ -317,10 +324,10 @@ static void spawn_mapped(const struct hf_record *record, const char *body, const
 {
     struct hf_spawn_map map;
     struct stat st;
-    int wanted = F_SEAL_SHRINK | F_SEAL_WRITE;
+    int seals, wanted = F_SEAL_SHRINK | F_SEAL_WRITE;
     if (hf_wire_get(record, body, &map, sizeof map) < 0 || n_fds < 1 || fstat(fds[0], &st) ||
-        (uint64_t)st.st_size != map.size || map.size == 0 ||
-        (fcntl(fds[0], F_GET_SEALS) & wanted) != wanted) {
+        (uint64_t)st.st_size != map.size || map.size == 0 || map.size > SIZE_MAX ||
+        (seals = fcntl(fds[0], F_GET_SEALS)) < 0 || (seals & wanted) != wanted) {
         answer_failed(HF_STAGE_RECEIVE, EBADMSG);
         return;
     }
@@ -342,7 +349,10 @@ static void launch(const int *fds, int n_fds)
         return;
     }
     const char *program = (const char *)getauxval(AT_EXECFN); /* how we were started: works without /proc */
+    /* It shall find what we found at our own start, or its children would not get it back. */
+    hf_lend_original_state(1);
     long pid = hf_launch(program ? program : "/proc/self/exe", fds[0], owner, &pidfd, &result);
+    hf_lend_original_state(0);
     if (pid < 0) {
         answer_failed(result.stage, result.error);
         return;
@@ -369,6 +379,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     union { struct hf_hello hello; struct hf_signal signal; struct hf_stop stop; struct hf_query query;
             struct hf_loss loss; } u;
     while (hf_wire_next(request, size, &at, &record, &body) == 1) {
+        /* There is one place for an answer: a packet may hold one request that has one. */
+        if (reply_pending && (record.tag == HF_SPAWN || record.tag == HF_SPAWN_MAP || record.tag == HF_LAUNCH))
+            continue;
         switch (record.tag) {
         case HF_HELLO:
             if (hf_wire_get(&record, body, &u, sizeof u.hello) == 0)
@@ -474,20 +487,24 @@ int hf_kept_main(void)
 {
     hf_mode = &kept_mode;
     hello_pending = 1;
-    /* They came through our exec; the program must not have them: it could speak as its owner. */
-    fcntl(control, F_SETFD, FD_CLOEXEC);
-    fcntl(owner, F_SETFD, FD_CLOEXEC);
+    /* Launch had to leave 3 and 4 open; the process must not get them: it could speak as its owner. */
+    hf_close_on_exec_from(HF_CONTROL_FD);
     setpgid(0, 0); /* a signal to the owner's group is not meant for its keeper */
     int signals = hf_signalfd(1ULL << (SIGCHLD - 1));
     if (signals < 0)
         return 125;
     while (!is_finished()) {
+        uint64_t wake = hf_stop_deadline();
+        if (resend_ns && (!wake || resend_ns < wake))
+            wake = resend_ns;
+        /* No new request before the last answer is out: its place would be needed again. */
+        int events = (reply_pending ? 0 : POLLIN) | (anything_pending() && !resend_ns ? POLLOUT : 0);
         struct pollfd fds[3] = {
-            {.fd = control, .events = (short)(POLLIN | (anything_pending() ? POLLOUT : 0))},
+            {.fd = control, .events = (short)events},
             {.fd = owner, .events = POLLIN},
             {.fd = signals, .events = POLLIN},
         };
-        int r = hf_poll_until(fds, 3, hf_stop_deadline());
+        int r = hf_poll_until(fds, 3, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: three valid descriptors */
         int lost = 0;

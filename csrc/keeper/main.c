@@ -43,14 +43,31 @@ int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns)
     return r < 0 ? -errno : r;
 }
 
+static void handle_sigchld(void (*handler)(int), struct sigaction *old)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = handler;
+    sigaction(SIGCHLD, &action, old);
+}
+
+void hf_lend_original_state(int lend)
+{
+    struct { uint64_t soft, hard; } limit;
+    if (hf_sigchld_was_ignored)
+        handle_sigchld(lend ? SIG_IGN : SIG_DFL, NULL);
+    if (hf_original_nofile != ~0ULL && HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &limit) == 0) {
+        limit.soft = lend ? hf_original_nofile : limit.hard;
+        HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, &limit, NULL);
+    }
+}
+
 int main(int argc, char **argv, char **envp)
 {
     hf_original_mask = hf_block_all_signals();
-    struct sigaction action, old;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = SIG_DFL;
-    if (sigaction(SIGCHLD, &action, &old) == 0)
-        hf_sigchld_was_ignored = old.sa_handler == SIG_IGN;
+    struct sigaction old = {.sa_handler = SIG_DFL};
+    handle_sigchld(SIG_DFL, &old);
+    hf_sigchld_was_ignored = old.sa_handler == SIG_IGN;
     struct { uint64_t soft, hard; } limit, raised;
     if (HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &limit) == 0 && limit.soft < limit.hard) {
         raised.soft = raised.hard = limit.hard;

@@ -302,12 +302,13 @@ static void report_json(void)
     int by_signal = hf_tree.main_ended && main_info.si_code != CLD_EXITED;
     put(&t, "{\"version\": 1, \"command\": [");
     for (char **a = command; *a; a++) {
-        if (strlen(*a) * 6 + 16 > (size_t)(t.end - t.at))
-            flush_json(&t);
-        put(&t, a == command ? "" : ", ");
-        put_json(&t, *a); /* one longer than the buffer is cut; its closing quote is not */
-        if (t.at == t.end)
-            t.at[-1] = '"';
+        put(&t, a == command ? "\"" : ", \"");
+        for (const char *c = *a; *c; c++) { /* of any length */
+            put_json_char(&t, (unsigned char)*c);
+            if (t.end - t.at < 16)
+                flush_json(&t);
+        }
+        put(&t, "\"");
     }
     flush_json(&t);
     put(&t, "],\n \"exit_code\": ");
@@ -471,6 +472,12 @@ static void loop(int signals)
 int hf_run_main(char **arguments, char **envp)
 {
     hf_mode = &run_mode;
+    /* What the caller left closed of 0 to 2 stays closed for the command (these are close-on-exec),
+     * but none of our descriptors may come to lie there: they are replaced below. */
+    int low;
+    while ((low = hf_signalfd(0)) >= 0 && low < 3)
+        continue;
+    close(low);
     if (parse(arguments) < 0)
         return complain(125, "bad arguments: the keeper is started by `holdfast run`", NULL, 0);
     if (option.json) {

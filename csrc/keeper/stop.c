@@ -176,8 +176,11 @@ static void kill_pass(uint64_t now_ns)
 
 static void finish(uint64_t now_ns)
 {
-    if (!hf_tree.empty)
-        walk(count_survivor);
+    if (!hf_tree.empty && !walk(count_survivor)) {
+        /* waitid(2) knows of one at least; without /proc nobody can say which. */
+        hf_stop.report.survivors = 1;
+        hf_stop.report.unlisted = 1;
+    }
     for (uint32_t i = 0; i < hf_stop.report.n_members; i++)
         if (hf_stop_members[i].flags & HF_LEFT_GROUP)
             hf_stop.report.left_group++;

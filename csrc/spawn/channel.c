@@ -22,7 +22,7 @@ static int send_packet(int sock, const char *packet, size_t size, const void *mo
         memset(&ancillary, 0, CMSG_SPACE(sizeof(int) * (size_t)n_fds));
         message.msg_control = &ancillary;
         message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)n_fds);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        struct cmsghdr *c = &ancillary.align; /* the first one, and the only */
         c->cmsg_level = SOL_SOCKET;
         c->cmsg_type = SCM_RIGHTS;
         c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)n_fds);

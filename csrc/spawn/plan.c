@@ -58,6 +58,11 @@ static PyObject *to_environment(PyObject *mapping)
     PyObject *list = items ? PyList_New(n) : NULL;
     for (Py_ssize_t i = 0; list && i < n; i++) {
         PyObject *pair = PyList_GetItem(items, i);
+        if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) { /* not a mapping after all */
+            PyErr_SetString(PyExc_TypeError, "env must be a mapping of names to values");
+            Py_CLEAR(list);
+            break;
+        }
         PyObject *key = to_bytes(PyTuple_GetItem(pair, 0));
         PyObject *value = key ? to_bytes(PyTuple_GetItem(pair, 1)) : NULL;
         PyObject *entry = NULL;

@@ -1,0 +1,347 @@
+"""The C core under compilers' warnings, sanitizers, valgrind and a fuzzer.
+
+The scenarios are those of the other files: they run again with a keeper that was built for it.
+valgrind sees the whole keeper, with the two calls it does not know replaced (tests/c/without_pidfd.c);
+it does not see the extension, which runs under the address sanitizer inside a real Python.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import helpers_wire
+import pytest
+import test_keeper_protocol as protocol
+import test_wire as wire
+from conftest import require
+from helpers_wire import ROOT
+
+import holdfast
+
+CSRC = os.path.join(ROOT, "csrc")
+COMMON = sorted(glob.glob(os.path.join(CSRC, "common", "*.c")))
+KEEPER = sorted(glob.glob(os.path.join(CSRC, "keeper", "*.c"))) + COMMON
+EXTENSION = sorted(glob.glob(os.path.join(CSRC, "spawn", "*.c"))) + COMMON
+INCLUDE = ["-std=gnu11", "-I", os.path.join(CSRC, "common")]
+PYTHON = ["-fPIC", "-shared", "-DPy_LIMITED_API=0x030b0000", "-isystem", sysconfig.get_paths()["include"]]
+SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def build(compiler: str, *arguments: str) -> None:
+    require(compiler)
+    done = subprocess.run([compiler, *INCLUDE, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- what compilers say
+
+STRICT = ["-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wvla", "-Werror"]
+# musl's CMSG macros mix signs; the analyzer of gcc loses count of what search_and_exec has written.
+KNOWN = {"musl-gcc": ["-Wno-sign-conversion", "-Wno-sign-compare"], "analyzer": [
+    "-Wno-analyzer-use-of-uninitialized-value"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc", "clang"])
+def test_the_keeper_compiles_without_a_warning(compiler, tmp_path):
+    build(compiler, *STRICT, *KNOWN.get(compiler, []), *KEEPER, "-o", str(tmp_path / "keeper"))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_extension_compiles_without_a_warning(compiler, tmp_path):
+    build(compiler, *STRICT, *PYTHON, *EXTENSION, "-o", str(tmp_path / "native.so"))
+
+
+@pytest.mark.parametrize("what", ["keeper", "extension"])
+def test_the_analyzer_finds_nothing(what, tmp_path):
+    sources = KEEPER if what == "keeper" else [*PYTHON, *EXTENSION]
+    build("gcc", *STRICT, "-fanalyzer", *KNOWN["analyzer"], *sources, "-o", str(tmp_path / "out"))
+
+
+def test_the_keeper_allocates_nothing(tmp_path):
+    require("nm")
+    build("gcc", "-O2", *KEEPER, "-o", str(tmp_path / "keeper"))
+    symbols = subprocess.run(["nm", "-u", tmp_path / "keeper"], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].split("@")[0] for line in symbols.splitlines()}
+    assert "recvmsg" in names  # we do see its calls
+    assert not names & {"malloc", "calloc", "realloc", "free", "strdup", "opendir", "fopen", "printf", "snprintf"}
+
+
+# ---- scenarios for a keeper of any build
+
+
+def stand_alone(command: list[str], tmp_path, *, failures: bool = True) -> None:
+    """`run` mode: exit codes, time limit, a tree that resists, strangers, reports."""
+
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, "run", "signal=15", *arguments], capture_output=True, timeout=100, **options)
+
+    assert run("grace_ms=1000", "--", "sh", "-c", "exit 7").returncode == 7
+    assert run("grace_ms=1000", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    if failures:
+        assert run("grace_ms=1000", "--", "/nonexistent").returncode == 127
+        assert run("grace_ms=1000", "--", "/").returncode == 126
+    report = tmp_path / "report.json"
+    marker = f"HF_TEST_{os.getpid()}_{os.urandom(8).hex()}"
+    script = "(setsid sleep 99 &); for i in 1 2 3 4 5; do (setsid sh -c 'sleep 98 & sleep 97' &); done; trap '' TERM; "
+    done = run(
+        "timeout_ms=700", "grace_ms=200", "report=1", "verbose=1", f"json={report}", "--",
+        "sh", "-c", script + "sleep 99; sleep 99; : " + "\"\\\x01\xe9" * 6000,
+        env={**os.environ, marker: "1"},
+    )  # fmt: skip
+    assert done.returncode == 124, done.stderr
+    assert helpers_wire.marked(marker + "=1") == []
+    told = json.loads(report.read_text())
+    assert told["exit_code"] == 124 and told["stop"]["survivors"] == 0 and len(told["stop"]["members"]) >= 10
+    assert told["command"][2].count("\\") == 6000
+    # A stranger: a child that was there before is neither waited for nor signalled.
+    done = subprocess.run(
+        ["sh", "-c", 'exec 3<&0; cat <&3 & exec 3<&-; exec "$@" <&-', "-", *command, "run", "signal=15",
+         "grace_ms=100", "--", "sh", "-c", "(sleep 99 &); exit 3"],
+        input=b"said after", capture_output=True, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, b"said after")
+
+
+SCENARIOS = [
+    protocol.test_malformed_spawn_requests_start_nothing,
+    protocol.test_other_malformed_requests_change_nothing,
+    protocol.test_requests_without_a_tree_change_nothing,
+    protocol.test_a_packet_that_is_too_long,
+    protocol.test_a_second_spawn_while_the_tree_lives_is_busy,
+    protocol.test_one_answered_request_a_packet,
+    protocol.test_a_second_stop_with_no_grace_and_the_owners_loss_in_the_middle,
+    wire.test_golden_spawn_and_spawn_map,
+    wire.test_both_readers_agree_on_what_a_real_keeper_says,
+]
+NOT_UNDER_VALGRIND = [  # too slow there, or with a start that fails
+    protocol.test_requests_that_wait_in_the_socket_of_a_lost_owner,
+    protocol.test_a_full_table_of_the_keeper_is_an_error_and_not_a_loss,
+    protocol.test_a_frozen_owner_blocks_nothing_and_loses_only_counted_events,
+    protocol.test_a_stop_is_done_and_reported_to_an_owner_that_reads_late,
+]
+
+
+def kept(monkeypatch, program: str, wrap: list[str], tests) -> None:
+    monkeypatch.setattr(helpers_wire, "KEEPER", program)
+    monkeypatch.setattr(helpers_wire, "WRAP", wrap)
+    for test in tests:
+        test()
+    for loss, policy in (("socket", "LOSS_STOP"), ("process", "LOSS_KILL")):
+        protocol.test_the_loss_of_the_owner_ends_the_tree(loss, policy)
+    for test in (wire.test_golden_signal, wire.test_golden_stop, wire.test_golden_query):
+        test(wire.grown)
+
+
+# ---- address and undefined behaviour
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory) -> str:
+    where = tmp_path_factory.mktemp("sanitized")
+    options = f'-DREPORTS="{where}/report"'
+    source = os.path.join(ROOT, "tests", "c", "sanitizer_options.c")
+    build("gcc", *SANITIZE, options, source, *KEEPER, "-o", str(where / "holdfast-keeper"))
+    return str(where / "holdfast-keeper")
+
+
+def assert_no_reports(program: str) -> None:
+    for path in glob.glob(os.path.join(os.path.dirname(program), "report*")):
+        with open(path) as file:
+            pytest.fail(file.read()[:5000])
+
+
+def test_the_sanitizers_do_report(tmp_path):
+    """The build finds what it is made to find: else the tests below would mean nothing."""
+    source = tmp_path / "bad.c"
+    source.write_text(
+        '#include <string.h>\n#include "sys.h"\n'
+        "int main(int c, char **v) { char a[8]; volatile int n = 30 + c; (void)v;\n"
+        "  if (c == 1) return 1 << n << n; memset(a, 0, n); return a[0]; }\n"
+    )
+    options = f'-DREPORTS="{tmp_path}/report"'
+    extra = os.path.join(ROOT, "tests", "c", "sanitizer_options.c")
+    build("gcc", *SANITIZE, options, str(source), extra, "-o", str(tmp_path / "bad"))
+    # Linked together, gcc's two libraries have a report path each; of the second the code is enough.
+    assert subprocess.run([tmp_path / "bad"], capture_output=True).returncode == 99
+    assert subprocess.run([tmp_path / "bad", "x"], capture_output=True).returncode == 99
+    assert glob.glob(str(tmp_path / "report*"))
+
+
+def test_stand_alone_under_sanitizers(sanitized, tmp_path):
+    stand_alone([sanitized], tmp_path)
+    assert_no_reports(sanitized)
+
+
+def test_kept_under_sanitizers(sanitized, monkeypatch, tmp_path):
+    kept(monkeypatch, sanitized, [], SCENARIOS + NOT_UNDER_VALGRIND)
+    protocol.test_a_mapped_plan_must_be_sealed_and_as_long_as_it_says(tmp_path)
+    wire.test_golden_launch(wire.grown)
+    assert_no_reports(sanitized)
+
+
+EXTENSION_SCRIPT = r"""
+import errno, os, random, sys, threading
+sys.path.insert(0, sys.argv[1])
+import holdfast
+from holdfast.process import _native
+assert _native.__file__.startswith(sys.argv[1]), _native.__file__
+env = {"PATH": os.environ["PATH"]}  # without the preloaded sanitizer
+for way in range(2):
+    for private in (True, False):
+        done = holdfast.run(["sh", "-c", "cat; echo $0 >&2; exit 3", "x" * 5000], env=env, input=b"in", private=private,
+                            capture_output=True)
+        assert (done.returncode, done.stdout, len(done.stderr)) == (3, b"in", 5001)
+        for command, more in ((["/nonexistent"], {}), (["true"], {"cwd": "/nonexistent"}), (["/"], {})):
+            try:
+                holdfast.run(command, env=env, private=private, **more)
+            except holdfast.SpawnError as error:
+                assert error.errno in (errno.ENOENT, errno.EACCES)
+            else:
+                raise AssertionError(command)
+        assert holdfast.run(["sh", "-c", "exit ${#X}"], env=env | {"X": "y" * 200}, private=private).returncode == 200
+        holdfast.run(["true"], env=env | {f"X{i}": "y" * 1000 for i in range(200)}, private=private)
+    with holdfast.Runner() as runner:
+        for code in range(6):
+            assert runner.run(["sh", "-c", f"exit {code}"], env=env).returncode == code
+    try:
+        holdfast.run(["sh", "-c", "(setsid sleep 99 &); trap '' TERM; sleep 98"], env=env, timeout=0.3, grace=0.1)
+    except holdfast.TimeoutExpired as error:
+        assert error.report.empty
+    def work():
+        for code in range(5):
+            assert holdfast.run(["sh", "-c", f"exit {code}"], env=env).returncode == code
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    _native.forbid_clone3()
+    assert not _native.has_clone3()
+good = ["x"], {"A": "b"}, "x", None, 0, 0, 0, 0, 0, 0, [], [], [], 0, 0, 15, 1, 0
+class Odd:
+    def __init__(self, items): self._items = items
+    def items(self): return self._items
+    def __fspath__(self): return 3
+for at, bad in [(0, [None]), (0, ["a\0b"]), (0, []), (0, 3), (0, [Odd(1)]), (1, {"A=": "b"}), (1, {"": "b"}),
+                (1, {1: 2}), (1, Odd([()])), (1, Odd([("a",)])), (1, Odd(None)), (1, Odd([["a", "b"]])), (2, None),
+                (3, 5), (10, [-1]),
+                (10, [2**70]), (10, range(2000)), (11, [()]), (11, [(1, 2)]), (11, [(1, 2, 3)] * 40),
+                (12, [-1]), (12, range(300)), (12, [2**40])]:
+    arguments = list(good)
+    arguments[at] = bad
+    try:
+        _native.spawn_body(*arguments)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    else:
+        raise AssertionError((at, bad))
+for body in (b"", b"\0" * 7, b"\0" * 96, b"\xff" * 96, _native.spawn_body(*good)[:-8]):
+    try:
+        _native.spawn_direct(body, [])
+    except ValueError:
+        pass
+    else:
+        raise AssertionError(body)
+golden = []
+for name in sorted(os.listdir(sys.argv[2])):
+    with open(os.path.join(sys.argv[2], name)) as file:
+        golden.append(bytes.fromhex(file.read()))
+random.seed(1)
+read = 0
+for _ in range(20000):
+    packet = bytearray(b"".join(random.choices(golden, k=random.randrange(1, 4))))
+    size = len(packet) if random.random() < 0.8 else random.randrange(len(packet) + 1)
+    for _ in range(random.randrange(4)):
+        packet[random.randrange(len(packet))] = random.randrange(256)
+    try:
+        read += len(_native.wire_decode(bytes(packet[:size])))
+    except ValueError:
+        pass
+assert read > 1000
+print("through")
+"""
+
+
+def test_the_extension_under_sanitizers(sanitized, tmp_path):
+    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    package = os.path.dirname(holdfast.__file__)
+    copy = tmp_path / "site" / "holdfast"
+    shutil.copytree(package, copy)
+    (extension,) = glob.glob(str(copy / "process" / "_native*.so"))
+    build("gcc", *SANITIZE, *PYTHON, *EXTENSION, "-o", extension)
+    shutil.copy(sanitized, copy / "process" / "holdfast-keeper")
+    done = subprocess.run(
+        [sys.executable, "-c", EXTENSION_SCRIPT, str(tmp_path / "site"), os.path.join(ROOT, "tests", "wire", "v1")],
+        capture_output=True, text=True, timeout=100,
+        env={
+            **os.environ, "LD_PRELOAD": library, "PYTHONMALLOC": "malloc", "PYTHONSAFEPATH": "1",
+            "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr[:5000]
+    assert_no_reports(sanitized)
+
+
+# ---- valgrind
+
+
+@pytest.fixture(scope="module")
+def under_valgrind(tmp_path_factory) -> tuple[str, list[str]]:
+    require("valgrind")
+    where = tmp_path_factory.mktemp("valgrind")
+    wraps = [f"-Wl,--wrap=hf_pidfd_{name}" for name in ("open", "signal")]
+    source = os.path.join(ROOT, "tests", "c", "without_pidfd.c")
+    build("gcc", "-g", "-O1", *wraps, source, *KEEPER, "-o", str(where / "holdfast-keeper"))
+    options = ["-q", "--error-exitcode=99", f"--log-file={where}/report.%p", "--track-origins=yes"]
+    return str(where / "holdfast-keeper"), [str(shutil.which("valgrind")), *options]
+
+
+def test_stand_alone_under_valgrind(under_valgrind, tmp_path):
+    program, wrap = under_valgrind
+    stand_alone([*wrap, program], tmp_path, failures=False)
+    assert_silent(program)
+
+
+def test_kept_under_valgrind(under_valgrind, monkeypatch):
+    program, wrap = under_valgrind
+    kept(monkeypatch, program, wrap, SCENARIOS)
+    assert_silent(program)
+
+
+def assert_silent(program: str) -> None:
+    said = ""
+    for path in glob.glob(os.path.join(os.path.dirname(program), "report*")):
+        with open(path) as file:
+            said += file.read()
+    assert not said, said[:5000]
+
+
+# ---- fuzz
+
+
+def test_the_wire_is_fuzzed(tmp_path):
+    """A bounded run over the checked-in seeds and what grows from them; new findings become seeds."""
+    require("clang")
+    seeds = os.path.join(ROOT, "tests", "fuzz", "seeds")
+    runtime = subprocess.run(["clang", "-print-runtime-dir"], capture_output=True, text=True).stdout.strip()
+    if not glob.glob(os.path.join(runtime, "libclang_rt.fuzzer*")):
+        require("libclang_rt.fuzzer")
+    build(
+        "clang", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=fuzzer,address,undefined",
+        "-fno-sanitize-recover=all", os.path.join(ROOT, "tests", "fuzz", "wire_fuzz.c"),
+        os.path.join(CSRC, "common", "wire.c"), "-o", str(tmp_path / "fuzz"),
+    )  # fmt: skip
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    assert len(os.listdir(seeds)) > 20
+    done = subprocess.run(
+        [tmp_path / "fuzz", "-runs=300000", "-max_total_time=10", "-max_len=4096", f"-artifact_prefix={tmp_path}/",
+         corpus, seeds],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "INITED" in done.stderr

@@ -1,0 +1,94 @@
+"""The golden bytes of version 1: one of each record, as values.  tests/wire/v1 holds them as bytes.
+
+The files were written once (`python tests/wire_golden.py`) and are never written again: whatever speaks
+version 1 must go on reading them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from helpers_wire import ROOT, SPEC
+
+DIRECTORY = os.path.join(ROOT, "tests", "wire", "v1")
+
+SPAWN_ARGV = ["/bin/sh", "-c", 'read line; echo "$A $line"; umask; exit 7']
+SPAWN_ENV = ["A=golden"]
+SPAWN_HEAD = {
+    "options": 512 | 4, "umask": 0o027, "fd_targets": (0, 1), "closed_std": 4,
+    "stop_signal": 2, "stop_scope": 2, "on_owner_loss": 0, "grace_ms": 2500,
+}  # fmt: skip
+
+USAGE = dict(
+    zip(
+        ("user_us", "system_us", "max_rss_kib", "minor_faults", "major_faults", "blocks_in", "blocks_out",
+         "voluntary_switches", "involuntary_switches"),
+        (1_000_001, 2_000_002, 3_003, 44, 5, 6, 7, 88, 2**40 + 9),
+        strict=True,
+    )
+)  # fmt: skip
+MEMBERS = [
+    {"pid": 4711, "flags": 1 | 2 | 8, "name": b"main"},
+    {"pid": 4712, "flags": 4 | 16 | 32, "name": b"fifteen letters"},
+]
+
+REQUESTS = {
+    "HELLO": {"version": 1, "flags": 1},
+    "SPAWN_MAP": {"size": 0},  # set below
+    "SIGNAL": {"signo": 10, "scope": 0},
+    "STOP": {"id": 7, "signo": 15, "scope": 1, "grace_ms": 5000},
+    "QUERY": {"id": 5},
+    "ON_OWNER_LOSS": {"on_owner_loss": 2},
+    "LAUNCH": {},
+}
+REPORTS = {
+    "KEEPER_HELLO": {"version": 1, "pid": 4242},
+    "SPAWNED": {
+        "pid": 4711, "identity": 2**63 + 5, "started_ns": 123_456_789_012, "started_at_ns": 1_750_000_000 * 10**9,
+    },
+    "FAILED": {"stage": 14, "error": 2},
+    "EXITED": {"pid": 4711, "flags": 1, "code": 2, "status": 9, "ended_ns": 123_999_999_999, "usage": USAGE},
+    "ADOPTED": {"pid": 4712, "identity": 77},
+    "STOPPED": {"pid": 4711, "signo": 19},
+    "CONTINUED": {"pid": 4711, "signo": 18},
+    "EMPTY": {"at_ns": 124_000_000_000, "reaped": 3, "usage": USAGE},
+    "STOP_REPORT": {
+        "id": 7, "signo": 15, "scope": 1, "grace_ms": 5000, "duration_ns": 2**33, "signalled": 2, "left_group": 1,
+        "killed": 1, "survivors": 1, "unlisted": 4, "n_members": 2, "members": MEMBERS,
+    },
+    "MEMBERS": {"id": 5, "n_members": 2, "unlisted": 0, "members": MEMBERS},
+    "LOST": {"events": 2**40},
+    "LAUNCHED": {"pid": 4243},
+}  # fmt: skip
+
+
+def spawn_body() -> bytes:
+    return SPEC.spawn_body(SPAWN_ARGV, SPAWN_ENV, **SPAWN_HEAD)
+
+
+def encode(name: str) -> bytes:
+    if name == "SPAWN":
+        return SPEC.record(name, body=spawn_body())
+    values = {"size": len(spawn_body())} if name == "SPAWN_MAP" else (REQUESTS | REPORTS)[name]
+    return SPEC.record(name, values)
+
+
+NAMES = ["SPAWN", *REQUESTS, *REPORTS]
+
+
+def read(name: str) -> bytes:
+    with open(os.path.join(DIRECTORY, name.lower() + ".hex")) as file:
+        return bytes.fromhex(file.read())
+
+
+def write() -> None:
+    os.makedirs(DIRECTORY, exist_ok=True)
+    for name in NAMES:
+        with open(os.path.join(DIRECTORY, name.lower() + ".hex"), "x") as file:
+            data = encode(name)
+            for at in range(0, len(data), 16):
+                print(data[at : at + 16].hex(" "), file=file)
+
+
+if __name__ == "__main__":
+    write()
