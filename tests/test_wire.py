@@ -67,7 +67,7 @@ def test_no_tag_number_or_field_of_the_code_is_missing_in_the_tables():
 
 def test_python_constants_are_those_of_the_tables():
     n = SPEC.numbers
-    for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT", "LAUNCHED", "FAILED"):
+    for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT"):
         assert getattr(keeper, name) == SPEC.records[name].tag
     assert (n["KEEPER_REUSED"], n["KEEPER_TEMPLATE"]) == (keeper.REUSED, keeper.TEMPLATE)
     for name in ("NEW_SESSION", "SET_PGID", "SET_UMASK", "SET_UID", "SET_GID", "SET_GROUPS", "SET_NICE", "CLOSE_FDS",
@@ -359,16 +359,16 @@ def test_golden_launch(form):
         with ours:
             k.send(form("LAUNCH"), [theirs.fileno()])
             theirs.close()
-            launched = k.answer()
-            assert launched["name"] == "LAUNCHED" and launched["pid"] != k.pid
             other = object.__new__(RawKeeper)  # not our child: spoken to, never waited for
             other.sock, other.seen, other.fds = ours, [], []
+            launched = other.answer()
+            assert launched["name"] == "LAUNCHED" and launched["pid"] != k.pid
             answer = other.spawn("/bin/sh", "-c", "exit 4")
             assert answer["name"] == "SPAWNED"
             assert other.passed == [("KEEPER_HELLO", {"version": 1, "pid": launched["pid"]})]
             assert other.wait_for("EXITED")[1]["status"] == 4
             other.wait_for("EMPTY")
-        assert select.select([k.fds[0]], [], [], PATIENCE)[0]  # and it ends
+            assert select.select([other.fds[0]], [], [], PATIENCE)[0]  # and it ends, its process has ended
         for fd in other.fds:
             os.close(fd)
         wait_until(lambda: not os.path.exists(f"/proc/{k.pid}/task/{k.pid}/children") or not _children(k.pid))

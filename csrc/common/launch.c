@@ -2,24 +2,28 @@
  *
  * 1. outer has exit signal 0 and never execs, so neither SIGCHLD nor waitpid(-1) tells of it
  *    (exec would reset the exit signal: that is why the keeper itself cannot be our child).
- * 2. outer shares our descriptor table, so the pidfd that the kernel makes for the keeper lies in
- *    our table, from before the keeper could run: no number is ever looked up.
- * 3. The keeper descends from us at this moment: it has our limits, identity, cgroup, terminal.
+ * 2. outer has a copy of our descriptor table and closes all of it but the keeper's five, before the
+ *    keeper gets a copy in turn: a table is as large as its highest number, and an owner of thousands
+ *    of processes would give each keeper tens of kilobytes of empty table.
+ * 3. The pidfd that the kernel makes for the keeper goes to the owner over the keeper's own socket:
+ *    no number is ever looked up.
+ * 4. The keeper descends from us at this moment: it has our limits, identity, cgroup, terminal.
  *
  * PERMITTED in outer_main and keeper_main: raw system calls, their own stacks, *arg, hf_clone.
  * All signals stay blocked until the keeper has its own signalfd, so no handler of ours can run.
  */
 #define _GNU_SOURCE
 #include "launch.h"
+#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 struct launch {
     const char *path;
     int control, owner;
-    int keeper_pidfd;
     long keeper_pid;
     struct hf_child_result *result;
     char *stack;
@@ -33,62 +37,88 @@ static int fail(struct launch *l, long error)
     return 127;
 }
 
-static int keeper_main(void *raw)
+/* Descriptors 0 to 4 as the keeper wants them, and nothing else. */
+static long set_table(struct launch *l)
 {
-    struct launch *l = raw;
     /* Lift first: either may lie on a number that is about to be overwritten. */
     long control = HF_CALL3(SYS_fcntl, l->control, F_DUPFD_CLOEXEC, 5);
     long owner = HF_CALL3(SYS_fcntl, l->owner, F_DUPFD_CLOEXEC, 5);
     if (control < 0 || owner < 0)
-        return fail(l, control < 0 ? control : owner);
+        return control < 0 ? control : owner;
     long null = HF_CALL4(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);
     if (null < 0) /* a chroot without /dev: any descriptor that nobody reads or writes will do */
         null = owner;
     for (int fd = 0; fd < 5; fd++) {
         long from = fd == HF_CONTROL_FD ? control : fd == HF_OWNER_FD ? owner : null;
-        if (from != fd) {
-            long r = HF_CALL3(SYS_dup3, from, fd, 0);
-            if (r < 0)
-                return fail(l, r);
-        } else {
-            HF_CALL3(SYS_fcntl, fd, F_SETFD, 0);
-        }
+        long r = from != fd ? HF_CALL3(SYS_dup3, from, fd, 0) : HF_CALL3(SYS_fcntl, fd, F_SETFD, 0);
+        if (r < 0)
+            return r;
     }
-    hf_close_on_exec_from(5);
+    if (HF_CALL3(HF_SYS_close_range, 5, ~0U, 0) < 0) /* before 5.9: not smaller, but as closed */
+        hf_close_on_exec_from(5);
+    return 0;
+}
+
+static int keeper_main(void *raw)
+{
+    struct launch *l = raw;
     const char *const argv[] = {"holdfast-keeper", NULL}, *const envp[] = {NULL};
     return fail(l, HF_CALL3(SYS_execve, l->path, argv, envp));
+}
+
+static long send_pidfd(int pidfd, long pid)
+{
+    union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } ancillary = {{0}};
+    struct { struct hf_record record; struct hf_launched body; } packet = {
+        {.tag = HF_LAUNCHED, .length = sizeof(struct hf_launched)}, {.pid = (int32_t)pid}};
+    struct iovec iov = {.iov_base = &packet, .iov_len = sizeof packet};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &ancillary,
+                             .msg_controllen = sizeof ancillary.space};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof pidfd);
+    *(int *)(void *)CMSG_DATA(c) = pidfd;
+    return HF_CALL3(SYS_sendmsg, HF_CONTROL_FD, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static int outer_main(void *raw)
 {
     struct launch *l = raw;
-    int ignored;
+    int ignored, pidfd = -1;
     struct hf_clone_request request = {
-        .flags = HF_CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = &l->keeper_pidfd, .fn = keeper_main,
+        .flags = HF_CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = &pidfd, .fn = keeper_main,
         .arg = l, .stack = l->stack, .stack_size = l->stack_size, .handlers_cleared = &ignored,
     };
+    long r = set_table(l);
+    if (r < 0)
+        return fail(l, r);
     l->keeper_pid = hf_clone(&request);
     if (l->keeper_pid < 0)
-        fail(l, l->keeper_pid);
-    else if (l->result->stage) { /* it never became a keeper: a subreaper owner must not inherit it */
+        return fail(l, l->keeper_pid);
+    if (!l->result->stage && (r = send_pidfd(pidfd, l->keeper_pid)) < 0) {
+        /* Nobody would hold it.  (Too many descriptors in flight, or the owner has closed its end.) */
+        hf_pidfd_signal(pidfd, SIGKILL, 0);
+        fail(l, r);
+    }
+    if (l->result->stage) { /* a subreaper owner must not inherit it */
         siginfo_t info;
-        hf_waitid(HF_P_PIDFD, l->keeper_pidfd, &info, WEXITED | HF_WALL, NULL);
+        hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | HF_WALL, NULL);
     }
     return 0;
 }
 
-long hf_launch(const char *path, int control_fd, int owner_pidfd, int *keeper_pidfd,
-               struct hf_child_result *result)
+long hf_launch(const char *path, int control_fd, int owner_pidfd, struct hf_child_result *result)
 {
     char outer_stack[8192] __attribute__((aligned(16)));
     char keeper_stack[8192] __attribute__((aligned(16)));
     struct launch l = {
-        .path = path, .control = control_fd, .owner = owner_pidfd, .keeper_pidfd = -1, .result = result,
+        .path = path, .control = control_fd, .owner = owner_pidfd, .result = result,
         .stack = keeper_stack, .stack_size = sizeof keeper_stack,
     };
     int ignored;
     struct hf_clone_request request = {
-        .flags = HF_CLONE_FILES, .exit_signal = 0, .fn = outer_main, .arg = &l,
+        .exit_signal = 0, .fn = outer_main, .arg = &l,
         .stack = outer_stack, .stack_size = sizeof outer_stack, .handlers_cleared = &ignored,
     };
     result->stage = result->error = 0;
@@ -106,11 +136,5 @@ long hf_launch(const char *path, int control_fd, int owner_pidfd, int *keeper_pi
             continue; /* cannot happen: all signals are blocked */
     }
     hf_set_signal_mask(old);
-    if (result->stage) {
-        if (l.keeper_pidfd >= 0)
-            HF_CALL1(SYS_close, l.keeper_pidfd);
-        return -result->error;
-    }
-    *keeper_pidfd = l.keeper_pidfd;
-    return l.keeper_pid;
+    return result->stage ? -result->error : l.keeper_pid;
 }

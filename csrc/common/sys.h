@@ -21,7 +21,6 @@
 #define HF_SYS_close_range 436
 
 #define HF_CLONE_VM 0x100ULL
-#define HF_CLONE_FILES 0x400ULL
 #define HF_CLONE_PIDFD 0x1000ULL           /* Linux 5.2 */
 #define HF_CLONE_VFORK 0x4000ULL
 #define HF_CLONE_CLEAR_SIGHAND 0x100000000ULL /* Linux 5.5, clone3 only */

@@ -13,7 +13,7 @@ enum {
 /* Large and rarely used: on pages of its own, which cost nothing until they are touched.  The linker
  * sorts by alignment, so what is small and always used lies together on one page. */
 #define HF_PAGE 4096
-#define HF_RARELY_USED __attribute__((aligned(HF_PAGE)))
+#define HF_RARELY_USED __attribute__((aligned(HF_PAGE), section(".bss.zz_rarely_used")))
 #define NS_PER_MS 1000000ULL
 
 struct hf_stat {

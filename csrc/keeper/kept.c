@@ -39,8 +39,7 @@ static struct hf_exited main_exit;
 HF_RARELY_USED static struct event ring[RING];
 static unsigned ring_first, ring_count;
 static uint64_t ring_lost;
-static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed;
-                struct hf_launched launched; } body; } reply;
+static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed; } body; } reply;
 
 static uint64_t resend_ns; /* the kernel had no memory for a packet: when to try again; 0: poll tells */
 
@@ -51,8 +50,10 @@ static int empty_told;
 /* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
  * and because a request holds an environment, and environments hold secrets.  The *type* is aligned, so
  * its size is whole pages: madvise rounds up, and would zero whatever the linker put behind. */
-static struct HF_RARELY_USED {
+HF_RARELY_USED static struct __attribute__((aligned(HF_PAGE))) {
     char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
+    int fds[253];               /* what came along: SCM_RIGHTS takes no more */
+    _Alignas(struct cmsghdr) char ancillary[CMSG_SPACE(253 * sizeof(int))];
     char stack[HF_CHILD_STACK]; /* of the child between clone and exec */
     char out[8192];             /* reports on their way */
 } scratch;
@@ -242,8 +243,6 @@ static int flush(void)
         hello_pending = 0;
         if (took_reply) {
             reply_pending = 0;
-            if (reply.tag == HF_LAUNCHED)
-                close(reply.fd);
             /* A reused keeper would touch it again at once.  Larger pages are not ours alone. */
             if (!(hello_flags & HF_KEEPER_REUSED) && getauxval(AT_PAGESZ) == HF_PAGE)
                 madvise(&scratch, sizeof scratch, MADV_DONTNEED);
@@ -267,8 +266,6 @@ static int flush(void)
 
 static void forget_reports(void)
 {
-    if (reply_pending && reply.tag == HF_LAUNCHED)
-        close(reply.fd);
     for (unsigned i = 0; i < ring_count; i++)
         if (ring[(ring_first + i) % RING].fd >= 0)
             close(ring[(ring_first + i) % RING].fd);
@@ -340,10 +337,11 @@ static void spawn_mapped(const struct hf_record *record, const char *body, const
     munmap(area, map.size);
 }
 
+/* For a template: a new keeper on the descriptor that came along.  Everything about it, a failure too, is
+ * told there and not here. */
 static void launch(const int *fds, int n_fds)
 {
     struct hf_child_result result;
-    int pidfd;
     if (!(hello_flags & HF_KEEPER_TEMPLATE) || n_fds != 1 || owner < 0) {
         answer_failed(HF_STAGE_RECEIVE, EBADMSG);
         return;
@@ -351,17 +349,14 @@ static void launch(const int *fds, int n_fds)
     const char *program = (const char *)getauxval(AT_EXECFN); /* how we were started: works without /proc */
     /* It shall find what we found at our own start, or its children would not get it back. */
     hf_lend_original_state(1);
-    long pid = hf_launch(program ? program : "/proc/self/exe", fds[0], owner, &pidfd, &result);
+    long pid = hf_launch(program ? program : "/proc/self/exe", fds[0], owner, &result);
     hf_lend_original_state(0);
     if (pid < 0) {
-        answer_failed(result.stage, result.error);
-        return;
+        struct hf_failed failed = {(uint32_t)result.stage, result.error};
+        size_t at = 0;
+        hf_wire_put(scratch.out, sizeof scratch.out, &at, HF_FAILED, &failed, sizeof failed);
+        send(fds[0], scratch.out, at, MSG_DONTWAIT | MSG_NOSIGNAL); /* unsent, the end of file says enough */
     }
-    reply.tag = HF_LAUNCHED;
-    reply.size = sizeof reply.body.launched;
-    reply.body.launched = (struct hf_launched){.pid = (int)pid};
-    reply.fd = pidfd;
-    reply_pending = 1;
 }
 
 /* A report that the owner has not taken yet makes room for the new stop's, which will hold for both. */
@@ -426,11 +421,10 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
 /* One packet of the owner's: 1; none is there: 0; -errno: the owner is lost. */
 static int receive(void)
 {
-    union { char space[CMSG_SPACE(253 * sizeof(int))]; struct cmsghdr align; } ancillary;
-    int fds[253], n_fds = 0;
+    int *fds = scratch.fds, n_fds = 0;
     struct iovec iov = {.iov_base = scratch.packet, .iov_len = sizeof scratch.packet};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &ancillary,
-                             .msg_controllen = sizeof ancillary.space};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = scratch.ancillary,
+                             .msg_controllen = sizeof scratch.ancillary};
     ssize_t n;
     do /* ECONNRESET: the owner left reports unread.  Told once, ahead of the requests that it made. */
         n = recvmsg(control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);

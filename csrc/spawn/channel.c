@@ -73,77 +73,6 @@ static int send_spawn(int sock, int hello_flags, const char *body, size_t size, 
     return r;
 }
 
-/* launch(keeper, hello_flags, body, fds) -> (socket, keeper_pidfd, keeper_pid, keeper_is_child)
- * The request waits in the socket before the keeper starts: one round trip less. */
-PyObject *hf_channel_launch(PyObject *self, PyObject *args)
-{
-    (void)self;
-    const char *path, *body;
-    Py_ssize_t size;
-    int hello_flags, fds[HF_FDS_MAX], pair[2], keeper_pidfd = -1;
-    PyObject *fd_list;
-    if (!PyArg_ParseTuple(args, "yiy#O", &path, &hello_flags, &body, &size, &fd_list))
-        return NULL;
-    int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
-    if (n_fds < 0)
-        return NULL;
-    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-        result.error = errno;
-        return hf_raise_stage(&result);
-    }
-    int r = send_spawn(pair[0], hello_flags, body, (size_t)size, fds, n_fds);
-    /* The owner's own pidfd goes along, opened before the clone: a forked copy of the owner may
-     * hold the socket open, but nothing holds the owner's death back. */
-    int owner = r < 0 ? r : hf_pidfd_open(getpid());
-    long pid = owner;
-    if (owner < 0) {
-        result.error = -owner;
-        result.stage = r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH;
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        pid = hf_launch(path, pair[1], owner, &keeper_pidfd, &result);
-        Py_END_ALLOW_THREADS
-        close(owner);
-    }
-    close(pair[1]);
-    if (pid < 0) {
-        close(pair[0]);
-        return hf_raise_stage(&result);
-    }
-    /* Where we are a subreaper or PID 1 the keeper comes back to us and will want to be reaped. */
-    siginfo_t info;
-    int is_child = hf_waitid(HF_P_PIDFD, keeper_pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
-    return Py_BuildValue("iili", pair[0], keeper_pidfd, pid, is_child);
-}
-
-/* launch_from(template_socket) -> our end of a new keeper's socket; its pidfd comes as HF_LAUNCHED. */
-PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int sock, pair[2];
-    char packet[32];
-    size_t at = 0;
-    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
-    if (!PyArg_ParseTuple(args, "i", &sock))
-        return NULL;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-        result.error = errno;
-        return hf_raise_stage(&result);
-    }
-    hf_wire_put(packet, sizeof packet, &at, HF_LAUNCH, NULL, 0);
-    int r = send_spawn(pair[0], HF_KEEPER_REUSED, NULL, 0, NULL, 0);
-    if (r == 0)
-        r = send_packet(sock, packet, at, NULL, 0, &pair[1], 1);
-    close(pair[1]);
-    if (r < 0) {
-        close(pair[0]);
-        result.error = -r;
-        return hf_raise_stage(&result);
-    }
-    return PyLong_FromLong(pair[0]);
-}
-
 /* send(socket, tag, body) */
 PyObject *hf_channel_send(PyObject *self, PyObject *args)
 {
@@ -348,6 +277,14 @@ static int receive(int sock, int keeper_pidfd, int pidfd, long long timeout_ns, 
     }
 }
 
+static PyObject *fd_list_of(const struct packet *p)
+{
+    PyObject *list = PyList_New(p->n_fds);
+    for (int i = 0; list && i < p->n_fds; i++)
+        PyList_SetItem(list, i, PyLong_FromLong(p->fds[i]));
+    return list;
+}
+
 static void close_fds(struct packet *p)
 {
     while (p->n_fds > 0)
@@ -371,9 +308,7 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
         return NULL;
     if (r == 0)
         Py_RETURN_NONE;
-    PyObject *records = decode(p.data, (size_t)p.size), *fds = records ? PyList_New(p.n_fds) : NULL;
-    for (int i = 0; fds && i < p.n_fds; i++)
-        PyList_SetItem(fds, i, PyLong_FromLong(p.fds[i]));
+    PyObject *records = decode(p.data, (size_t)p.size), *fds = records ? fd_list_of(&p) : NULL;
     if (!fds) {
         close_fds(&p);
         Py_XDECREF(records);
@@ -382,59 +317,207 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
     return Py_BuildValue("NN", records, fds);
 }
 
+#define TEMPLATE_LIMIT_NS 10000000000LL /* a template that is silent for this long is frozen */
+
+struct started { int keeper_pidfd, pidfd; struct hf_spawned spawned; PyObject *early; };
+
+/* A process that ends at once may have its reports ahead of the keeper's pidfd: keep them for the reader. */
+static int keep_early(struct started *s, struct packet *p)
+{
+    PyObject *records = decode(p->data, (size_t)p->size), *fds = records ? fd_list_of(p) : NULL;
+    PyObject *item = fds ? Py_BuildValue("OO", records, fds) : NULL;
+    Py_XDECREF(records);
+    Py_XDECREF(fds);
+    int r = item ? PyList_Append(s->early, item) : -1;
+    Py_XDECREF(item);
+    return r;
+}
+
+/* For one thread alone, as nobody else may read this socket yet: wait until the keeper's pidfd is known
+ * and, if a process was asked for, until it runs.  0, or -1 with an exception and everything closed. */
+static int await_start(int sock, int want_process, long long timeout_ns, struct started *s)
+{
+    struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO}; /* it ended without a word */
+    struct packet p;
+    int done = 0, told = 0, full = 0;
+    /* The keeper's pidfd is waited for after a failure as well: it may have to be reaped. */
+    while (!full && (s->keeper_pidfd < 0 || (want_process && !done && !told))) {
+        int r = receive(sock, s->keeper_pidfd, -1, timeout_ns, &p);
+        if (r < 0)
+            goto interrupted;
+        if (r == 0)
+            failed.error = ETIMEDOUT;
+        if (r == 0 || p.size == 0)
+            break;
+        struct hf_record record;
+        const char *body;
+        size_t at = 0;
+        int early = done;
+        while (hf_wire_next(p.data, (size_t)p.size, &at, &record, &body) == 1) {
+            struct hf_failed answer;
+            early = early && record.tag != HF_LAUNCHED;
+            int spawned = record.tag == HF_SPAWNED && hf_wire_get(&record, body, &s->spawned, sizeof s->spawned) == 0;
+            if (spawned || record.tag == HF_LAUNCHED) { /* a packet carries one descriptor */
+                if (p.n_fds == 0) {
+                    failed = (struct hf_child_result){HF_STAGE_RECEIVE, EMFILE}; /* no room in our table */
+                    told = full = 1;
+                } else if (spawned) {
+                    s->pidfd = p.fds[--p.n_fds];
+                    done = 1;
+                } else {
+                    s->keeper_pidfd = p.fds[--p.n_fds];
+                }
+            } else if (record.tag == HF_FAILED && hf_wire_get(&record, body, &answer, sizeof answer) == 0) {
+                failed = (struct hf_child_result){(int)answer.stage, answer.error};
+                told = 1;
+            }
+        }
+        if (early && keep_early(s, &p) < 0) {
+            close_fds(&p);
+            goto interrupted;
+        }
+        if (!early)
+            close_fds(&p); /* of late events of an earlier tenant */
+    }
+    if (!told && s->keeper_pidfd >= 0 && (done || !want_process))
+        return 0;
+    hf_raise_stage(&failed);
+interrupted:
+    if (s->pidfd >= 0)
+        close(s->pidfd);
+    Py_CLEAR(s->early);
+    return -1;
+}
+
+/* Where we are a subreaper or PID 1 the keeper comes back to us and will want to be reaped. */
+static int is_child(int pidfd)
+{
+    siginfo_t info;
+    return hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
+}
+
+/* A keeper that could not start its process is about to end. */
+static void reap_soon(int pidfd)
+{
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+    siginfo_t info;
+    Py_BEGIN_ALLOW_THREADS
+    poll(&fd, 1, (int)(PATIENCE_NS / 1000000));
+    Py_END_ALLOW_THREADS
+    hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | WNOHANG, NULL);
+}
+
+/* launch(keeper, hello_flags, body, fds) ->
+ *     (socket, keeper_pidfd, keeper_is_child, early, pid, pidfd, started_ns, started_at_ns)
+ * Start a keeper and, unless body is empty (pid is then 0), its first process.  The request waits in
+ * the socket before the keeper starts: one round trip less.  early: what receive() would have given. */
+PyObject *hf_channel_launch(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *path, *body;
+    Py_ssize_t size;
+    int hello_flags, fds[HF_FDS_MAX], pair[2];
+    PyObject *fd_list;
+    if (!PyArg_ParseTuple(args, "yiy#O", &path, &hello_flags, &body, &size, &fd_list))
+        return NULL;
+    int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
+    if (n_fds < 0)
+        return NULL;
+    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+        result.error = errno;
+        return hf_raise_stage(&result);
+    }
+    int r = send_spawn(pair[0], hello_flags, body, (size_t)size, fds, n_fds);
+    /* The owner's own pidfd goes along, opened before the clone: a forked copy of the owner may
+     * hold the socket open, but nothing holds the owner's death back.  (These two also keep room in
+     * our table for the two descriptors that come back.) */
+    int owner = r < 0 ? r : hf_pidfd_open(getpid());
+    long pid = owner;
+    if (owner < 0) {
+        result.error = -owner;
+        result.stage = r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH;
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        pid = hf_launch(path, pair[1], owner, &result);
+        Py_END_ALLOW_THREADS
+        close(owner);
+    }
+    close(pair[1]);
+    struct started s = {-1, -1, {0}, NULL};
+    if (pid < 0)
+        hf_raise_stage(&result);
+    else
+        s.early = PyList_New(0);
+    if (!s.early || await_start(pair[0], size > 0, -1, &s) < 0) {
+        close(pair[0]);
+        if (s.keeper_pidfd >= 0) {
+            if (is_child(s.keeper_pidfd))
+                reap_soon(s.keeper_pidfd);
+            close(s.keeper_pidfd);
+        }
+        return NULL;
+    }
+    return Py_BuildValue("iiiNiiKK", pair[0], s.keeper_pidfd, is_child(s.keeper_pidfd), s.early, s.spawned.pid, s.pidfd,
+                         s.spawned.started_ns, s.spawned.started_at_ns);
+}
+
+/* launch_from(template_socket) -> (socket, keeper_pidfd) of a new keeper that the template started */
+PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock, pair[2];
+    char packet[32];
+    size_t at = 0;
+    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
+    if (!PyArg_ParseTuple(args, "i", &sock))
+        return NULL;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+        result.error = errno;
+        return hf_raise_stage(&result);
+    }
+    hf_wire_put(packet, sizeof packet, &at, HF_LAUNCH, NULL, 0);
+    int r = send_spawn(pair[0], HF_KEEPER_REUSED, NULL, 0, NULL, 0);
+    if (r == 0)
+        r = send_packet(sock, packet, at, NULL, 0, &pair[1], 1);
+    close(pair[1]);
+    struct started s = {-1, -1, {0}, NULL};
+    if (r < 0) {
+        result.error = -r;
+        hf_raise_stage(&result);
+    }
+    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_NS, &s) < 0) {
+        close(pair[0]);
+        return NULL;
+    }
+    return Py_BuildValue("ii", pair[0], s.keeper_pidfd);
+}
+
 /* start(socket, keeper_pidfd, body, fds) -> (pid, pidfd, started_ns, started_at_ns)
- * Send the request (body empty: it went along with the launch) and wait for its answer.  For one
- * thread alone: nobody else may read this socket yet.  OSError with a stage: it did not start. */
+ * The next process of a runner's empty keeper.  OSError with a stage: it did not start. */
 PyObject *hf_channel_start(PyObject *self, PyObject *args)
 {
     (void)self;
-    int sock, keeper_pidfd, fds[HF_FDS_MAX];
+    int sock, fds[HF_FDS_MAX];
     const char *body;
     Py_ssize_t size;
     PyObject *fd_list;
-    struct packet p;
-    struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO};
-    if (!PyArg_ParseTuple(args, "iiy#O", &sock, &keeper_pidfd, &body, &size, &fd_list))
+    struct started s = {-1, -1, {0}, NULL};
+    if (!PyArg_ParseTuple(args, "iiy#O", &sock, &s.keeper_pidfd, &body, &size, &fd_list))
         return NULL;
-    if (size > 0) {
-        int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
-        if (n_fds < 0)
-            return NULL;
-        /* The answer brings a descriptor: see that there is room for it before anything runs. */
-        int room = fcntl(sock, F_DUPFD_CLOEXEC, 0);
-        int r = room < 0 ? -errno : send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
-        if (room >= 0)
-            close(room);
-        if (r < 0) {
-            failed.stage = r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH;
-            failed.error = -r;
-            return hf_raise_stage(&failed);
-        }
+    int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
+    if (n_fds < 0)
+        return NULL;
+    /* The answer brings a descriptor: see that there is room for it before anything runs. */
+    int room = fcntl(sock, F_DUPFD_CLOEXEC, 0);
+    int r = room < 0 ? -errno : send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
+    if (room >= 0)
+        close(room);
+    if (r < 0) {
+        struct hf_child_result failed = {r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH, -r};
+        return hf_raise_stage(&failed);
     }
-    for (;;) {
-        if (receive(sock, keeper_pidfd, -1, -1, &p) < 0)
-            return NULL;
-        if (p.size == 0)
-            return hf_raise_stage(&failed);
-        struct hf_record record;
-        const char *record_body;
-        size_t at = 0;
-        while (hf_wire_next(p.data, (size_t)p.size, &at, &record, &record_body) == 1) {
-            struct hf_spawned spawned;
-            struct hf_failed answer;
-            if (record.tag == HF_SPAWNED && hf_wire_get(&record, record_body, &spawned, sizeof spawned) == 0) {
-                if (p.n_fds == 1) /* an answer that carries a descriptor has no report behind it */
-                    return Py_BuildValue("iiKK", spawned.pid, p.fds[0], spawned.started_ns, spawned.started_at_ns);
-                failed = (struct hf_child_result){HF_STAGE_RECEIVE, EMFILE}; /* no room in our table */
-                close_fds(&p);
-                return hf_raise_stage(&failed);
-            }
-            if (record.tag == HF_FAILED && hf_wire_get(&record, record_body, &answer, sizeof answer) == 0) {
-                close_fds(&p);
-                failed = (struct hf_child_result){(int)answer.stage, answer.error};
-                return hf_raise_stage(&failed);
-            }
-        }
-        close_fds(&p); /* only late events of an earlier tenant can come before the answer */
-    }
+    if (await_start(sock, 1, -1, &s) < 0)
+        return NULL;
+    return Py_BuildValue("iiKK", s.spawned.pid, s.pidfd, s.spawned.started_ns, s.spawned.started_at_ns);
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Tags of the wire (csrc/common/wire.h).
 SIGNAL, STOP, ON_OWNER_LOSS = 4, 5, 7
-EXITED, ADOPTED, EMPTY, STOP_REPORT, LAUNCHED, FAILED = 67, 68, 71, 72, 75, 66
+EXITED, ADOPTED, EMPTY, STOP_REPORT = 67, 68, 71, 72
 REUSED, TEMPLATE = 1, 2
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
@@ -105,7 +105,6 @@ class Keeper:
         "_users",
         "_waiting",
         "is_child",
-        "launched",
         "lock",
         "retired",
         "reused",
@@ -116,7 +115,6 @@ class Keeper:
         self.tree: KeptTree | None = None
         self.retired = False  # it said "empty" (and ended, unless reused), or is gone
         self.reused = reused
-        self.launched: int | None = None  # a template's answer: the new keeper's pidfd, or -errno
         self.lock = RLock()
         self._sock = sock
         self._pidfd = pidfd
@@ -132,36 +130,24 @@ class Keeper:
     # ---- starting
 
     @classmethod
-    def launch(cls, flags: int, plan: Plan | None) -> Keeper:
-        """Start a keeper, with its first request if there is a plan."""
+    def launch_template(cls) -> Keeper:
+        """A keeper that never gets a process and launches others.  SpawnError."""
         try:
-            if plan:
-                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, plan.body, plan.fds)
-            else:
-                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, b"", ())
-        except OSError as error:
-            raise spawn_error(error, plan) from None
-        if _retired:
-            _reap_retired(0.0)
-        return cls(sock, pidfd, bool(is_child), bool(flags & REUSED))
-
-    def launch_another(self) -> Keeper:
-        """From a template: a new keeper that has the template's state and not ours.  One thread at a time."""
-        try:
-            end = _native.launch_from(self._sock)
+            sock, pidfd, is_child, *_ = _native.launch(_KEEPER, REUSED | TEMPLATE, b"", ())
         except OSError as error:
             raise spawn_error(error, None) from None
-        self.launched = None
-        self.wait_until(lambda: self.launched is not None, 10 * FROZEN_LIMIT)
-        if self.launched is None or self.launched < 0:
-            os.close(end)
-            if self.launched is None:
-                raise SpawnError(11, "the runner's template does not answer", "launch")
-            raise SpawnError(-self.launched, os.strerror(-self.launched), "launch")
-        return Keeper(end, self.launched, self.is_child, True)
+        return cls(sock, pidfd, bool(is_child), True)
 
-    def start(self, tree: KeptTree, plan: Plan, sent: bool) -> KeptTree:
-        """Start the plan's program (`sent`: the request went along with the launch).  SpawnError.
+    def launch_another(self) -> Keeper:
+        """From a template: a new keeper that has the template's state and not ours.  SpawnError."""
+        try:
+            sock, pidfd = _native.launch_from(self._sock)
+        except OSError as error:
+            raise spawn_error(error, None) from None
+        return Keeper(sock, pidfd, self.is_child, True)
+
+    def start(self, tree: KeptTree, plan: Plan) -> KeptTree:
+        """Give a reused keeper that is empty its next process.  SpawnError.
 
         For one thread alone; until it returns nobody else knows the tree.
         """
@@ -171,13 +157,11 @@ class Keeper:
             self._users += 1
         self.retired = False
         try:
-            tree.pid, pidfd, tree.started_ns, started_at_ns = _native.start(
-                self._sock, self._pidfd, b"" if sent else plan.body, plan.fds
-            )
+            pid, pidfd, started_ns, started_at_ns = _native.start(self._sock, self._pidfd, plan.body, plan.fds)
         except OSError as error:
             if error.args[-1] == 2:
                 self._undo_start(tree)
-            if not self.reused or error.args[-1] <= 2:
+            if error.args[-1] <= 2:
                 self.close()
             raise spawn_error(error, plan) from None
         except BaseException:
@@ -188,9 +172,7 @@ class Keeper:
         if self._closed:
             os.close(pidfd)
             raise RuntimeError("the runner was closed by another thread")
-        tree.started_at = started_at_ns / 1e9
-        tree.descriptor = Descriptor(pidfd)
-        self.tree = tree
+        tree.begin(pid, pidfd, started_ns, started_at_ns)
         return tree
 
     def _undo_start(self, tree: KeptTree) -> None:
@@ -280,6 +262,12 @@ class Keeper:
             if self._waiting and self._changed:
                 self._changed.notify_all()
 
+    def take_in(self, packets: list[tuple[list[Any], list[int]]]) -> None:
+        """Reports that came together with the answer to the launch."""
+        with self.lock:
+            for records, fds in packets:
+                self._apply(records, fds)
+
     def _apply(self, records: list[Any], fds: list[int]) -> None:
         tree = self.tree
         if not records:
@@ -293,10 +281,6 @@ class Keeper:
                 self.retired = True
                 if not self.reused:
                     self._let_go()
-            elif tag == LAUNCHED:
-                self.launched = fds.pop() if fds else -24  # EMFILE: no room in our table
-            elif tag == FAILED:
-                self.launched = -record[2]
             elif tree:
                 tree.apply(record, fds)
         for fd in fds:
@@ -376,6 +360,29 @@ class KeptTree:
         self._leads_group = plan.leads_group
         self._adopted: dict[int, int] = {}
         self._lost: KeeperLost | None = None
+
+    @classmethod
+    def launch(cls, plan: Plan) -> KeptTree:
+        """Start a keeper and its one process.  SpawnError; an exception from a signal handler undoes it."""
+        try:
+            sock, keeper_pidfd, is_child, early, *started = _native.launch(_KEEPER, 0, plan.body, plan.fds)
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+        if _retired:
+            _reap_retired(0.0)
+        tree = cls(Keeper(sock, keeper_pidfd, bool(is_child), False), plan)
+        tree.begin(*started)
+        if early:
+            tree.keeper.take_in(early)
+        return tree
+
+    def begin(self, pid: int, pidfd: int, started_ns: int, started_at_ns: int) -> None:
+        """It runs: from now on this is the keeper's tree."""
+        self.pid = pid
+        self.descriptor = Descriptor(pidfd)
+        self.started_ns = started_ns
+        self.started_at = started_at_ns / 1e9
+        self.keeper.tree = self
 
     @property
     def usage(self) -> Usage | None:

@@ -12,7 +12,7 @@ from _thread import allocate_lock
 
 from . import _native
 from .handle import Process
-from .keeper import REUSED, TEMPLATE, Keeper, KeptTree
+from .keeper import Keeper, KeptTree
 from .options import make_plan
 from .run import CompletedProcess, run_with
 
@@ -84,7 +84,7 @@ class Runner:
         self._busy: set[Keeper] = set()
         self._pid = os.getpid()
         self._group = os.getpgrp()
-        self._template = Keeper.launch(REUSED | TEMPLATE, None)
+        self._template = Keeper.launch_template()
         self._status = self._namespaces = -1
         try:
             # Both are used under the lock only.  O_PATH: after a change of ids the directory is root's.
@@ -110,7 +110,7 @@ class Runner:
             try:
                 tree = _Lease(keeper, plan)
                 tree.runner = self
-                return Process(keeper.start(tree, plan, False), plan)
+                return Process(keeper.start(tree, plan), plan)
             except BaseException:
                 self._take_back(keeper)
                 raise

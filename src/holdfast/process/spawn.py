@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .direct import DirectTree
 from .handle import Process
-from .keeper import Keeper, KeptTree
+from .keeper import KeptTree
 from .options import make_plan
 
 TYPE_CHECKING = False
@@ -42,8 +42,7 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 def start(plan: Plan, private: bool) -> Process:
     try:
         if private:
-            keeper = Keeper.launch(0, plan)
-            return Process(keeper.start(KeptTree(keeper, plan), plan, True), plan)
+            return Process(KeptTree.launch(plan), plan)
         return Process(DirectTree(plan), plan)
     except BaseException:
         plan.discard()
