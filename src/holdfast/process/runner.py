@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from _thread import allocate_lock
+from _thread import RLock
 
 from . import _native
 from .handle import Process
@@ -54,7 +54,7 @@ _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child: whoever held a lock did not come along."""
     for runner in list(_runners):
-        runner._lock = allocate_lock()
+        runner._lock = RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)
@@ -79,7 +79,7 @@ class Runner:
 
     def __init__(self) -> None:
         self._closed = True  # until everything is there: then `close` has something to close
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a collected handle may give its keeper back in the middle of our own work
         self._idle: list[Keeper] = []
         self._busy: set[Keeper] = set()
         self._pid = os.getpid()
