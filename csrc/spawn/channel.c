@@ -73,7 +73,17 @@ static int send_spawn(int sock, int hello_flags, const char *body, size_t size, 
     return r;
 }
 
-/* launch(keeper, hello_flags, body, fds) -> (socket, keeper_pidfd, keeper_pid, keeper_is_child)
+/* Results that hold descriptors are made into the object that will close them in here: a bare number
+ * is lost, and the tree at its other end runs on, when a signal handler raises on the way back. */
+static PyObject *owned(PyObject *own, int fd)
+{
+    PyObject *result = PyObject_CallFunction(own, "i", fd);
+    if (!result)
+        close(fd);
+    return result;
+}
+
+/* launch(keeper, hello_flags, body, fds, own) -> own(socket, keeper_pidfd, keeper_is_child)
  * The request waits in the socket before the keeper starts: one round trip less. */
 PyObject *hf_channel_launch(PyObject *self, PyObject *args)
 {
@@ -81,8 +91,8 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
     const char *path, *body;
     Py_ssize_t size;
     int hello_flags, fds[HF_FDS_MAX], pair[2], keeper_pidfd = -1;
-    PyObject *fd_list;
-    if (!PyArg_ParseTuple(args, "yiy#O", &path, &hello_flags, &body, &size, &fd_list))
+    PyObject *fd_list, *own;
+    if (!PyArg_ParseTuple(args, "yiy#OO", &path, &hello_flags, &body, &size, &fd_list, &own))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
@@ -114,10 +124,15 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
     /* Where we are a subreaper or PID 1 the keeper comes back to us and will want to be reaped. */
     siginfo_t info;
     int is_child = hf_waitid(HF_P_PIDFD, keeper_pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
-    return Py_BuildValue("iili", pair[0], keeper_pidfd, pid, is_child);
+    PyObject *keeper = PyObject_CallFunction(own, "iiO", pair[0], keeper_pidfd, is_child ? Py_True : Py_False);
+    if (!keeper) {
+        close(pair[0]);
+        close(keeper_pidfd);
+    }
+    return keeper;
 }
 
-/* launch_from(template_socket) -> our end of a new keeper's socket; its pidfd comes as HF_LAUNCHED. */
+/* launch_from(template_socket, own) -> own(our end) of a new keeper's socket; its pidfd comes as HF_LAUNCHED. */
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -125,7 +140,8 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     char packet[32];
     size_t at = 0;
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
-    if (!PyArg_ParseTuple(args, "i", &sock))
+    PyObject *own;
+    if (!PyArg_ParseTuple(args, "iO", &sock, &own))
         return NULL;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
         result.error = errno;
@@ -141,7 +157,19 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
         result.error = -r;
         return hf_raise_stage(&result);
     }
-    return PyLong_FromLong(pair[0]);
+    return owned(own, pair[0]);
+}
+
+/* hang_up(socket): the owner is gone, whoever else holds a copy of our end: a program forked off while
+ * the keeper was launched, or a thread in the middle of a call. */
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock;
+    if (!PyArg_ParseTuple(args, "i", &sock))
+        return NULL;
+    shutdown(sock, SHUT_RDWR); /* it fails where the keeper is gone */
+    Py_RETURN_NONE;
 }
 
 /* send(socket, tag, body) */
@@ -354,9 +382,10 @@ static void close_fds(struct packet *p)
         close(p->fds[--p->n_fds]);
 }
 
-/* receive(socket, keeper_pidfd, pidfd, timeout_ns) -> (records, fds) or None
- * Waits until the keeper says something, until it is gone (records is then empty), or until the time is
- * over or the keeper has kept silent for a second about the end of pidfd's process (None; -1: no process).
+/* receive(socket, keeper_pidfd, pidfd, timeout_ns, inbox) -> whether (records, fds) was appended to inbox:
+ * as a result it would be lost when a signal handler raises on the way back.
+ * Waits until the keeper says something, until it is gone (records is then None), or until the time is
+ * over or the keeper has kept silent for a second about the end of pidfd's process (False; -1: no process).
  * timeout_ns -1: no limit; 0: do not wait. */
 PyObject *hf_channel_receive(PyObject *self, PyObject *args)
 {
@@ -364,14 +393,16 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
     int sock, keeper_pidfd, pidfd;
     long long timeout_ns;
     struct packet p;
-    if (!PyArg_ParseTuple(args, "iiiL", &sock, &keeper_pidfd, &pidfd, &timeout_ns))
+    PyObject *inbox;
+    if (!PyArg_ParseTuple(args, "iiiLO!", &sock, &keeper_pidfd, &pidfd, &timeout_ns, &PyList_Type, &inbox))
         return NULL;
     int r = receive(sock, keeper_pidfd, pidfd, timeout_ns, &p);
     if (r < 0)
         return NULL;
     if (r == 0)
-        Py_RETURN_NONE;
-    PyObject *records = decode(p.data, (size_t)p.size), *fds = records ? PyList_New(p.n_fds) : NULL;
+        Py_RETURN_FALSE;
+    PyObject *records = p.size ? decode(p.data, (size_t)p.size) : Py_NewRef(Py_None);
+    PyObject *fds = records ? PyList_New(p.n_fds) : NULL;
     for (int i = 0; fds && i < p.n_fds; i++)
         PyList_SetItem(fds, i, PyLong_FromLong(p.fds[i]));
     if (!fds) {
@@ -379,10 +410,13 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
         Py_XDECREF(records);
         return NULL;
     }
-    return Py_BuildValue("NN", records, fds);
+    PyObject *letter = Py_BuildValue("NN", records, fds);
+    int failed = !letter || PyList_Append(inbox, letter) < 0;
+    Py_XDECREF(letter);
+    return failed ? NULL : PyBool_FromLong(1);
 }
 
-/* start(socket, keeper_pidfd, body, fds) -> (pid, pidfd, started_ns, started_at_ns)
+/* start(socket, keeper_pidfd, body, fds, own) -> (pid, own(pidfd), started_ns, started_at_ns)
  * Send the request (body empty: it went along with the launch) and wait for its answer.  For one
  * thread alone: nobody else may read this socket yet.  OSError with a stage: it did not start. */
 PyObject *hf_channel_start(PyObject *self, PyObject *args)
@@ -391,10 +425,10 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
     int sock, keeper_pidfd, fds[HF_FDS_MAX];
     const char *body;
     Py_ssize_t size;
-    PyObject *fd_list;
+    PyObject *fd_list, *own;
     struct packet p;
     struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO};
-    if (!PyArg_ParseTuple(args, "iiy#O", &sock, &keeper_pidfd, &body, &size, &fd_list))
+    if (!PyArg_ParseTuple(args, "iiy#OO", &sock, &keeper_pidfd, &body, &size, &fd_list, &own))
         return NULL;
     if (size > 0) {
         int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
@@ -423,8 +457,12 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
             struct hf_spawned spawned;
             struct hf_failed answer;
             if (record.tag == HF_SPAWNED && hf_wire_get(&record, record_body, &spawned, sizeof spawned) == 0) {
-                if (p.n_fds == 1) /* an answer that carries a descriptor has no report behind it */
-                    return Py_BuildValue("iiKK", spawned.pid, p.fds[0], spawned.started_ns, spawned.started_at_ns);
+                if (p.n_fds == 1) { /* an answer that carries a descriptor has no report behind it */
+                    PyObject *pidfd = owned(own, p.fds[0]);
+                    if (!pidfd)
+                        return NULL;
+                    return Py_BuildValue("iNKK", spawned.pid, pidfd, spawned.started_ns, spawned.started_at_ns);
+                }
                 failed = (struct hf_child_result){HF_STAGE_RECEIVE, EMFILE}; /* no room in our table */
                 close_fds(&p);
                 return hf_raise_stage(&failed);

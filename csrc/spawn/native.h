@@ -20,6 +20,7 @@ PyObject *hf_spawn_body(PyObject *self, PyObject *args);
 /* channel.c */
 PyObject *hf_channel_launch(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
 PyObject *hf_channel_send(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);

@@ -180,8 +180,8 @@ class Process:
         if self._closed:
             return
         self._closed = True
-        self._close_files()
         try:
+            self._close_files()
             if not self._tree.empty:
                 self._tree.check()
                 if not self._gave_up:

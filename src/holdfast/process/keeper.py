@@ -32,7 +32,7 @@ REUSED, TEMPLATE = 1, 2
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
 FROZEN_LIMIT: Seconds = 1.0  # how long a keeper may be silent about what it must have seen
-POLLIN = 1
+POLLIN, POLLOUT = 1, 4
 SIGCONT, SIGKILL = 18, 9
 
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
@@ -92,16 +92,22 @@ class Keeper:
     """One keeper process and our end of its socket; holds at most one tree at a time.
 
     The two descriptors are counted while in use (see Descriptor, which this is for two at once).
+
+    A signal handler may raise anywhere in here (KeyboardInterrupt does).  So: what is received goes into
+    `_inbox` before anything else can happen; an ownership changes hands by plain assignments alone,
+    between which no handler runs; and a keeper that is dropped half-way hangs up.
     """
 
     __slots__ = (
         "__weakref__",
         "_changed",
         "_closed",
+        "_inbox",
         "_pidfd",
         "_reading",
         "_sock",
         "_stop_id",
+        "_unclaimed",
         "_users",
         "_waiting",
         "is_child",
@@ -112,22 +118,31 @@ class Keeper:
         "tree",
     )  # fmt: skip
 
-    def __init__(self, sock: int, pidfd: int, is_child: bool, reused: bool) -> None:
+    def __init__(self, sock: int, pidfd: int, is_child: bool) -> None:
         self.tree: KeptTree | None = None
         self.retired = False  # it said "empty" (and ended, unless reused), or is gone
-        self.reused = reused
+        self.reused = False
         self.launched: int | None = None  # a template's answer: the new keeper's pidfd, or -errno
         self.lock = RLock()
-        self._sock = sock
-        self._pidfd = pidfd
+        self._unclaimed = 0  # a template's answers that nobody waits for any more
+        self._inbox: list[tuple[list[Any] | None, list[int]]] = []  # received and not yet taken in
+        self._sock = self._pidfd = -1
         self.is_child = is_child
         self._users = 0
-        self._closed = False
+        self._closed = True
         self._reading = False
         self._waiting = 0
         self._changed: Condition | None = None
         self._stop_id = 0
         _open.add(self)
+        if sock >= 0:
+            self._sock, self._pidfd, self._closed = sock, pidfd, False
+
+    def __del__(self) -> None:
+        if getattr(self, "_sock", -1) >= 0:
+            _native.hang_up(self._sock)
+            self._closed = True
+            self._close_descriptors()
 
     # ---- starting
 
@@ -136,29 +151,42 @@ class Keeper:
         """Start a keeper, with its first request if there is a plan."""
         try:
             if plan:
-                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, plan.body, plan.fds)
+                keeper = _native.launch(_KEEPER, flags, plan.body, plan.fds, cls)
             else:
-                sock, pidfd, _, is_child = _native.launch(_KEEPER, flags, b"", ())
+                keeper = _native.launch(_KEEPER, flags, b"", (), cls)
         except OSError as error:
             raise spawn_error(error, plan) from None
+        keeper.reused = bool(flags & REUSED)
         if _retired:
             _reap_retired(0.0)
-        return cls(sock, pidfd, bool(is_child), bool(flags & REUSED))
+        return keeper
 
     def launch_another(self) -> Keeper:
         """From a template: a new keeper that has the template's state and not ours.  One thread at a time."""
+        stale, self.launched = self.launched, None
+        if stale is not None and stale >= 0:  # the answer to one who was interrupted
+            os.close(stale)
+        keeper = Keeper(-1, -1, self.is_child)
+        keeper.reused = True
         try:
-            end = _native.launch_from(self._sock)
+            end = _native.launch_from(self._sock, Descriptor)
         except OSError as error:
             raise spawn_error(error, None) from None
-        self.launched = None
-        self.wait_until(lambda: self.launched is not None, 10 * FROZEN_LIMIT)
-        if self.launched is None or self.launched < 0:
-            os.close(end)
+        except BaseException:
+            self._unclaimed += 1  # sent all the same
+            raise
+        try:
+            self.wait_until(lambda: self.launched is not None, 10 * FROZEN_LIMIT)
+        finally:
             if self.launched is None:
-                raise SpawnError(11, "the runner's template does not answer", "launch")
+                self._unclaimed += 1  # answers come in order: the next is not for the next who asks
+        if self.launched is None:
+            raise SpawnError(11, "the runner's template does not answer", "launch")
+        if self.launched < 0:
             raise SpawnError(-self.launched, os.strerror(-self.launched), "launch")
-        return Keeper(end, self.launched, self.is_child, True)
+        keeper._sock, keeper._pidfd, keeper._closed, end._closed = end._fd, self.launched, False, True
+        self.launched = None
+        return keeper
 
     def start(self, tree: KeptTree, plan: Plan, sent: bool) -> KeptTree:
         """Start the plan's program (`sent`: the request went along with the launch).  SpawnError.
@@ -171,9 +199,12 @@ class Keeper:
             self._users += 1
         self.retired = False
         try:
-            tree.pid, pidfd, tree.started_ns, started_at_ns = _native.start(
-                self._sock, self._pidfd, b"" if sent else plan.body, plan.fds
-            )
+            try:
+                tree.pid, tree.descriptor, tree.started_ns, started_at_ns = _native.start(
+                    self._sock, self._pidfd, b"" if sent else plan.body, plan.fds, Descriptor
+                )
+            finally:
+                self.__exit__()
         except OSError as error:
             if error.args[-1] == 2:
                 self._undo_start(tree)
@@ -183,13 +214,10 @@ class Keeper:
         except BaseException:
             self.close()  # interrupted: the loss of its owner ends whatever was started
             raise
-        finally:
-            self.__exit__()
         if self._closed:
-            os.close(pidfd)
+            tree.descriptor.close()
             raise RuntimeError("the runner was closed by another thread")
         tree.started_at = started_at_ns / 1e9
-        tree.descriptor = Descriptor(pidfd)
         self.tree = tree
         return tree
 
@@ -208,8 +236,13 @@ class Keeper:
             if self._closed:
                 return False
             try:
-                _native.send(self._sock, tag, body)  # does not block
-            except (BrokenPipeError, ConnectionResetError):
+                try:
+                    _native.send(self._sock, tag, body)  # does not block
+                except BlockingIOError:  # its socket is full: it is frozen
+                    self.thaw()
+                    _native.poll(self._sock, POLLOUT, int(FROZEN_LIMIT * 1e9))
+                    _native.send(self._sock, tag, body)
+            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
                 return False
         return True
 
@@ -242,17 +275,31 @@ class Keeper:
         """
         deadline = None if timeout is None else monotonic() + timeout
         with self.lock:
+            self._take_in()
             while not done():
                 left = None if deadline is None else deadline - monotonic()
                 if self._reading:
                     if (left is not None and left <= 0) or not self._wait_for_reader(left):
                         return bool(done())
-                    continue
-                got = None if self._closed else self._read(left, ended_fd)
-                if got is None:
+                elif self._closed or not self._read(left, ended_fd):
                     return bool(done())
-                self._apply(*got)
+                self._take_in()
         return True
+
+    def _take_in(self) -> None:
+        """Each record goes after it was applied: cut off half-way, that one alone is applied once more."""
+        while self._inbox:
+            records, fds = self._inbox[0]
+            if records is None:
+                self.retired = True
+                self._let_go()
+            else:
+                while records:
+                    self._apply(records[0], fds)
+                    del records[0]
+            while fds:
+                os.close(fds.pop())
+            del self._inbox[0]
 
     def _wait_for_reader(self, left: Seconds | None) -> bool:
         if self._changed is None:
@@ -263,44 +310,44 @@ class Keeper:
         finally:
             self._waiting -= 1
 
-    def _read(self, left: Seconds | None, ended_fd: int) -> tuple[list[Any], list[int]] | None:
+    def _read(self, left: Seconds | None, ended_fd: int) -> bool:
         """One packet, with the lock given up meanwhile: others may look at what is known, or send."""
         ns = -1 if left is None else max(0, int(left * 1e9))
         self._reading = True
         self._users += 1
-        self.lock.release()
         try:
-            return _native.receive(self._sock, self._pidfd, ended_fd, ns)
+            self.lock.release()
+            return _native.receive(self._sock, self._pidfd, ended_fd, ns, self._inbox)
         finally:
-            self.lock.acquire()
-            self._reading = False
-            self._users -= 1
+            try:
+                self.lock.acquire()
+            finally:
+                self._reading = False
+                self._users -= 1
             if self._closed and self._users == 0:
                 self._close_descriptors()
             if self._waiting and self._changed:
                 self._changed.notify_all()
 
-    def _apply(self, records: list[Any], fds: list[int]) -> None:
-        tree = self.tree
-        if not records:
+    def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        tree, tag = self.tree, record[0]
+        if tag == EMPTY and tree:
+            tree.empty = True
+            tree.usage_fields = record[3]
             self.retired = True
-            self._let_go()
-        for record in records:
-            tag = record[0]
-            if tag == EMPTY and tree:
-                tree.empty = True
-                tree.usage_fields = record[3]
-                self.retired = True
-                if not self.reused:
-                    self._let_go()
-            elif tag == LAUNCHED:
-                self.launched = fds.pop() if fds else -24  # EMFILE: no room in our table
-            elif tag == FAILED:
-                self.launched = -record[2]
-            elif tree:
-                tree.apply(record, fds)
-        for fd in fds:
-            os.close(fd)
+            if not self.reused:
+                self._let_go()
+        elif tag in (LAUNCHED, FAILED):
+            # Without a call: the count must not be taken twice.
+            if self._unclaimed:
+                self._unclaimed -= 1
+            elif tag == LAUNCHED and fds:
+                self.launched = fds[0]
+                del fds[0]
+            elif self.launched is None:
+                self.launched = -record[2] if tag == FAILED else -24  # EMFILE: no room in our table
+        elif tree:
+            tree.apply(record, fds)
 
     # ---- ending
 
@@ -317,9 +364,11 @@ class Keeper:
             _reap_retired(FROZEN_LIMIT if self.tree is None or self.tree.empty else 0.0)
 
     def _close_descriptors(self) -> None:
-        os.close(self._sock)
-        os.close(self._pidfd)
-        self._sock = self._pidfd = -1
+        sock, pidfd = self._sock, self._pidfd
+        self._sock = self._pidfd = -1  # first: they must not be closed twice
+        if sock >= 0:
+            os.close(sock)
+            os.close(pidfd)
 
     def thaw(self) -> None:
         """SIGCONT: a keeper stopped by SIGSTOP goes on."""
@@ -337,6 +386,8 @@ class Keeper:
         """End the connection.  A tree that is still there is now without owner."""
         with self.lock:
             self.retired = True
+            if not self._closed:
+                _native.hang_up(self._sock)
             self._let_go()
             if self._changed:
                 self._changed.notify_all()
@@ -393,7 +444,10 @@ class KeptTree:
                 os.close(self._adopted.pop(pid))
         elif tag == ADOPTED:
             if fds:
-                self._adopted[record[1]] = fds.pop()
+                if record[1] in self._adopted:  # the report of its end was lost, and the number came back
+                    os.close(self._adopted.pop(record[1]))
+                self._adopted[record[1]] = fds[0]
+                del fds[0]
         elif tag == STOP_REPORT:
             (_, self._report_id, signo, scope, grace_ms, duration_ns, signalled, _, killed, survivors, unlisted,
              members) = record  # fmt: skip
@@ -448,7 +502,11 @@ class KeptTree:
 
     def wait_empty(self, timeout: Seconds | None) -> bool:
         """True when nothing of the tree is left."""
-        self.keeper.wait_until(lambda: self.empty or self.keeper.retired, timeout)
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self.wait_exit(timeout):  # which notices an end under a frozen keeper, too
+            return False
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        self.keeper.wait_until(lambda: self.empty or self.keeper.retired, left)
         self.check()
         return self.empty
 

@@ -185,7 +185,8 @@ class Runner:
     def _take_back(self, keeper: Keeper) -> None:
         with self._lock:
             self._busy.discard(keeper)
-            if not keeper.closed and not self._closed and len(self._idle) < IDLE_MAX:
+            # With a tree: an interrupted spawn's, and closing the keeper stops it.
+            if keeper.tree is None and not keeper.closed and not self._closed and len(self._idle) < IDLE_MAX:
                 self._idle.append(keeper)
                 return
         keeper.close()

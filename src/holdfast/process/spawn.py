@@ -40,12 +40,15 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 
 
 def start(plan: Plan, private: bool) -> Process:
+    keeper = None
     try:
         if private:
             keeper = Keeper.launch(0, plan)
             return Process(keeper.start(KeptTree(keeper, plan), plan, True), plan)
         return Process(DirectTree(plan), plan)
     except BaseException:
+        if keeper is not None:
+            keeper.close()
         plan.discard()
         raise
     finally:
