@@ -75,9 +75,16 @@ static int send_spawn(int sock, int hello_flags, const char *body, size_t size, 
 
 /* Results that hold descriptors are made into the object that will close them in here: a bare number
  * is lost, and the tree at its other end runs on, when a signal handler raises on the way back. */
+static PyObject *make(PyObject *own, PyObject *args)
+{
+    PyObject *result = args ? PyObject_CallObject(own, args) : NULL;
+    Py_XDECREF(args);
+    return result;
+}
+
 static PyObject *owned(PyObject *own, int fd)
 {
-    PyObject *result = PyObject_CallFunction(own, "i", fd);
+    PyObject *result = make(own, Py_BuildValue("(i)", fd));
     if (!result)
         close(fd);
     return result;
@@ -124,7 +131,7 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
     /* Where we are a subreaper or PID 1 the keeper comes back to us and will want to be reaped. */
     siginfo_t info;
     int is_child = hf_waitid(HF_P_PIDFD, keeper_pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
-    PyObject *keeper = PyObject_CallFunction(own, "iiO", pair[0], keeper_pidfd, is_child ? Py_True : Py_False);
+    PyObject *keeper = make(own, Py_BuildValue("(iiO)", pair[0], keeper_pidfd, is_child ? Py_True : Py_False));
     if (!keeper) {
         close(pair[0]);
         close(keeper_pidfd);
