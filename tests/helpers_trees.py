@@ -25,7 +25,7 @@ def build_tree_program(directory: str) -> str:
     require("gcc")
     program = os.path.join(directory, "tree")
     subprocess.run(
-        ["gcc", "-O1", "-static", "-pthread", "-o", program, os.path.join(HERE, "trees.c")], check=True, timeout=60
+        ["gcc", "-O1", "-pthread", "-o", program, os.path.join(HERE, "trees.c")], check=True, timeout=60
     )
     return program
 

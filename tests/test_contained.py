@@ -351,13 +351,17 @@ def test_a_stranger_that_holds_the_output_open_does_not_hang_run(tmp_path, throu
     script = 'echo out; echo $$ > "$0"; read x < "$0.go"; ' + ("exit 4" if through == "run" else "exec sleep 99")
     os.mkfifo(str(keep) + ".go")
     held = []
+    over = threading.Event()
 
     def hold():
-        with open(keep) as fifo:
-            pid = int(fifo.readline())
-        held.append(os.open(f"/proc/{pid}/fd/1", os.O_WRONLY))
-        with open(str(keep) + ".go", "w") as fifo:
-            fifo.write("go\n")
+        # Open for both ways: that does not wait for the other side, so this thread ends in any case.
+        keep_fd, go_fd = os.open(keep, os.O_RDWR), os.open(f"{keep}.go", os.O_RDWR)
+        if select.select([keep_fd], [], [], LIMIT)[0]:
+            held.append(os.open(f"/proc/{int(os.read(keep_fd, 64))}/fd/1", os.O_WRONLY))
+            os.write(go_fd, b"go\n")
+            over.wait(LIMIT)
+        os.close(keep_fd)
+        os.close(go_fd)
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -367,9 +371,10 @@ def test_a_stranger_that_holds_the_output_open_does_not_hang_run(tmp_path, throu
             assert (done.returncode, done.stdout) == (4, b"out\n")
         else:
             with pytest.raises(holdfast.TimeoutExpired) as caught:
-                holdfast.run(["sh", "-c", script, str(keep)], capture_output=True, grace=0.1, timeout=1.0)
+                holdfast.run(["sh", "-c", script, str(keep)], capture_output=True, grace=0.1, timeout=2.5)
             assert caught.value.stdout == b"out\n" and caught.value.report.empty
     finally:
+        over.set()
         holder.join(LIMIT)
         assert len(held) == 1
         os.close(held[0])

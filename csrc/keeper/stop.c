@@ -19,7 +19,7 @@ struct hf_stop_state hf_stop;
 HF_RARELY_USED struct hf_member hf_stop_members[HF_MEMBERS_MAX];
 HF_RARELY_USED static uint64_t starts[HF_MEMBERS_MAX];
 static uint64_t began_ns, grace_end_ns, kill_end_ns, next_pass_ns;
-static uint32_t reaped_at_pass, hit_in_pass, unlisted_in_pass;
+static uint32_t reaped_at_pass, hit_in_pass, unlisted_in_pass, killed_unlisted_in_pass, killed_unlisted;
 static int rest_signalled;
 
 static struct hf_member *find(int pid, uint64_t start)
@@ -118,7 +118,7 @@ static void kill_member(int pid, int pidfd, const struct hf_stat *stat)
         m->flags |= HF_KILLED;
         hf_stop.report.killed++;
     } else if (error == 0 && !m) {
-        hf_stop.report.killed++;
+        killed_unlisted_in_pass++;
     }
 }
 
@@ -150,6 +150,7 @@ static uint32_t walk(hf_visit *visit)
 void hf_stop_reset(void)
 {
     hf_stop.phase = STOP_NONE;
+    killed_unlisted = 0;
     memset(&hf_stop.report, 0, sizeof hf_stop.report);
 }
 
@@ -162,10 +163,14 @@ void hf_stop_list_members(void)
 
 static void kill_pass(uint64_t now_ns)
 {
-    hit_in_pass = 0;
+    hit_in_pass = killed_unlisted_in_pass = 0;
     reaped_at_pass = hf_tree.reaped;
     if (!walk(kill_member) && !hf_tree.main_ended) /* no /proc here: main at least is held */
         hf_pidfd_signal(hf_tree.main_pidfd, SIGKILL, 0);
+    if (killed_unlisted_in_pass > killed_unlisted) { /* as with `unlisted`: nobody is counted twice */
+        hf_stop.report.killed += killed_unlisted_in_pass - killed_unlisted;
+        killed_unlisted = killed_unlisted_in_pass;
+    }
     /* At once, what was born into the group during the walk.  Not before it: the walk would find them
      * dead, and the report would not say that they needed KILL. */
     hf_tree_signal_group(SIGKILL);

@@ -73,6 +73,18 @@ static int send_spawn(int sock, int hello_flags, const char *body, size_t size, 
     return r;
 }
 
+/* hang_up(socket): the owner is gone, whoever else holds a copy of our end: a program forked off while
+ * the keeper was launched, or a thread in the middle of a call. */
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock;
+    if (!PyArg_ParseTuple(args, "i", &sock))
+        return NULL;
+    shutdown(sock, SHUT_RDWR); /* it fails where the keeper is gone */
+    Py_RETURN_NONE;
+}
+
 /* send(socket, tag, body) */
 PyObject *hf_channel_send(PyObject *self, PyObject *args)
 {
@@ -90,117 +102,6 @@ PyObject *hf_channel_send(PyObject *self, PyObject *args)
     if (r < 0)
         return hf_raise(r);
     Py_RETURN_NONE;
-}
-
-/* ---- reports --------------------------------------------------------------------------------- */
-
-static PyObject *decode_members(const char *body, size_t size, uint32_t n)
-{
-    PyObject *list = n > size / sizeof(struct hf_member) ? NULL : PyList_New(0);
-    if (!list && !PyErr_Occurred())
-        PyErr_SetString(PyExc_ValueError, "malformed member list");
-    for (uint32_t i = 0; list && i < n; i++) {
-        struct hf_member m;
-        memcpy(&m, body + i * sizeof m, sizeof m);
-        m.name[sizeof m.name - 1] = 0;
-        PyObject *name = PyUnicode_DecodeFSDefault(m.name);
-        PyObject *item = name ? Py_BuildValue("iIN", m.pid, m.flags, name) : NULL;
-        if (!item || PyList_Append(list, item) < 0)
-            Py_CLEAR(list);
-        Py_XDECREF(item);
-    }
-    return list;
-}
-
-/* One report as a tuple, its tag first; an unknown tag gives (tag,). */
-static PyObject *decode_record(const struct hf_record *record, const char *body)
-{
-    union {
-        struct hf_keeper_hello hello; struct hf_spawned spawned; struct hf_failed failed; struct hf_exited exited;
-        struct hf_adopted adopted; struct hf_state_change change; struct hf_empty empty;
-        struct hf_stop_report stop; struct hf_members members; struct hf_lost lost; struct hf_launched launched;
-    } u;
-    unsigned tag = record->tag;
-#define GET(member) if (hf_wire_get(record, body, &u.member, sizeof u.member) < 0) goto malformed
-    switch (tag) {
-    case HF_KEEPER_HELLO:
-        GET(hello);
-        return Py_BuildValue("IIi", tag, u.hello.version, u.hello.pid);
-    case HF_SPAWNED:
-        GET(spawned);
-        return Py_BuildValue("IiKKK", tag, u.spawned.pid, u.spawned.identity, u.spawned.started_ns, u.spawned.started_at_ns);
-    case HF_FAILED:
-        GET(failed);
-        return Py_BuildValue("IIi", tag, u.failed.stage, u.failed.error);
-    case HF_EXITED:
-        GET(exited);
-        return Py_BuildValue("IiIiiKN", tag, u.exited.pid, u.exited.flags, u.exited.code, u.exited.status,
-                             u.exited.ended_ns, hf_usage_tuple(&u.exited.usage));
-    case HF_ADOPTED:
-        GET(adopted);
-        return Py_BuildValue("IiK", tag, u.adopted.pid, u.adopted.identity);
-    case HF_STOPPED:
-    case HF_CONTINUED:
-        GET(change);
-        return Py_BuildValue("Iii", tag, u.change.pid, u.change.signo);
-    case HF_EMPTY:
-        GET(empty);
-        return Py_BuildValue("IKIN", tag, u.empty.at_ns, u.empty.reaped, hf_usage_tuple(&u.empty.usage));
-    case HF_STOP_REPORT: {
-        GET(stop);
-        PyObject *members = decode_members(body + sizeof u.stop, record->length - sizeof u.stop, u.stop.n_members);
-        return members ? Py_BuildValue("IIiIKKIIIIIN", tag, u.stop.id, u.stop.signo, u.stop.scope, u.stop.grace_ms,
-                                       u.stop.duration_ns, u.stop.signalled, u.stop.left_group, u.stop.killed,
-                                       u.stop.survivors, u.stop.unlisted, members) : NULL;
-    }
-    case HF_MEMBERS: {
-        GET(members);
-        PyObject *members = decode_members(body + sizeof u.members, record->length - sizeof u.members, u.members.n_members);
-        return members ? Py_BuildValue("IIIN", tag, u.members.id, u.members.unlisted, members) : NULL;
-    }
-    case HF_LOST:
-        GET(lost);
-        return Py_BuildValue("IK", tag, u.lost.events);
-    case HF_LAUNCHED:
-        GET(launched);
-        return Py_BuildValue("Ii", tag, u.launched.pid);
-    default:
-        return Py_BuildValue("(I)", tag);
-    }
-#undef GET
-malformed:
-    PyErr_Format(PyExc_ValueError, "malformed record with tag %u", tag);
-    return NULL;
-}
-
-static PyObject *decode(const char *packet, size_t size)
-{
-    PyObject *list = PyList_New(0);
-    struct hf_record record;
-    const char *body;
-    size_t at = 0;
-    int r = 0;
-    while (list && (r = hf_wire_next(packet, size, &at, &record, &body)) == 1) {
-        PyObject *item = decode_record(&record, body);
-        if (!item || PyList_Append(list, item) < 0)
-            Py_CLEAR(list);
-        Py_XDECREF(item);
-    }
-    if (list && r < 0) {
-        Py_CLEAR(list);
-        PyErr_SetString(PyExc_ValueError, "malformed packet");
-    }
-    return list;
-}
-
-PyObject *hf_wire_decode(PyObject *self, PyObject *args)
-{
-    (void)self;
-    const char *packet;
-    Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "y#", &packet, &size))
-        return NULL;
-    return decode(packet, (size_t)size);
 }
 
 enum { FD_ROOM = 16 };
@@ -277,6 +178,12 @@ static int receive(int sock, int keeper_pidfd, int pidfd, long long timeout_ns, 
     }
 }
 
+static void close_fds(struct packet *p)
+{
+    while (p->n_fds > 0)
+        close(p->fds[--p->n_fds]);
+}
+
 static PyObject *fd_list_of(const struct packet *p)
 {
     PyObject *list = PyList_New(p->n_fds);
@@ -285,15 +192,25 @@ static PyObject *fd_list_of(const struct packet *p)
     return list;
 }
 
-static void close_fds(struct packet *p)
+/* Append (records, fds) to inbox; records is None at the end.  -1: exception, and the descriptors are closed. */
+static int deliver(struct packet *p, PyObject *inbox)
 {
-    while (p->n_fds > 0)
-        close(p->fds[--p->n_fds]);
+    PyObject *records = p->size ? hf_decode(p->data, (size_t)p->size) : Py_NewRef(Py_None);
+    PyObject *fds = records ? fd_list_of(p) : NULL;
+    PyObject *letter = fds ? Py_BuildValue("OO", records, fds) : NULL;
+    int r = letter ? PyList_Append(inbox, letter) : -1;
+    Py_XDECREF(letter);
+    Py_XDECREF(fds);
+    Py_XDECREF(records);
+    if (r < 0)
+        close_fds(p);
+    return r;
 }
 
-/* receive(socket, keeper_pidfd, pidfd, timeout_ns) -> (records, fds) or None
- * Waits until the keeper says something, until it is gone (records is then empty), or until the time is
- * over or the keeper has kept silent for a second about the end of pidfd's process (None; -1: no process).
+/* receive(socket, keeper_pidfd, pidfd, timeout_ns, inbox) -> whether (records, fds) was appended to inbox:
+ * as a result it would be lost when a signal handler raises on the way back.
+ * Waits until the keeper says something, until it is gone (records is then None), or until the time is
+ * over or the keeper has kept silent for a second about the end of pidfd's process (False; -1: no process).
  * timeout_ns -1: no limit; 0: do not wait. */
 PyObject *hf_channel_receive(PyObject *self, PyObject *args)
 {
@@ -301,50 +218,36 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
     int sock, keeper_pidfd, pidfd;
     long long timeout_ns;
     struct packet p;
-    if (!PyArg_ParseTuple(args, "iiiL", &sock, &keeper_pidfd, &pidfd, &timeout_ns))
+    PyObject *inbox;
+    if (!PyArg_ParseTuple(args, "iiiLO!", &sock, &keeper_pidfd, &pidfd, &timeout_ns, &PyList_Type, &inbox))
         return NULL;
     int r = receive(sock, keeper_pidfd, pidfd, timeout_ns, &p);
-    if (r < 0)
+    if (r < 0 || (r == 1 && deliver(&p, inbox) < 0))
         return NULL;
-    if (r == 0)
-        Py_RETURN_NONE;
-    PyObject *records = decode(p.data, (size_t)p.size), *fds = records ? fd_list_of(&p) : NULL;
-    if (!fds) {
-        close_fds(&p);
-        Py_XDECREF(records);
-        return NULL;
-    }
-    return Py_BuildValue("NN", records, fds);
+    return PyBool_FromLong(r);
 }
 
 #define TEMPLATE_LIMIT_NS 10000000000LL /* a template that is silent for this long is frozen */
 
-struct started { int keeper_pidfd, pidfd; struct hf_spawned spawned; PyObject *early; };
-
-/* A process that ends at once may have its reports ahead of the keeper's pidfd: keep them for the reader. */
-static int keep_early(struct started *s, struct packet *p)
-{
-    PyObject *records = decode(p->data, (size_t)p->size), *fds = records ? fd_list_of(p) : NULL;
-    PyObject *item = fds ? Py_BuildValue("OO", records, fds) : NULL;
-    Py_XDECREF(records);
-    Py_XDECREF(fds);
-    int r = item ? PyList_Append(s->early, item) : -1;
-    Py_XDECREF(item);
-    return r;
-}
+struct started {
+    int keeper_pidfd, pidfd;
+    struct hf_spawned spawned;
+    PyObject *early; /* the inbox of reports that came ahead of the keeper's pidfd: a process may end at once */
+};
 
 /* For one thread alone, as nobody else may read this socket yet: wait until the keeper's pidfd is known
- * and, if a process was asked for, until it runs.  0, or -1 with an exception and everything closed. */
+ * and, if a process was asked for, until it runs.  0, or -1 with an exception; the descriptors that have
+ * come are the caller's in both cases. */
 static int await_start(int sock, int want_process, long long timeout_ns, struct started *s)
 {
     struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO}; /* it ended without a word */
     struct packet p;
-    int done = 0, told = 0, full = 0;
+    int told = 0, full = 0;
     /* The keeper's pidfd is waited for after a failure as well: it may have to be reaped. */
-    while (!full && (s->keeper_pidfd < 0 || (want_process && !done && !told))) {
+    while (!full && (s->keeper_pidfd < 0 || (want_process && s->pidfd < 0 && !told))) {
         int r = receive(sock, s->keeper_pidfd, -1, timeout_ns, &p);
         if (r < 0)
-            goto interrupted;
+            return -1;
         if (r == 0)
             failed.error = ETIMEDOUT;
         if (r == 0 || p.size == 0)
@@ -352,7 +255,7 @@ static int await_start(int sock, int want_process, long long timeout_ns, struct 
         struct hf_record record;
         const char *body;
         size_t at = 0;
-        int early = done;
+        int early = s->pidfd >= 0;
         while (hf_wire_next(p.data, (size_t)p.size, &at, &record, &body) == 1) {
             struct hf_failed answer;
             early = early && record.tag != HF_LAUNCHED;
@@ -361,32 +264,32 @@ static int await_start(int sock, int want_process, long long timeout_ns, struct 
                 if (p.n_fds == 0) {
                     failed = (struct hf_child_result){HF_STAGE_RECEIVE, EMFILE}; /* no room in our table */
                     told = full = 1;
-                } else if (spawned) {
-                    s->pidfd = p.fds[--p.n_fds];
-                    done = 1;
                 } else {
-                    s->keeper_pidfd = p.fds[--p.n_fds];
+                    *(spawned ? &s->pidfd : &s->keeper_pidfd) = p.fds[--p.n_fds];
                 }
             } else if (record.tag == HF_FAILED && hf_wire_get(&record, body, &answer, sizeof answer) == 0) {
                 failed = (struct hf_child_result){(int)answer.stage, answer.error};
                 told = 1;
             }
         }
-        if (early && keep_early(s, &p) < 0) {
-            close_fds(&p);
-            goto interrupted;
-        }
+        if (early && deliver(&p, s->early) < 0)
+            return -1;
         if (!early)
             close_fds(&p); /* of late events of an earlier tenant */
     }
-    if (!told && s->keeper_pidfd >= 0 && (done || !want_process))
+    if (!told && s->keeper_pidfd >= 0 && (s->pidfd >= 0 || !want_process))
         return 0;
     hf_raise_stage(&failed);
-interrupted:
-    if (s->pidfd >= 0)
-        close(s->pidfd);
-    Py_CLEAR(s->early);
     return -1;
+}
+
+/* Results that hold descriptors are made into the object that will close them in here: a bare number
+ * is lost, and the tree at its other end runs on, when a signal handler raises on the way back. */
+static PyObject *make(PyObject *own, PyObject *args)
+{
+    PyObject *result = args ? PyObject_CallObject(own, args) : NULL;
+    Py_XDECREF(args);
+    return result;
 }
 
 /* Where we are a subreaper or PID 1 the keeper comes back to us and will want to be reaped. */
@@ -396,36 +299,59 @@ static int is_child(int pidfd)
     return hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
 }
 
-/* A keeper that could not start its process is about to end. */
-static void reap_soon(int pidfd)
+/* Nothing came of a launch: hang up, so that whatever was started ends, and reap a keeper that ends at once. */
+static PyObject *give_up(int sock, struct started *s)
 {
-    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
-    siginfo_t info;
-    Py_BEGIN_ALLOW_THREADS
-    poll(&fd, 1, (int)(PATIENCE_NS / 1000000));
-    Py_END_ALLOW_THREADS
-    hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | WNOHANG, NULL);
+    shutdown(sock, SHUT_RDWR);
+    close(sock);
+    if (s->pidfd >= 0)
+        close(s->pidfd);
+    Py_XDECREF(s->early);
+    if (s->keeper_pidfd >= 0) {
+        if (is_child(s->keeper_pidfd)) {
+            struct pollfd fd = {.fd = s->keeper_pidfd, .events = POLLIN};
+            siginfo_t info;
+            Py_BEGIN_ALLOW_THREADS
+            poll(&fd, 1, (int)(PATIENCE_NS / 1000000));
+            Py_END_ALLOW_THREADS
+            hf_waitid(HF_P_PIDFD, s->keeper_pidfd, &info, WEXITED | WNOHANG, NULL);
+        }
+        close(s->keeper_pidfd);
+    }
+    return NULL;
 }
 
-/* launch(keeper, hello_flags, body, fds) ->
- *     (socket, keeper_pidfd, keeper_is_child, early, pid, pidfd, started_ns, started_at_ns)
- * Start a keeper and, unless body is empty (pid is then 0), its first process.  The request waits in
- * the socket before the keeper starts: one round trip less.  early: what receive() would have given. */
+/* The Keeper of a launch that went well, which owns the two descriptors; NULL: they are closed. */
+static PyObject *make_keeper(PyObject *own, int sock, struct started *s)
+{
+    PyObject *child = is_child(s->keeper_pidfd) ? Py_True : Py_False;
+    PyObject *keeper = make(own, Py_BuildValue("(iiO)", sock, s->keeper_pidfd, child));
+    return keeper ? keeper : give_up(sock, s);
+}
+
+/* launch(keeper, hello_flags, body, fds, own_keeper, own_pidfd) ->
+ *     (own_keeper(socket, keeper_pidfd, is_child), early, pid, own_pidfd(pidfd), started_ns, started_at_ns)
+ * Start a keeper and its first process (body empty: none; the result is the first element alone).  The
+ * request waits in the socket before the keeper starts: one round trip less.  early: an inbox. */
 PyObject *hf_channel_launch(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *path, *body;
     Py_ssize_t size;
     int hello_flags, fds[HF_FDS_MAX], pair[2];
-    PyObject *fd_list;
-    if (!PyArg_ParseTuple(args, "yiy#O", &path, &hello_flags, &body, &size, &fd_list))
+    PyObject *fd_list, *own_keeper, *own_pidfd;
+    if (!PyArg_ParseTuple(args, "yiy#OOO", &path, &hello_flags, &body, &size, &fd_list, &own_keeper, &own_pidfd))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
         return NULL;
+    struct started s = {-1, -1, {0}, PyList_New(0)};
+    if (!s.early)
+        return NULL;
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
         result.error = errno;
+        Py_DECREF(s.early);
         return hf_raise_stage(&result);
     }
     int r = send_spawn(pair[0], hello_flags, body, (size_t)size, fds, n_fds);
@@ -444,33 +370,35 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
         close(owner);
     }
     close(pair[1]);
-    struct started s = {-1, -1, {0}, NULL};
     if (pid < 0)
         hf_raise_stage(&result);
-    else
-        s.early = PyList_New(0);
-    if (!s.early || await_start(pair[0], size > 0, -1, &s) < 0) {
-        close(pair[0]);
-        if (s.keeper_pidfd >= 0) {
-            if (is_child(s.keeper_pidfd))
-                reap_soon(s.keeper_pidfd);
-            close(s.keeper_pidfd);
-        }
+    if (pid < 0 || await_start(pair[0], size > 0, -1, &s) < 0)
+        return give_up(pair[0], &s);
+    PyObject *process = s.pidfd < 0 ? Py_NewRef(Py_None) : make(own_pidfd, Py_BuildValue("(i)", s.pidfd));
+    if (!process)
+        return give_up(pair[0], &s);
+    s.pidfd = -1;
+    PyObject *keeper = make_keeper(own_keeper, pair[0], &s);
+    if (!keeper) {
+        Py_DECREF(process);
         return NULL;
     }
-    return Py_BuildValue("iiiNiiKK", pair[0], s.keeper_pidfd, is_child(s.keeper_pidfd), s.early, s.spawned.pid, s.pidfd,
-                         s.spawned.started_ns, s.spawned.started_at_ns);
+    return Py_BuildValue("NNiNKK", keeper, s.early, s.spawned.pid, process, s.spawned.started_ns,
+                         s.spawned.started_at_ns);
 }
 
-/* launch_from(template_socket) -> (socket, keeper_pidfd) of a new keeper that the template started */
+/* launch_from(template_socket, own_keeper) -> own_keeper(socket, keeper_pidfd, is_child): a new keeper that
+ * the template started */
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
 {
     (void)self;
     int sock, pair[2];
     char packet[32];
     size_t at = 0;
+    PyObject *own_keeper;
+    struct started s = {-1, -1, {0}, NULL};
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
-    if (!PyArg_ParseTuple(args, "i", &sock))
+    if (!PyArg_ParseTuple(args, "iO", &sock, &own_keeper))
         return NULL;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
         result.error = errno;
@@ -481,19 +409,16 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     if (r == 0)
         r = send_packet(sock, packet, at, NULL, 0, &pair[1], 1);
     close(pair[1]);
-    struct started s = {-1, -1, {0}, NULL};
     if (r < 0) {
         result.error = -r;
         hf_raise_stage(&result);
     }
-    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_NS, &s) < 0) {
-        close(pair[0]);
-        return NULL;
-    }
-    return Py_BuildValue("ii", pair[0], s.keeper_pidfd);
+    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_NS, &s) < 0)
+        return give_up(pair[0], &s);
+    return make_keeper(own_keeper, pair[0], &s);
 }
 
-/* start(socket, keeper_pidfd, body, fds) -> (pid, pidfd, started_ns, started_at_ns)
+/* start(socket, keeper_pidfd, body, fds, own_pidfd) -> (pid, own_pidfd(pidfd), started_ns, started_at_ns)
  * The next process of a runner's empty keeper.  OSError with a stage: it did not start. */
 PyObject *hf_channel_start(PyObject *self, PyObject *args)
 {
@@ -501,9 +426,9 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
     int sock, fds[HF_FDS_MAX];
     const char *body;
     Py_ssize_t size;
-    PyObject *fd_list;
+    PyObject *fd_list, *own_pidfd;
     struct started s = {-1, -1, {0}, NULL};
-    if (!PyArg_ParseTuple(args, "iiy#O", &sock, &s.keeper_pidfd, &body, &size, &fd_list))
+    if (!PyArg_ParseTuple(args, "iiy#OO", &sock, &s.keeper_pidfd, &body, &size, &fd_list, &own_pidfd))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
@@ -519,5 +444,10 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
     }
     if (await_start(sock, 1, -1, &s) < 0)
         return NULL;
-    return Py_BuildValue("iiKK", s.spawned.pid, s.pidfd, s.spawned.started_ns, s.spawned.started_at_ns);
+    PyObject *process = make(own_pidfd, Py_BuildValue("(i)", s.pidfd));
+    if (!process) {
+        close(s.pidfd);
+        return NULL;
+    }
+    return Py_BuildValue("iNKK", s.spawned.pid, process, s.spawned.started_ns, s.spawned.started_at_ns);
 }

@@ -253,6 +253,7 @@ static PyMethodDef methods[] = {
     {"spawn_body", hf_spawn_body, METH_VARARGS, NULL},
     {"launch", hf_channel_launch, METH_VARARGS, NULL},
     {"launch_from", hf_channel_launch_from, METH_VARARGS, NULL},
+    {"hang_up", hf_channel_hang_up, METH_VARARGS, NULL},
     {"start", hf_channel_start, METH_VARARGS, NULL},
     {"spawn_direct", spawn_direct, METH_VARARGS, NULL},
     {"send", hf_channel_send, METH_VARARGS, NULL},

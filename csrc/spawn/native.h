@@ -20,9 +20,13 @@ PyObject *hf_spawn_body(PyObject *self, PyObject *args);
 /* channel.c */
 PyObject *hf_channel_launch(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
 PyObject *hf_channel_send(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);
+/* reports.c */
+/* A packet's records as a list of tuples; ValueError when it is malformed. */
+PyObject *hf_decode(const char *packet, size_t size);
 PyObject *hf_wire_decode(PyObject *self, PyObject *args);
 
 #endif

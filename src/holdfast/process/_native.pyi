@@ -1,8 +1,11 @@
 # The C half; see csrc/spawn.  Errors are OSError; a failed start has (errno, text, None, None, stage).
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
+
+_K = TypeVar("_K")
+_T = TypeVar("_T")
 
 def spawn_body(
     argv: Sequence[str | bytes | PathLike[str] | PathLike[bytes]],
@@ -26,15 +29,29 @@ def spawn_body(
     /,
 ) -> bytes: ...
 def launch(
-    keeper: bytes, hello_flags: int, body: bytes, fds: Sequence[int], /
-) -> tuple[int, int, int, list[tuple[list[tuple[Any, ...]], list[int]]], int, int, int, int]: ...
-def launch_from(template_socket: int, /) -> tuple[int, int]: ...
-def start(sock: int, keeper_pidfd: int, body: bytes, fds: Sequence[int], /) -> tuple[int, int, int, int]: ...
+    keeper: bytes,
+    hello_flags: int,
+    body: bytes,
+    fds: Sequence[int],
+    own_keeper: Callable[[int, int, bool], _K],
+    own_pidfd: Callable[[int], _T],
+    /,
+) -> tuple[_K, list[tuple[list[Any] | None, list[int]]], int, _T, int, int]: ...
+def launch_from(template_socket: int, own_keeper: Callable[[int, int, bool], _K], /) -> _K: ...
+def hang_up(sock: int, /) -> None: ...
+def start(
+    sock: int, keeper_pidfd: int, body: bytes, fds: Sequence[int], own: Callable[[int], _T], /
+) -> tuple[int, _T, int, int]: ...
 def spawn_direct(body: bytes, fds: Sequence[int], /) -> tuple[int, int]: ...
 def send(sock: int, tag: int, body: bytes, /) -> None: ...
 def receive(
-    sock: int, keeper_pidfd: int, pidfd: int, timeout_ns: int, /
-) -> tuple[list[tuple[Any, ...]], list[int]] | None: ...
+    sock: int,
+    keeper_pidfd: int,
+    pidfd: int,
+    timeout_ns: int,
+    inbox: list[tuple[list[Any] | None, list[int]]],
+    /,
+) -> bool: ...
 def wire_decode(packet: bytes, /) -> list[tuple[Any, ...]]: ...
 def wait_status(pidfd: int, /) -> tuple[int, int, tuple[int, ...]] | None: ...
 def exit_info(pidfd: int, /) -> int | None: ...

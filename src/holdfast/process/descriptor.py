@@ -11,15 +11,18 @@ from _thread import allocate_lock
 
 
 class Descriptor:
-    """Owns one descriptor.  `with descriptor as fd:` keeps it open meanwhile.  Any thread."""
+    """Owns one descriptor.  `with descriptor as fd:` keeps it open meanwhile.  Any thread.
+
+    Owns it exactly when the constructor returns, also when a signal handler raises.  Dropped, it closes.
+    """
 
     __slots__ = ("_closed", "_fd", "_lock", "_users")
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._users = 0
-        self._closed = False
         self._lock = allocate_lock()
+        self._users = 0
+        self._fd = fd  # from here on nothing is called, so no handler can run before we own it
+        self._closed = False
 
     @property
     def closed(self) -> bool:
@@ -58,5 +61,10 @@ class Descriptor:
         """In a forked child: close our copy without the lock, whose holder did not come along."""
         self._lock = allocate_lock()
         if not self._closed:
+            self._closed = True
+            os.close(self._fd)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
             self._closed = True
             os.close(self._fd)

@@ -10,7 +10,8 @@ from os import getpid
 from time import monotonic, time
 
 from . import _native
-from .keeper import KILL_LIMIT, SIGCONT, SIGKILL, spawn_error
+from .keeper import SIGCONT, SIGKILL, spawn_error
+from .kept import KILL_LIMIT
 from .notify.pidfd import PidfdNotifier
 from .status import ExitStatus, Member, StopReport, Usage
 

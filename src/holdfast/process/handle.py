@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import IO, Self
 
     from .direct import DirectTree
-    from .keeper import KeptTree
+    from .kept import KeptTree
     from .options import Command, Plan
     from .pump import Pump
     from .status import Seconds
@@ -180,8 +180,8 @@ class Process:
         if self._closed:
             return
         self._closed = True
-        self._close_files()
         try:
+            self._close_files()
             if not self._tree.empty:
                 self._tree.check()
                 if not self._gave_up:

@@ -190,16 +190,19 @@ class Plan:
         self.owner_files: Sequence[int | None] = ()
 
     def close_child_files(self) -> None:
-        for fd in self.child_files:
+        # Forgotten first: an exception out of a signal handler must not lead to a second close, of
+        # another's descriptor.
+        while self.child_files:
+            fd = self.child_files[-1]
+            del self.child_files[-1]
             os.close(fd)
-        self.child_files.clear()
 
     def discard(self) -> None:
         self.close_child_files()
-        for fd in self.owner_files:
+        files, self.owner_files = self.owner_files, ()
+        for fd in files:
             if fd is not None:
                 os.close(fd)
-        self.owner_files = ()
 
 
 def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[int], int]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from _thread import allocate_lock
+from _thread import RLock
 
 from . import _native
 from .handle import Process
-from .keeper import Keeper, KeptTree
+from .keeper import Keeper
+from .kept import KeptTree
 from .options import make_plan
 from .run import CompletedProcess, run_with
 
@@ -54,7 +55,7 @@ _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child: whoever held a lock did not come along."""
     for runner in list(_runners):
-        runner._lock = allocate_lock()
+        runner._lock = RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)
@@ -79,7 +80,7 @@ class Runner:
 
     def __init__(self) -> None:
         self._closed = True  # until everything is there: then `close` has something to close
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a collected handle may give its keeper back in the middle of our own work
         self._idle: list[Keeper] = []
         self._busy: set[Keeper] = set()
         self._pid = os.getpid()
@@ -185,7 +186,8 @@ class Runner:
     def _take_back(self, keeper: Keeper) -> None:
         with self._lock:
             self._busy.discard(keeper)
-            if not keeper.closed and not self._closed and len(self._idle) < IDLE_MAX:
+            # With a tree: an interrupted spawn's, and closing the keeper stops it.
+            if keeper.tree is None and not keeper.closed and not self._closed and len(self._idle) < IDLE_MAX:
                 self._idle.append(keeper)
                 return
         keeper.close()

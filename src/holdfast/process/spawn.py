@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .direct import DirectTree
 from .handle import Process
-from .keeper import KeptTree
+from .kept import KeptTree
 from .options import make_plan
 
 TYPE_CHECKING = False

@@ -1,0 +1,280 @@
+"""What is known of one kept process and its descendants, from what the keeper has told."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+from . import _native
+from .descriptor import Descriptor
+from .errors import KeeperLost
+from .keeper import FROZEN_LIMIT, POLLIN, SIGKILL, STOP, Keeper, launch, stop_body, try_signal
+from .options import LOSS, SCOPE
+from .status import SCOPES, ExitStatus, Member, StopReport, Usage, from_siginfo, from_wait_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .options import OnOwnerLoss, Plan
+    from .status import Seconds
+
+# Tags of the wire (csrc/common/wire.h).
+SIGNAL, ON_OWNER_LOSS = 4, 7
+EXITED, ADOPTED, STOP_REPORT = 67, 68, 72
+
+KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
+
+
+class KeptTree:
+    """One process and its descendants, as far as the keeper has told.  Changed under the keeper's lock."""
+
+    __slots__ = ("_adopted", "_leads_group", "_lost", "_on_owner_loss", "_report_id", "descriptor", "empty", "foreign",
+                 "keeper", "pid", "report", "started_at", "started_ns", "status", "usage_fields")  # fmt: skip
+
+    def __init__(self, keeper: Keeper, plan: Plan) -> None:
+        self.keeper = keeper
+        self.pid = 0
+        self.descriptor: Descriptor | None = None
+        self.status: ExitStatus | None = None
+        self.empty = False
+        self.usage_fields: tuple[int, ...] | None = None
+        self.report: StopReport | None = None
+        self.foreign = False  # we are a forked copy of the owner
+        self.started_ns = 0
+        self.started_at = 0.0
+        self._report_id = 0
+        self._on_owner_loss = plan.on_owner_loss
+        self._leads_group = plan.leads_group
+        self._adopted: dict[int, int] = {}
+        self._lost: KeeperLost | None = None
+
+    @classmethod
+    def launch(cls, plan: Plan) -> KeptTree:
+        """Start a keeper and its one process.  SpawnError; an exception from a signal handler undoes it."""
+        keeper, early, pid, descriptor, started_ns, started_at_ns = launch(plan)
+        tree = cls(keeper, plan)
+        tree.pid, tree.descriptor, tree.started_ns, tree.started_at = pid, descriptor, started_ns, started_at_ns / 1e9
+        keeper.tree = tree
+        if early:
+            keeper.deliver(early)
+        return tree
+
+    @property
+    def usage(self) -> Usage | None:
+        """The sum over every member that the keeper reaped, once the tree is empty."""
+        return None if self.usage_fields is None else Usage(self.usage_fields)
+
+    def apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        tag = record[0]
+        if tag == EXITED:
+            _, pid, is_main, code, status, ended_ns, usage = record
+            if is_main:
+                elapsed = (ended_ns - self.started_ns) / 1e9
+                self.status = from_siginfo(code, status, usage, self.started_at, elapsed)
+            elif pid in self._adopted:
+                os.close(self._adopted.pop(pid))
+        elif tag == ADOPTED:
+            if fds:
+                if record[1] in self._adopted:  # the report of its end was lost, and the number came back
+                    os.close(self._adopted.pop(record[1]))
+                self._adopted[record[1]] = fds[0]
+                del fds[0]
+        elif tag == STOP_REPORT:
+            (_, self._report_id, signo, scope, grace_ms, duration_ns, signalled, _, killed, survivors, unlisted,
+             members) = record  # fmt: skip
+            self.report = StopReport(
+                signo, SCOPES[scope], grace_ms / 1000, duration_ns / 1e9, signalled, killed, survivors, unlisted,
+                tuple(Member(*m) for m in members),
+            )  # fmt: skip
+
+    # ---- waiting
+
+    @property
+    def voice(self) -> Keeper:
+        """To be polled: readable when `advance` may learn something."""
+        return self.keeper
+
+    def advance(self) -> None:
+        """Take in what the keeper has said, without waiting."""
+        self.keeper.wait_until(lambda: self.keeper.retired, 0.0)
+
+    def _settled(self) -> bool:
+        return self.status is not None or self.keeper.retired or self.keeper.tree is not self
+
+    def wait_exit(self, timeout: Seconds | None) -> bool:
+        """True when the exit status is known; KeeperLost when it cannot come any more."""
+        if self.status is None:
+            assert self.descriptor is not None
+            # A healthy keeper reports an end within microseconds.  The process's own descriptor is
+            # watched as well, for a process that ends under a frozen keeper.
+            try:
+                fd = self.descriptor.__enter__()
+            except ValueError:
+                pass  # closed by another thread, which knew the status; or we are a forked copy
+            else:
+                try:
+                    if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
+                        self._insist(self._settled)
+                finally:
+                    self.descriptor.__exit__()
+            if self.status is None:
+                self.check()
+        return self.status is not None
+
+    def _insist(self, done: Callable[[], object]) -> None:
+        """The keeper owed us a word and time to say it: thaw it, give it time again, give it up."""
+        self.keeper.thaw()
+        if self.keeper.wait_until(done, FROZEN_LIMIT):
+            return
+        # It must not wake up later and act on an old state.
+        self.keeper.kill()
+        self.keeper.wait_until(lambda: self.keeper.retired, FROZEN_LIMIT)
+        self.keeper.close()
+
+    def wait_empty(self, timeout: Seconds | None) -> bool:
+        """True when nothing of the tree is left."""
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self.wait_exit(timeout):  # which notices an end under a frozen keeper, too
+            return False
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        self.keeper.wait_until(lambda: self.empty or self.keeper.retired, left)
+        self.check()
+        return self.empty
+
+    def check(self) -> None:
+        """Raise KeeperLost when the keeper ended without the word "empty"."""
+        if self.foreign:
+            raise ValueError("this process belongs to the program that we were forked from")
+        if self.keeper.retired and not self.empty and self.keeper.tree is self:
+            with self.keeper.lock:
+                if self._lost is None:
+                    self._lost = self._look_at_loss()
+        if self._lost is not None:
+            raise self._lost
+
+    # ---- acting
+
+    def _request(self, tag: int, body: bytes) -> None:
+        """Tell the keeper, unless it has nothing of ours: by now it may hold a runner's next process."""
+        if self.foreign:
+            self.check()
+        with self.keeper.lock:
+            if self.keeper.tree is self and not self.empty:
+                self.keeper.request(tag, body)
+
+    def signal(self, signo: int, scope: str) -> None:
+        if scope != "main":
+            self._request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
+        elif self.status is None and self.descriptor is not None:
+            try:
+                with self.descriptor as fd:
+                    _native.pidfd_signal(fd, signo)
+            except ProcessLookupError:
+                pass
+            except ValueError:
+                self.check()  # closed by another thread: nothing happens; or we are a forked copy
+
+    def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
+        """Ask for a stop without waiting; the id that its report will carry at least."""
+        stop_id = self.keeper.next_stop_id()
+        self._request(STOP, stop_body(stop_id, signo, scope, grace))
+        return stop_id
+
+    def stopped(self, stop_id: int) -> bool:
+        return self._report_id >= stop_id or self.keeper.retired or self.keeper.tree is not self
+
+    @property
+    def stop_margin(self) -> Seconds:
+        """After the grace, before a keeper that has not reported counts as frozen."""
+        return KILL_LIMIT + FROZEN_LIMIT
+
+    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+        """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's."""
+        if not self.keeper.wait_until(lambda: self.stopped(stop_id), grace + self.stop_margin):
+            self._insist(lambda: self.stopped(stop_id))
+        self.check()
+        if self.report is not None and self._report_id >= stop_id:
+            return self.report
+        return StopReport(signo, scope, grace)  # it had been empty already
+
+    def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
+        self._on_owner_loss = policy
+        self._request(ON_OWNER_LOSS, LOSS[policy].to_bytes(4, "little") + bytes(4))
+
+    # ---- the worst case
+
+    def _look_at_loss(self) -> KeeperLost:
+        """Kill what we hold, and look at what is left."""
+        held = [(pid, os.dup(fd)) for pid, fd in self._adopted.items()]
+        try:
+            main_fd = -1
+            if self.descriptor is not None and not self.descriptor.closed:
+                main_fd = self.descriptor.fileno()
+                if self.status is None:
+                    held.append((self.pid, os.dup(main_fd)))
+            if self._on_owner_loss != "keep":
+                if self._leads_group and main_fd >= 0:
+                    try_signal(main_fd, SIGKILL, 4)  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+                for _, fd in held:
+                    try_signal(fd, SIGKILL, 0)
+            deadline = monotonic() + FROZEN_LIMIT
+            alive = []
+            for pid, fd in held:
+                patience = 0 if self._on_owner_loss == "keep" else max(0, int((deadline - monotonic()) * 1e9))
+                if not _native.poll(fd, POLLIN, patience):
+                    alive.append(Member(pid, (1 if pid == self.pid else 0) | 16, _name(pid)))
+            if self.keeper.is_child:  # then its orphans are ours, and nobody else will reap them
+                for pid, fd in held:
+                    self._reap_orphan(pid, fd)
+            if self.status is None and main_fd >= 0 and _native.poll(main_fd, POLLIN, 0):
+                # Whoever adopted it has to reap it first; some do so only every second or two.
+                _native.poll(main_fd, 0, int(3 * FROZEN_LIMIT * 1e9))
+                info = _native.exit_info(main_fd)
+                if info is not None:
+                    elapsed = monotonic() - self.started_ns / 1e9
+                    self.status = from_wait_status(info, self.started_at, elapsed)
+            return KeeperLost(self.pid, alive, self.status)
+        finally:
+            for _, fd in held:
+                os.close(fd)
+
+    def _reap_orphan(self, pid: int, fd: int) -> None:
+        try:
+            ended = _native.wait_status(fd)
+        except ChildProcessError:
+            return
+        if ended and pid == self.pid:
+            self.status = from_siginfo(*ended, self.started_at, monotonic() - self.started_ns / 1e9)
+
+    # ---- the end
+
+    def drop(self) -> None:
+        """Close the connection and what we hold; a tree that is still there meets on_owner_loss."""
+        if self.keeper.tree is self:
+            self.keeper.close()
+        self.release_descriptors()
+
+    def release_descriptors(self) -> None:
+        if self.descriptor is not None:
+            self.descriptor.close()
+        while self._adopted:
+            os.close(self._adopted.popitem()[1])
+
+    def abandon(self) -> None:
+        self.foreign = True
+        self.empty = True
+        if self.descriptor is not None:
+            self.descriptor.abandon()
+        while self._adopted:
+            os.close(self._adopted.popitem()[1])
+
+
+def _name(pid: int) -> str:
+    """For printing only; the process is held by a pidfd meanwhile."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
