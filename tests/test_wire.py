@@ -14,7 +14,7 @@ import wire_golden as golden
 from conftest import require
 from helpers_wire import PATIENCE, ROOT, SPEC, RawKeeper, raw_record, wait_until
 
-from holdfast.process import _native, errors, keeper, options
+from holdfast.process import _native, errors, keeper, kept, options
 
 REPORTS = [name for name, record in SPEC.records.items() if record.tag >= 64]
 
@@ -68,7 +68,7 @@ def test_no_tag_number_or_field_of_the_code_is_missing_in_the_tables():
 def test_python_constants_are_those_of_the_tables():
     n = SPEC.numbers
     for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT"):
-        assert getattr(keeper, name) == SPEC.records[name].tag
+        assert getattr(kept, name, getattr(keeper, name, None)) == SPEC.records[name].tag
     assert (n["KEEPER_REUSED"], n["KEEPER_TEMPLATE"]) == (keeper.REUSED, keeper.TEMPLATE)
     for name in ("NEW_SESSION", "SET_PGID", "SET_UMASK", "SET_UID", "SET_GID", "SET_GROUPS", "SET_NICE", "CLOSE_FDS",
                  "RESTORE_SIGNALS"):  # fmt: skip
