@@ -221,6 +221,8 @@ int hf_run_main(char **arguments, char **envp)
     hf_set_signal_mask(hf_original_mask);
     hf_block_all_signals();
     hf_run.began_ns = hf_clock_ns(CLOCK_MONOTONIC);
+    if (hf_run.timeout_ms)
+        arm_deadline();
     if (hf_tree_spawn(&plan, hf_run_buffer, &result) < 0) {
         hf_terminal_end();
         int found = result.stage == HF_STAGE_EXEC;
@@ -229,8 +231,6 @@ int hf_run_main(char **arguments, char **envp)
     } else {
         hf_note("started pid ", hf_tree.main_pid);
         let_go_of_inherited(signals);
-        if (hf_run.timeout_ms)
-            arm_deadline();
         loop(signals);
         if (hf_run.report || hf_run.verbose || hf_run.timed_out || hf_stop.report.survivors)
             hf_report_line();

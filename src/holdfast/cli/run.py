@@ -13,23 +13,27 @@ from .units import milliseconds
 USAGE = """\
 Usage: holdfast run [options] -- command [argument ...]
 
-Run a command: bounded, contained, reported.  When it has ended, what is left of its process tree is
-stopped: the signal, then after the grace KILL, until the tree is empty.
+Run a command: bounded, contained, reported.  When it has ended, what is left of
+its process tree is stopped: the signal, then after the grace KILL, until the
+tree is empty.
 
 Options:
-  --timeout DURATION   stop the tree when the command runs longer (exit code 124)
+  --timeout DURATION   stop the tree when the command runs longer (exit 124)
   --grace DURATION     time between the stop signal and KILL (default 10s)
   --signal NAME        the stop signal (default TERM)
-  --die-with-parent    stop the tree when the caller of holdfast ends, however it ends
-  --report             one line on stderr about how it ended (always printed when the time limit
-                       was hit or something could not be killed)
-  --report-json FILE   the whole report as JSON: status, resources, who was signalled
+  --die-with-parent    stop the tree when the caller of holdfast ends, in any way
+  --report             one line on stderr about how it ended (always printed
+                       when the time limit was hit or something could not be
+                       killed)
+  --report-json FILE   the whole report as JSON: status, resources, who was
+                       signalled
   --verbose            say on stderr what is being done
   --help               this text
 
 Durations are written with a unit: 500ms, 10s, 5m, 1h.
-Signals that holdfast receives are passed on to the command.  Exit code: the command's; 128+n when it
-was ended by signal n; 124 timed out; 125 holdfast failed; 126 cannot be run; 127 not found.
+Signals that holdfast receives are passed on to the command.  Exit code: the
+command's; 128+n when it was ended by signal n; 124 timed out; 125 holdfast
+failed; 126 cannot be run; 127 not found.
 """
 
 
