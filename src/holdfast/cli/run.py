@@ -21,7 +21,7 @@ Options:
   --timeout DURATION   stop the tree when the command runs longer (exit 124)
   --grace DURATION     time between the stop signal and KILL (default 10s)
   --signal NAME        the stop signal (default TERM)
-  --die-with-parent    stop the tree when the caller of holdfast ends, in any way
+  --die-with-parent    stop the tree when the caller ends, however it ends
   --report             one line on stderr about how it ended (always printed
                        when the time limit was hit or something could not be
                        killed)
