@@ -613,6 +613,18 @@ def test_children_of_the_caller_are_left_alone(n, limit):
             pipe.close()
 
 
+def test_too_many_children_of_the_caller():
+    """They cannot all be remembered: refused, rather than taken for the command's."""
+    code = (
+        "import os\nr, w = os.pipe()\n"
+        "for _ in range(1025):\n"
+        "    if os.fork() == 0: os.close(w); os.read(r, 1); os._exit(0)\n"
+        f"os.set_inheritable(w, True)\nos.execv({HOLDFAST!r}, ['holdfast', 'run', '--', 'echo', 'started'])"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout) == (125, "") and "too many children" in done.stderr
+
+
 # ---- the rest of the command line ------------------------------------------------------------------
 
 
