@@ -43,7 +43,6 @@ LINES_MAX = 500
 LONGER = {
     "src/holdfast/process/keeper.py": "one lock, one reader: the socket and what its reports mean change together",
     "csrc/keeper/kept.c": "requests, what waits to be sent and the guard's duty share one state",
-    "csrc/keeper/run.c": "stand-alone mode top-down: options, terminal, report; half of it is the report's text",
 }
 
 

@@ -7,7 +7,7 @@
 
 enum {
     KILL_LIMIT_MS = 5000,    /* how long KILL is repeated before what is left is reported */
-    STRANGERS_MAX = 64,      /* children that a program which execs into us brings along */
+    STRANGERS_MAX = 1024,    /* children that a program which execs into us brings along */
     NEVER = -1,
 };
 /* Large and rarely used: on pages of its own, which cost nothing until they are touched.  The linker
@@ -34,8 +34,8 @@ struct hf_tree {
     int empty;               /* proved: waitid answered ECHILD, or only strangers are left */
     uint32_t reaped;
     struct hf_usage usage;   /* sum over what was reaped; the largest for peak memory */
-    int strangers[STRANGERS_MAX];
     int n_strangers;
+    int helper;              /* a child that belongs to us and is no member; 0: none */
 };
 extern struct hf_tree hf_tree;
 
@@ -50,7 +50,8 @@ uint32_t hf_tree_adopted(int *pids, uint32_t max);
 int hf_tree_signal_group(int signo);
 void hf_tree_look_up_group(void);
 int hf_tree_signal(int signo, enum hf_scope scope);
-void hf_tree_note_strangers(void);
+/* Children that are here already are no members.  -E2BIG: more than can be remembered. */
+int hf_tree_note_strangers(void);
 /* Reap everything that can be reaped; tells the mode through the hooks below. */
 void hf_tree_reap(void);
 /* Start the plan and begin its tree; 0 or -errno with *result. */

@@ -54,28 +54,4 @@ HF_TEXT void put_rounded(struct hf_text *t, uint64_t ms)
     }
 }
 
-/* A JSON string.  A byte outside ASCII is written as the code point of its number (Latin-1): valid
- * JSON whatever the encoding of a name is, and nothing is lost. */
-HF_TEXT void put_json_char(struct hf_text *t, unsigned char c)
-{
-    static const char hex[] = "0123456789abcdef";
-    char text[] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15], 0};
-    if (c == '"' || c == '\\') {
-        text[1] = (char)c;
-        text[2] = 0;
-    } else if (c >= 0x20 && c < 0x7f) {
-        text[0] = (char)c;
-        text[1] = 0;
-    }
-    put(t, text);
-}
-
-HF_TEXT void put_json(struct hf_text *t, const char *s)
-{
-    put(t, "\"");
-    for (; *s; s++)
-        put_json_char(t, (unsigned char)*s);
-    put(t, "\"");
-}
-
 #endif

@@ -28,6 +28,7 @@ enum { DEPTH_MAX = 1024, PIDS_MAX = 16384 };
 struct hf_tree hf_tree;
 HF_RARELY_USED static int pids[PIDS_MAX]; /* one stack for all levels of a walk */
 static uint32_t n_pids;
+HF_RARELY_USED static int strangers[STRANGERS_MAX];
 
 static void proc_path(char *path, size_t size, int pid, const char *middle, int tid, const char *end)
 {
@@ -139,9 +140,9 @@ NOT_INLINED static void push_children_of_all_threads(int pid)
 static int is_stranger(int pid)
 {
     for (int i = 0; i < hf_tree.n_strangers; i++)
-        if (hf_tree.strangers[i] == pid)
+        if (strangers[i] == pid)
             return 1;
-    return 0;
+    return pid == hf_tree.helper;
 }
 
 /* The way from us down to where the walk is; every process on it is held (us: -1). */
@@ -213,12 +214,15 @@ uint32_t hf_tree_adopted(int *out, uint32_t max)
     return n;
 }
 
-void hf_tree_note_strangers(void)
+int hf_tree_note_strangers(void)
 {
     n_pids = 0;
     push_children(getpid(), getpid());
-    for (uint32_t i = 0; i < n_pids && hf_tree.n_strangers < STRANGERS_MAX; i++)
-        hf_tree.strangers[hf_tree.n_strangers++] = pids[i];
+    if (n_pids > STRANGERS_MAX)
+        return -E2BIG;
+    hf_tree.n_strangers = (int)n_pids;
+    memcpy(strangers, pids, n_pids * sizeof *pids);
+    return 0;
 }
 
 /* Only strangers left?  They are direct children, so the list is exact. */
@@ -316,8 +320,10 @@ static void add_usage(const struct hf_usage *u)
 static void forget_stranger(int pid)
 {
     for (int i = 0; i < hf_tree.n_strangers; i++)
-        if (hf_tree.strangers[i] == pid)
-            hf_tree.strangers[i--] = hf_tree.strangers[--hf_tree.n_strangers];
+        if (strangers[i] == pid)
+            strangers[i--] = strangers[--hf_tree.n_strangers];
+    if (pid == hf_tree.helper)
+        hf_tree.helper = 0; /* somebody killed it */
 }
 
 void hf_tree_reap(void)
