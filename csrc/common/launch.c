@@ -96,14 +96,13 @@ static int outer_main(void *raw)
     l->keeper_pid = hf_clone(&request);
     if (l->keeper_pid < 0)
         return fail(l, l->keeper_pid);
-    if (!l->result->stage && (r = send_pidfd(pidfd, l->keeper_pid)) < 0) {
-        /* Nobody would hold it.  (Too many descriptors in flight, or the owner has closed its end.) */
-        hf_pidfd_signal(pidfd, SIGKILL, 0);
-        fail(l, r);
-    }
-    if (l->result->stage) { /* a subreaper owner must not inherit it */
+    if (l->result->stage) { /* it never became a keeper: a subreaper owner must not inherit it */
         siginfo_t info;
         hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | HF_WALL, NULL);
+    } else if ((r = send_pidfd(pidfd, l->keeper_pid)) < 0) {
+        /* The owner is gone, or has too many descriptors in flight.  The keeper must not be killed for
+         * that: it may hold a tree already.  It ends by itself when the owner's end of the socket does. */
+        fail(l, r);
     }
     return 0;
 }

@@ -227,7 +227,7 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
     return PyBool_FromLong(r);
 }
 
-#define TEMPLATE_LIMIT_NS 10000000000LL /* a template that is silent for this long is frozen */
+#define TEMPLATE_LIMIT_S 10 /* a template that is silent for this long is frozen */
 
 struct started {
     int keeper_pidfd, pidfd;
@@ -413,7 +413,7 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
         result.error = -r;
         hf_raise_stage(&result);
     }
-    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_NS, &s) < 0)
+    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_S * 1000000000LL, &s) < 0)
         return give_up(pair[0], &s);
     return make_keeper(own_keeper, pair[0], &s);
 }
