@@ -40,10 +40,7 @@ THIRD_PARTY = {"process": set(), "": set(), "cli": {"click"}}
 
 LINES_MAX = 500
 # Longer files: path -> why it is in one piece.
-LONGER = {
-    "src/holdfast/process/keeper.py": "one lock, one reader: the socket and what its reports mean change together",
-    "csrc/keeper/kept.c": "requests, what waits to be sent and the guard's duty share one state",
-}
+LONGER: dict[str, str] = {}
 
 
 # ---- public names

@@ -1,5 +1,5 @@
 /* What the files of the stand-alone mode share: run.c starts and waits, terminal.c knows job control
- * and which signals to pass on, report.c says on stderr and in JSON what happened. */
+ * and which signals to pass on, run_report.c says on stderr and in JSON what happened. */
 #ifndef HF_RUN_H
 #define HF_RUN_H
 
@@ -32,7 +32,7 @@ void hf_terminal_forward(const struct signalfd_siginfo *info);
 /* Main died of a signal and a shell wants to know of which: die of it too, and do not return. */
 void hf_terminal_die_with_main(void);
 
-/* ---- report.c -------------------------------------------------------------------------------- */
+/* ---- run_report.c ---------------------------------------------------------------------------- */
 
 int hf_exit_code(void);
 int hf_complain(int code, const char *what, const char *name, int error);

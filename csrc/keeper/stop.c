@@ -207,6 +207,8 @@ void hf_stop_step(uint64_t now_ns)
             return;
         }
     }
+    if (hf_stop.phase == STOP_KILL && now_ns >= kill_end_ns && now_ns > next_pass_ns + 1000 * NS_PER_MS)
+        kill_end_ns = now_ns + 1000 * NS_PER_MS; /* the limit passed while we were frozen: try on for a moment */
     if (hf_stop.phase == STOP_KILL && !hf_tree.empty && now_ns < kill_end_ns) {
         if (now_ns >= next_pass_ns || hf_tree.reaped - reaped_at_pass >= hit_in_pass)
             kill_pass(now_ns);

@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 /* A level costs a descriptor and, because what needs buffers is not inlined, some 300 bytes of stack. */
-enum { DEPTH_MAX = 1024, PIDS_MAX = 16384 };
+enum { DEPTH_MAX = 256, PIDS_MAX = 16384 };
 #define NOT_INLINED __attribute__((noinline))
 
 struct hf_tree hf_tree;

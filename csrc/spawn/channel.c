@@ -46,7 +46,9 @@ static int send_spawn(int sock, int hello_flags, const char *body, size_t size, 
     if (size <= HF_INLINE_MAX) {
         struct hf_record record = {.tag = HF_SPAWN, .length = (uint32_t)size};
         memcpy(packet + at, &record, sizeof record);
-        return send_packet(sock, packet, at + sizeof record, body, size, fds, n_fds);
+        int r = send_packet(sock, packet, at + sizeof record, body, size, fds, n_fds);
+        if (r != -EMSGSIZE) /* net.core.wmem_default is set below 64 KiB: then as if it were long */
+            return r;
     }
     int all[HF_FDS_MAX + 1];
     int memfd = memfd_create("holdfast-spawn", MFD_CLOEXEC | MFD_ALLOW_SEALING);

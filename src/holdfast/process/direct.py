@@ -53,6 +53,10 @@ class DirectTree:
     def usage(self) -> Usage | None:
         return self.status.usage if self.status else None
 
+    @property
+    def owned(self) -> bool:
+        return True
+
     def wait_exit(self, timeout: Seconds | None) -> bool:
         if self.status is None and self._notifier.wait(timeout):
             self.check()

@@ -182,7 +182,7 @@ class Process:
         self._closed = True
         try:
             self._close_files()
-            if not self._tree.empty:
+            if not self._tree.empty and self._tree.owned:
                 self._tree.check()
                 if not self._gave_up:
                     self.stop()

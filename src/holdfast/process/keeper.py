@@ -120,6 +120,7 @@ class Keeper:
         "_stop_id",
         "_users",
         "_waiting",
+        "hung_up",
         "is_child",
         "lock",
         "retired",
@@ -131,6 +132,7 @@ class Keeper:
         self.tree: KeptTree | None = None
         self.retired = False  # it said "empty" (and ended, unless reused), or is gone
         self.reused = False
+        self.hung_up = False  # we left it, with its tree
         self.lock = RLock()
         self._inbox: Inbox = []  # received and not yet taken in
         self.is_child = is_child
@@ -363,6 +365,7 @@ class Keeper:
     def close(self) -> None:
         """End the connection.  A tree that is still there is now without owner."""
         with self.lock:
+            self.hung_up = not self.retired
             self.retired = True
             if not self._closed:
                 _native.hang_up(self._sock)

@@ -132,6 +132,7 @@ class KeptTree:
         self.keeper.kill()
         self.keeper.wait_until(lambda: self.keeper.retired, FROZEN_LIMIT)
         self.keeper.close()
+        self.keeper.hung_up = False  # lost, not left
 
     def wait_empty(self, timeout: Seconds | None) -> bool:
         """True when nothing of the tree is left."""
@@ -148,11 +149,18 @@ class KeptTree:
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.keeper.retired and not self.empty and self.keeper.tree is self:
+            if self.keeper.hung_up:
+                raise RuntimeError("the runner is closed; its keepers stop what it left")
             with self.keeper.lock:
                 if self._lost is None:
                     self._lost = self._look_at_loss()
         if self._lost is not None:
             raise self._lost
+
+    @property
+    def owned(self) -> bool:
+        """It is still ours to stop: its runner has not been closed."""
+        return not self.keeper.hung_up
 
     # ---- acting
 

@@ -11,6 +11,7 @@ import weakref
 from _thread import RLock
 
 from . import _native
+from .errors import SpawnError
 from .handle import Process
 from .keeper import Keeper
 from .kept import KeptTree
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .options import Command, SpawnOptions
     from .status import Seconds
 
+EPIPE = 32
 IDLE_MAX = 32  # empty keepers kept for the next process; more are let go
 
 
@@ -106,15 +108,20 @@ class Runner:
         if options.get("process_group") is None and not options.get("new_session"):
             options["process_group"] = self._group  # ours by now may lie in another session than the keepers
         plan = make_plan(args, **options)
+        attempts = IDLE_MAX
         try:
-            keeper = self._empty_keeper()
-            try:
-                tree = _Lease(keeper, plan)
-                tree.runner = self
-                return Process(keeper.start(tree, plan), plan)
-            except BaseException:
-                self._take_back(keeper)
-                raise
+            while True:
+                keeper = self._empty_keeper()
+                try:
+                    tree = _Lease(keeper, plan)
+                    tree.runner = self
+                    return Process(keeper.start(tree, plan), plan)
+                except BaseException as error:
+                    self._take_back(keeper)
+                    # EPIPE: it was killed while it was idle, and has not read the request.  Take another.
+                    if not (isinstance(error, SpawnError) and error.errno == EPIPE and attempts):
+                        raise
+                    attempts -= 1
         except BaseException:
             plan.discard()
             raise

@@ -1,0 +1,51 @@
+/* Kept mode's two halves: kept.c obeys and guards, kept_reports.c tells. */
+#ifndef HF_KEPT_H
+#define HF_KEPT_H
+
+#include "keeper.h"
+#include "launch.h"
+
+#include <stddef.h>
+#include <sys/socket.h>
+
+struct hf_kept {
+    int control, owner; /* the socket and the owner's pidfd; -1 when the owner is gone */
+    uint32_t hello_flags;
+};
+extern struct hf_kept hf_kept;
+
+/* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
+ * and because a request holds an environment, and environments hold secrets.  The *type* is aligned, so
+ * its size is whole pages: madvise rounds up, and would zero whatever the linker put behind. */
+extern struct __attribute__((aligned(HF_PAGE))) hf_scratch {
+    char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
+    int fds[253];               /* what came along: SCM_RIGHTS takes no more */
+    _Alignas(struct cmsghdr) char ancillary[CMSG_SPACE(253 * sizeof(int))];
+    char stack[HF_CHILD_STACK]; /* of the child between clone and exec */
+    char out[8192];             /* reports on their way */
+} hf_scratch;
+_Static_assert(sizeof hf_scratch % HF_PAGE == 0, "the last page is shared with other variables");
+
+/* ---- kept_reports.c ------------------------------------------------------------------------- */
+
+/* What waits to be sent; kept.c sets the first three. */
+struct hf_reports {
+    int stop, empty, members;
+    uint32_t members_id;
+    int answer, failed;   /* to a request; the last start failed */
+    int empty_told;
+    uint64_t resend_ns;   /* the kernel had no memory for a packet: when to try again; 0: poll tells */
+};
+extern struct hf_reports hf_reports;
+extern const struct hf_mode hf_kept_mode;
+
+void hf_reports_begin_tree(void);
+void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns);
+void hf_reports_failed(int stage, int error);
+void hf_reports_note_adopted(void);
+int hf_reports_pending(void);
+/* Send what can be sent now; 0, or -errno when nobody hears it any more. */
+int hf_reports_flush(void);
+void hf_reports_forget(void);
+
+#endif

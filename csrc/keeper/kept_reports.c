@@ -1,0 +1,273 @@
+/* What a keeper tells its owner.
+ *
+ * Sends never block: what cannot be sent now waits in a fixed place.  Main's exit, the stop report
+ * and "empty" have a slot each; events of members share a ring, and what falls out of it is counted.
+ * On a socketpair a sent report is a delivered one, for nobody else can ever hold the other end.
+ */
+#define _GNU_SOURCE
+#include "kept.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RING = 32, ADOPTED_MAX = 256, ADOPTED_FDS_MAX = 64 };
+
+struct event { uint16_t tag; int fd; struct hf_exited body; };
+
+struct hf_reports hf_reports;
+static int hello_sent, exited_pending;
+static struct hf_exited main_exit;
+HF_RARELY_USED static struct event ring[RING];
+static unsigned ring_first, ring_count;
+static uint64_t ring_lost;
+static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed; } body; } reply;
+
+HF_RARELY_USED static int adopted[ADOPTED_MAX];
+static int n_adopted;
+
+static uint64_t identity(int pidfd)
+{
+    struct stat st, self;
+    /* Before 6.9 all pidfds share one anonymous inode: not an identity. */
+    if (fstat(pidfd, &st) || fstat(hf_kept.owner, &self) || st.st_ino == self.st_ino)
+        return 0;
+    return (uint64_t)st.st_ino;
+}
+
+static void queue_event(uint16_t tag, const struct hf_exited *body, int fd)
+{
+    if (hf_kept.control < 0 || ring_count == RING) {
+        if (fd >= 0)
+            close(fd);
+        ring_lost += hf_kept.control >= 0;
+        return;
+    }
+    struct event *e = &ring[(ring_first + ring_count++) % RING];
+    e->tag = tag;
+    e->fd = fd;
+    e->body = *body;
+}
+
+static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int is_main)
+{
+    struct hf_exited e = {
+        .pid = info->si_pid, .flags = (uint32_t)is_main, .code = info->si_code, .status = info->si_status,
+        .ended_ns = hf_clock_ns(CLOCK_MONOTONIC), .usage = *usage,
+    };
+    if (is_main) {
+        main_exit = e;
+        exited_pending = 1;
+        return;
+    }
+    for (int i = 0; i < n_adopted; i++)
+        if (adopted[i] == e.pid)
+            adopted[i--] = adopted[--n_adopted];
+    queue_event(HF_EXITED, &e, -1);
+}
+
+static void on_change(uint16_t tag, int pid, int signo)
+{
+    struct hf_exited body = {0};
+    struct hf_state_change change = {.pid = pid, .signo = signo};
+    memcpy(&body, &change, sizeof change);
+    queue_event(tag, &body, -1);
+}
+
+static void on_stopped(int pid, int signo, int is_main) { (void)is_main; on_change(HF_STOPPED, pid, signo); }
+static void on_continued(int pid, int is_main) { (void)is_main; on_change(HF_CONTINUED, pid, SIGCONT); }
+
+const struct hf_mode hf_kept_mode = {on_exited, on_stopped, on_continued};
+
+/* Adoption itself makes no event (kernel-wide): it is noticed at the next SIGCHLD, query or stop. */
+void hf_reports_note_adopted(void)
+{
+    int now[ADOPTED_MAX];
+    int n = (int)hf_tree_adopted(now, ADOPTED_MAX);
+    for (int i = 0; i < n && n_adopted < ADOPTED_MAX; i++) {
+        int known = 0;
+        for (int j = 0; j < n_adopted; j++)
+            known |= adopted[j] == now[i];
+        if (known)
+            continue;
+        adopted[n_adopted++] = now[i];
+        /* A direct child that we have not reaped: the number is its own. */
+        int fd = n_adopted <= ADOPTED_FDS_MAX ? hf_pidfd_open(now[i]) : -1;
+        struct hf_exited body = {0};
+        struct hf_adopted a = {.pid = now[i], .identity = fd >= 0 ? identity(fd) : 0};
+        memcpy(&body, &a, sizeof a);
+        queue_event(HF_ADOPTED, &body, fd);
+    }
+}
+
+/* One packet; -EAGAIN: the owner does not read, try again when poll says so. */
+static int send_packet(size_t size, int fd)
+{
+    union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } ancillary;
+    struct iovec iov = {.iov_base = hf_scratch.out, .iov_len = size};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd >= 0) {
+        memset(&ancillary, 0, sizeof ancillary);
+        message.msg_control = &ancillary;
+        message.msg_controllen = sizeof ancillary.space;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    ssize_t n = sendmsg(hf_kept.control, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n >= 0)
+        return 0;
+    if (errno == ETOOMANYREFS && fd >= 0) /* too many descriptors in flight: without it, then */
+        return send_packet(size, -1);
+    return -errno;
+}
+
+static size_t event_size(uint16_t tag)
+{
+    return tag == HF_EXITED ? sizeof(struct hf_exited)
+           : tag == HF_ADOPTED ? sizeof(struct hf_adopted) : sizeof(struct hf_state_change);
+}
+
+int hf_reports_pending(void)
+{
+    return hf_reports.answer || ring_count || ring_lost || exited_pending || hf_reports.stop || hf_reports.empty ||
+           hf_reports.members;
+}
+
+static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size)
+{
+    size_t members = hf_stop.report.n_members * sizeof(struct hf_member);
+    struct hf_record record = {.tag = tag, .length = (uint32_t)(head_size + members)};
+    memcpy(hf_scratch.out + at, &record, sizeof record);
+    memcpy(hf_scratch.out + at + sizeof record, head, head_size);
+    memcpy(hf_scratch.out + at + sizeof record + head_size, hf_stop_members, members);
+    return at + sizeof record + head_size + members; /* all multiples of 8 */
+}
+
+/* Send what waits: at most one descriptor and one long record a packet. */
+int hf_reports_flush(void)
+{
+    hf_reports.resend_ns = 0;
+    while (hf_kept.control >= 0 && hf_reports_pending()) {
+        size_t at = 0;
+        int fd = -1;
+        unsigned events = 0;
+        int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0;
+        if (!hello_sent) {
+            struct hf_keeper_hello hello = {HF_WIRE_VERSION, getpid()};
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_KEEPER_HELLO, &hello, sizeof hello);
+        }
+        if (hf_reports.answer) {
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, reply.tag, &reply.body, reply.size);
+            fd = reply.fd;
+            took_reply = 1;
+        }
+        while (fd < 0 && events < ring_count) {
+            struct event *e = &ring[(ring_first + events) % RING];
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, e->tag, &e->body, event_size(e->tag));
+            fd = e->fd;
+            events++;
+            if (e->tag == HF_ADOPTED) /* one a packet: with or without a descriptor, it is this one's */
+                break;
+        }
+        /* The answer to a spawn goes alone: its reader looks at nothing else. */
+        int more = events < ring_count || took_reply;
+        if (!more && ring_lost) {
+            struct hf_lost lost = {ring_lost};
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOST, &lost, sizeof lost);
+            took_lost = 1;
+        }
+        if (!more && exited_pending) {
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EXITED, &main_exit, sizeof main_exit);
+            took_exit = 1;
+        }
+        if (!more && at < 1024) { /* the long ones: 256 members are 6 KiB */
+            if (hf_reports.stop) {
+                at = put_members(at, HF_STOP_REPORT, &hf_stop.report, sizeof hf_stop.report);
+                took_report = 1;
+            } else if (hf_reports.members) {
+                if (hf_stop.phase == STOP_NONE || hf_stop.phase == STOP_DONE)
+                    hf_stop_list_members(); /* during a stop its own list is the answer */
+                struct hf_members head = {hf_reports.members_id, hf_stop.report.n_members, hf_stop.report.unlisted, 0};
+                at = put_members(at, HF_MEMBERS, &head, sizeof head);
+                took_members = 1;
+            }
+            if (hf_reports.empty && (took_report || !hf_reports.stop)) {
+                struct hf_empty empty = {hf_clock_ns(CLOCK_MONOTONIC), hf_tree.reaped, 0, hf_tree.usage};
+                hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EMPTY, &empty, sizeof empty);
+                took_empty = 1;
+            }
+        }
+        int r = send_packet(at, fd);
+        if (r == -ENOBUFS || r == -ENOMEM) /* poll would say "writable" and we would spin */
+            hf_reports.resend_ns = hf_clock_ns(CLOCK_MONOTONIC) + 20 * NS_PER_MS;
+        if (r == -EAGAIN || hf_reports.resend_ns)
+            return 0;
+        if (r < 0)
+            return r;
+        hello_sent = 1;
+        if (took_reply) {
+            hf_reports.answer = 0;
+            /* A reused keeper would touch it again at once.  Larger pages are not ours alone. */
+            if (!(hf_kept.hello_flags & HF_KEEPER_REUSED) && getauxval(AT_PAGESZ) == HF_PAGE)
+                madvise(&hf_scratch, sizeof hf_scratch, MADV_DONTNEED);
+        }
+        for (unsigned i = 0; i < events; i++)
+            if (ring[(ring_first + i) % RING].fd >= 0)
+                close(ring[(ring_first + i) % RING].fd);
+        ring_first = (ring_first + events) % RING;
+        ring_count -= events;
+        ring_lost = took_lost ? 0 : ring_lost;
+        exited_pending &= !took_exit;
+        hf_reports.stop &= !took_report;
+        hf_reports.members &= !took_members;
+        if (took_empty) {
+            hf_reports.empty = 0;
+            hf_reports.empty_told = 1;
+        }
+    }
+    return 0;
+}
+
+void hf_reports_forget(void)
+{
+    for (unsigned i = 0; i < ring_count; i++)
+        if (ring[(ring_first + i) % RING].fd >= 0)
+            close(ring[(ring_first + i) % RING].fd);
+    ring_count = 0;
+    ring_lost = 0;
+    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.empty = 0;
+}
+
+void hf_reports_failed(int stage, int error)
+{
+    reply.tag = HF_FAILED;
+    reply.size = sizeof reply.body.failed;
+    reply.body.failed = (struct hf_failed){(uint32_t)stage, error};
+    reply.fd = -1;
+    hf_reports.answer = hf_reports.failed = 1;
+}
+
+void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns)
+{
+    reply.tag = HF_SPAWNED;
+    reply.size = sizeof reply.body.spawned;
+    reply.fd = hf_tree.main_pidfd;
+    reply.body.spawned = (struct hf_spawned){.pid = hf_tree.main_pid, .identity = identity(hf_tree.main_pidfd),
+                                             .started_ns = started_ns, .started_at_ns = started_at_ns};
+    hf_reports.answer = 1;
+}
+
+void hf_reports_begin_tree(void)
+{
+    n_adopted = exited_pending = 0;
+    hf_reports.empty_told = hf_reports.empty = hf_reports.stop = 0;
+}
