@@ -169,6 +169,7 @@ class Keeper:
         except OSError as error:
             raise spawn_error(error, None) from None
         keeper.reused = True
+        keeper.is_child = self.is_child  # its launcher, whose orphan it will be, may still be there
         return keeper
 
     def start(self, tree: KeptTree, plan: Plan) -> KeptTree:
