@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import uuid
 from typing import Self
 
 HOLDFAST = os.path.join(os.path.dirname(sys.executable), "holdfast")
+IN_SHELL = shlex.quote(HOLDFAST)  # a path may have spaces
 LIMIT = 30.0  # a hang guard, never a measure
 PROMPT = "<READY>"
 

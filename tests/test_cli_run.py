@@ -17,7 +17,7 @@ import time
 
 import pytest
 from conftest import require
-from helpers_terminal import HOLDFAST, LIMIT, Marked, poll_until, signal_process, state
+from helpers_terminal import HOLDFAST, IN_SHELL, LIMIT, Marked, poll_until, signal_process, state
 
 RUN = [HOLDFAST, "run"]
 
@@ -246,7 +246,7 @@ def test_report_json_of_a_tree_that_resists(tmp_path):
 
 def test_report_json_of_the_whole_trees_resources(tmp_path):
     burn = "import time\nwhile time.process_time() < 0.2: pass"
-    script = f"{sys.executable} -S -c '{burn}' & {sys.executable} -S -c '{burn}'; wait"
+    script = f"'{sys.executable}' -S -c '{burn}' & '{sys.executable}' -S -c '{burn}'; wait"
     report = report_of(tmp_path / "r", "--", "sh", "-c", script, code=0)
     usage = report["tree"]["usage"]
     assert usage["user_seconds"] + usage["system_seconds"] >= 0.38
@@ -314,7 +314,7 @@ def test_standard_descriptors_that_are_closed(tmp_path):
         path, seen = tmp_path / "report", tmp_path / "seen"
         redirects = " ".join(f"{fd}>&-" for fd in closed)
         command = f'sh -c "ls -l /proc/self/fd >{seen}; exit 7" {redirects}'
-        script = f"{HOLDFAST} run --report --report-json {path} -- {command}"
+        script = f"{IN_SHELL} run --report --report-json {path} -- {command}"
         assert subprocess.run(["sh", "-c", script], timeout=LIMIT, capture_output=True).returncode == 7
         with open(path) as file:
             assert json.load(file)["exit_code"] == 7
@@ -409,7 +409,7 @@ def test_a_stopped_holdfast_keeps_its_deadline():
 @pytest.mark.parametrize("stopped", [False, True])
 def test_die_with_parent(stopped):
     marked = Marked()
-    script = f"{HOLDFAST} run --die-with-parent --grace 300ms -- sh -c '(setsid sleep 60 &); echo up; exec sleep 60'; :"
+    script = f"{IN_SHELL} run --die-with-parent --grace 300ms -- sh -c '(setsid sleep 60 &); echo up; exec sleep 60'; :"
     parent = subprocess.Popen(["sh", "-c", script], env=marked.env, stdout=subprocess.PIPE, bufsize=0)
     try:
         assert parent.stdout.readline() == b"up\n"
@@ -429,7 +429,7 @@ def test_die_with_parent(stopped):
 
 def test_without_die_with_parent_it_lives_on():
     marked = Marked()
-    script = f"{HOLDFAST} run -- sh -c 'echo up; exec sleep 60'; :"
+    script = f"{IN_SHELL} run -- sh -c 'echo up; exec sleep 60'; :"
     parent = subprocess.Popen(["sh", "-c", script], env=marked.env, stdout=subprocess.PIPE, bufsize=0)
     try:
         assert parent.stdout.readline() == b"up\n"
@@ -530,7 +530,7 @@ def test_inherited_descriptors_reach_the_command(tmp_path):
     (tmp_path / "file").write_text("content")
     redirects = f"exec 7<{tmp_path}/file 9>{tmp_path}/out"
     command = "sh -c 'cat <&7; echo nine >&9; ls /proc/self/fd'"
-    scripts = (f"{redirects}; {HOLDFAST} run -- {command}", f"{redirects}; {command}")
+    scripts = (f"{redirects}; {IN_SHELL} run -- {command}", f"{redirects}; {command}")
     held, bare = (subprocess.run(["sh", "-c", s], capture_output=True, text=True).stdout for s in scripts)
     assert held == bare and "content" in held
     assert (tmp_path / "out").read_text() == "nine\n"
@@ -578,7 +578,7 @@ def test_a_process_substitution_is_left_alone(tmp_path):
     log = tmp_path / "log"
     for limit, code in (("60s", 3), ("500ms", 124)):
         command = f"echo text; {'exit 3' if code == 3 else 'exec sleep 60'}"
-        script = f"{HOLDFAST} run --timeout {limit} -- sh -c '{command}' > >(tee {log}); echo code $?"
+        script = f"{IN_SHELL} run --timeout {limit} -- sh -c '{command}' > >(tee {log}); echo code $?"
         marked = Marked()
         done = subprocess.run(["bash", "-c", script], env=marked.env, capture_output=True, text=True, timeout=LIMIT)
         assert f"code {code}" in done.stdout, done

@@ -187,7 +187,7 @@ def test_usage_agrees_with_wait4(start):
 
 def test_usage_covers_children_that_were_waited_for(start):
     """As wait4: those that the process itself waited for are counted in."""
-    with start(["sh", "-c", f"{sys.executable} -ISE -c '{WORK}'; exit 0"]) as process:
+    with start(["sh", "-c", f"\"{sys.executable}\" -ISE -c '{WORK}'; exit 0"]) as process:
         usage = process.wait(60).usage
     assert usage.user_seconds + usage.system_seconds >= 0.3 and usage.max_rss_bytes > 192 << 20
 

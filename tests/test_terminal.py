@@ -14,9 +14,20 @@ import sys
 
 import pytest
 from conftest import require
-from helpers_terminal import COUNTER, HOLDFAST, LIMIT, PROMPT, Marked, Terminal, poll_until, signal_process, state
+from helpers_terminal import (
+    COUNTER,
+    HOLDFAST,
+    IN_SHELL,
+    LIMIT,
+    PROMPT,
+    Marked,
+    Terminal,
+    poll_until,
+    signal_process,
+    state,
+)
 
-RUN = f"{shlex.quote(HOLDFAST)} run --grace 2s --"
+RUN = f"{IN_SHELL} run --grace 2s --"
 PYTHON = shlex.quote(sys.executable)
 BARRIER = 39  # a real-time signal: it is passed on after everything that came before
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "--noediting", "-i"], "dash": ["dash", "-i"]}
@@ -451,7 +462,7 @@ def test_modes_after_a_raw_program_was_killed(shell, tmp_path):
 def test_a_deadline_that_passes_while_stopped(shell, how):
     with Terminal(SHELLS[shell]) as t:
         before = (t.foreground(), t.modes())
-        t.send(f"{HOLDFAST} run --timeout 1500ms --grace 300ms -- sh -c '(setsid sleep 99 &) ; echo up; exec sleep 99'")
+        t.send(f"{IN_SHELL} run --timeout 1500ms --grace 300ms -- sh -c '(setsid sleep 99 &) ; echo up; exec sleep 99'")
         t.send("\n" if how == "ctrl-z" else " &\n")
         t.expect("up\n")
         if how == "ctrl-z":
@@ -471,7 +482,7 @@ def test_a_deadline_that_passes_while_stopped(shell, how):
 
 def test_a_stop_during_the_grace_does_not_hold_it_up(shell):
     with Terminal(SHELLS[shell]) as t:
-        t.send(f"""{HOLDFAST} run --timeout 300ms --grace 500ms -- sh -c 'trap "echo asked" TERM; echo up; """)
+        t.send(f"""{IN_SHELL} run --timeout 300ms --grace 500ms -- sh -c 'trap "echo asked" TERM; echo up; """)
         t.send("""while :; do read x; done'\n""")
         t.expect("asked\n")
         t.send("\x1a")
@@ -482,7 +493,7 @@ def test_a_stop_during_the_grace_does_not_hold_it_up(shell):
 
 def test_die_with_parent_while_stopped(shell):
     with Terminal(SHELLS[shell]) as t:
-        t.send(f"""{HOLDFAST} run --die-with-parent --grace 300ms -- sh -c 'trap "" HUP; echo up; exec sleep 99'\n""")
+        t.send(f"""{IN_SHELL} run --die-with-parent --grace 300ms -- sh -c 'trap "" HUP; echo up; exec sleep 99'\n""")
         t.expect("up\n")
         t.send("\x1a")
         t.prompt()
