@@ -241,7 +241,7 @@ for at, bad in [(0, [None]), (0, ["a\0b"]), (0, []), (0, 3), (0, [Odd(1)]), (1, 
         raise AssertionError((at, bad))
 for body in (b"", b"\0" * 7, b"\0" * 96, b"\xff" * 96, _native.spawn_body(*good)[:-8]):
     try:
-        _native.spawn_direct(body, [])
+        _native.spawn_direct(body, [], int)
     except ValueError:
         pass
     else:

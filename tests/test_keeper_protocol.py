@@ -723,7 +723,7 @@ storm.stdout.readline()
 killed = failed = 0
 for _ in range(200):
     try:
-        pid, pidfd, *_ = _native.spawn_direct(body, fds)
+        pid, pidfd = _native.spawn_direct(body, fds, int)
     except OSError as error:
         assert error.errno == 2, error
         failed += 1

@@ -3,10 +3,17 @@
 import os
 import pickle
 import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
 
 import pytest
 
 import holdfast
+from holdfast.process import _native
 
 
 def test_spawn_error_is_the_oserror_that_subprocess_would_raise():
@@ -63,3 +70,175 @@ def test_a_runner_closed_under_its_processes_leaves_them_to_their_keepers():
     assert os.read(reader, 100) == b"term\n"
     assert os.read(reader, 100) == b""
     os.close(reader)
+
+
+INTERRUPTED = """
+import gc, os, random, select, signal, sys, time, holdfast
+
+class Interrupted(BaseException):
+    pass
+
+def interrupt(*_):
+    raise Interrupted
+
+options = {"keep": {"on_owner_loss": "keep"}, "direct": {"private": False}}[sys.argv[1]]
+holdfast.run(["true"], **options)
+signal.signal(signal.SIGALRM, interrupt)
+rng = random.Random(7)
+interrupted = 0
+for _ in range(300):
+    process = None
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 4e-4))
+            process = holdfast.spawn(
+                ["/bin/sleep", "99"], stdout=holdfast.DEVNULL, stderr=holdfast.DEVNULL, **options
+            )
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted:
+        interrupted += 1
+    if process is not None:
+        process.stop(grace=0)
+        process.close()
+    del process
+gc.collect()
+print(interrupted)
+"""
+
+
+@pytest.mark.parametrize("kind", ["keep", "direct"])
+def test_an_interrupted_start_leaves_nothing(kind):
+    """Undone by hanging up, which "keep" outlives; a direct child was simply forgotten."""
+    mark = str(uuid.uuid4())
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, kind], env={**os.environ, "HOLDFAST_TEST": mark},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) > 3, "it was hardly ever interrupted: nothing was tried"
+    deadline = time.monotonic() + 10
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        select.select([], [], [], 0.02)
+    for pidfd in (os.pidfd_open(pid) for pid in left):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+    # A handler that runs between the end of spawn and the assignment finds a start that is complete.
+    assert len(left) <= 2, left
+
+
+def _marked(mark):
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if mark.encode() in file.read():
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return found
+
+
+def test_a_handler_that_raises_timeout_in_a_runners_start_does_not_mix_up_processes():
+    """`'alarm' <= 2` was a TypeError, and the keeper went back to the idle ones with a start under way."""
+
+    def alarm(*_):
+        raise TimeoutError("alarm")
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        with holdfast.Runner() as runner:
+            runner.run(["true"])
+            (idle,) = runner._idle
+            frozen = os.dup(idle._pidfd)
+            _native.pidfd_signal(frozen, signal.SIGSTOP)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(TimeoutError, match="alarm"):
+                runner.spawn(["sh", "-c", "exit 3"])
+            assert runner.run(["sh", "-c", "exit 4"]).returncode == 4
+            _native.pidfd_signal(frozen, signal.SIGCONT)
+            assert select.select([frozen], [], [], 10)[0]  # and it ends
+            os.close(frozen)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+EARLY_CLOSE = """
+import os, select, sys
+fd = int(sys.argv[1])
+os.close(1); os.close(2)
+os.write(fd, str(os.getpid()).encode()); os.close(fd)
+select.select([], [], [], 1)
+os._exit(5)
+"""
+
+
+def test_output_that_closes_early_under_a_frozen_keeper_does_not_hang_run():
+    """After the end of the output only the keeper's word was waited for."""
+    reader, writer = os.pipe()
+    frozen = []
+
+    def freeze():
+        pid = int(os.read(reader, 20))
+        with open(f"/proc/{pid}/stat") as file:
+            keeper = os.pidfd_open(int(file.read().rsplit(")", 1)[1].split()[1]))
+        signal.pidfd_send_signal(keeper, signal.SIGSTOP)
+        os.close(keeper)
+        frozen.append(pid)
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    command = [sys.executable, "-ISc", EARLY_CLOSE, str(writer)]
+    done = holdfast.run(command, capture_output=True, pass_fds=[writer])
+    os.close(writer)
+    thread.join()
+    os.close(reader)
+    assert frozen and done.returncode == 5
+
+
+def test_communicate_hears_of_a_lost_keeper():
+    """It waited for a pipe that an escaped grandchild held."""
+    with pytest.raises(holdfast.KeeperLost):
+        process = holdfast.spawn(
+            ["sh", "-c", "(setsid sleep 20 &); sleep 0.1; echo up; exec sleep 20"], stdout=holdfast.PIPE
+        )
+        assert process.stdout.read(3) == b"up\n"
+        began = time.monotonic()
+        process._tree.keeper.kill()
+        try:
+            process.communicate()
+        finally:
+            assert time.monotonic() - began < 15
+            with pytest.raises(holdfast.KeeperLost):
+                process.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root for a pid namespace")
+def test_a_foreign_proc_is_not_believed():
+    """In it the numbers mean others: a command was taken for a stranger and its exit code was lost."""
+    holdfast_ = os.path.join(os.path.dirname(sys.executable), "holdfast")
+    script = f"'{holdfast_}' run -- sh -c 'exit 3'; echo $?; '{holdfast_}' run -- true; echo $?"
+    done = holdfast.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["3", "0"], done.stderr
+
+
+def test_closing_a_runner_reads_what_was_said_already():
+    """A status that lay in the socket was thrown away."""
+    with holdfast.Runner() as runner:
+        process = runner.spawn(["sh", "-c", "exit 7"])
+        assert select.select([process], [], [], 10)[0]
+        select.select([process._tree.keeper._sock], [], [], 10)
+    assert process.poll().code == 7
+    process.close()
+
+
+def test_a_closed_runner_is_not_a_lost_keeper():
+    """The second close turned "left" into "lost"."""
+    runner = holdfast.Runner()
+    process = runner.spawn(["sleep", "99"], grace=0.1)
+    runner.close()
+    process.close()
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        process.wait()
+    assert not isinstance(caught.value, holdfast.KeeperLost)

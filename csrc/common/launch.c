@@ -25,6 +25,7 @@ struct launch {
     const char *path;
     int control, owner;
     long keeper_pid;
+    int told; /* the owner was sent the keeper's pidfd */
     struct hf_child_result *result;
     char *stack;
     size_t stack_size;
@@ -103,6 +104,8 @@ static int outer_main(void *raw)
         /* The owner is gone, or has too many descriptors in flight.  The keeper must not be killed for
          * that: it may hold a tree already.  It ends by itself when the owner's end of the socket does. */
         fail(l, r);
+    } else {
+        l->told = 1;
     }
     return 0;
 }
@@ -135,5 +138,9 @@ long hf_launch(const char *path, int control_fd, int owner_pidfd, struct hf_chil
             continue; /* cannot happen: all signals are blocked */
     }
     hf_set_signal_mask(old);
+    if (!result->stage && !l.told) { /* somebody killed outer: the pidfd will never come */
+        result->stage = HF_STAGE_LAUNCH;
+        result->error = EIO;
+    }
     return result->stage ? -result->error : l.keeper_pid;
 }

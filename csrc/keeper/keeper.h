@@ -39,7 +39,8 @@ struct hf_tree {
 };
 extern struct hf_tree hf_tree;
 
-int hf_read_stat(int pid, struct hf_stat *stat);
+int hf_proc_is_ours(void);
+int hf_read_stat(int pid, struct hf_stat *stat); /* -ENOENT also where /proc is not ours */
 /* Call visit for every member: parents before children, each held by a pidfd while it is visited.
  * Returns how many were visited.  Members that appear during the walk may be missed. */
 typedef void hf_visit(int pid, int pidfd, const struct hf_stat *stat);

@@ -170,7 +170,7 @@ int hf_reports_flush(void)
             fd = reply.fd;
             took_reply = 1;
         }
-        while (fd < 0 && events < ring_count) {
+        while (!took_reply && fd < 0 && events < ring_count) {
             struct event *e = &ring[(ring_first + events) % RING];
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, e->tag, &e->body, event_size(e->tag));
             fd = e->fd;

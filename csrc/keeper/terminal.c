@@ -65,7 +65,7 @@ static uint64_t pending_of(int pid)
     put_signed(&t, pid);
     put(&t, "/status");
     *t.at = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = hf_proc_is_ours() ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0)
         return 0;
     ssize_t n = read(fd, hf_run_buffer, sizeof hf_run_buffer - 1);

@@ -304,6 +304,11 @@ static int is_child(int pidfd)
 /* Nothing came of a launch: hang up, so that whatever was started ends, and reap a keeper that ends at once. */
 static PyObject *give_up(int sock, struct started *s)
 {
+    char packet[32];
+    size_t at = 0;
+    struct hf_loss loss = {HF_LOSS_KILL, 0}; /* it may run already; nothing of it shall be left */
+    hf_wire_put(packet, sizeof packet, &at, HF_ON_OWNER_LOSS, &loss, sizeof loss);
+    send_packet(sock, packet, at, NULL, 0, NULL, 0);
     shutdown(sock, SHUT_RDWR);
     close(sock);
     if (s->pidfd >= 0)

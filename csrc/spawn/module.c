@@ -58,15 +58,15 @@ PyObject *hf_usage_tuple(const struct hf_usage *u)
                          u->blocks_in, u->blocks_out, u->voluntary_switches, u->involuntary_switches);
 }
 
-/* spawn_direct(body, fds) -> (pid, pidfd): a child of the calling process itself. */
+/* spawn_direct(body, fds, own) -> (pid, own(pidfd)): a child of the calling process itself. */
 static PyObject *spawn_direct(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *given;
     Py_ssize_t size;
-    PyObject *fd_list;
+    PyObject *fd_list, *own;
     int fds[HF_FDS_MAX], pidfd;
-    if (!PyArg_ParseTuple(args, "y#O", &given, &size, &fd_list))
+    if (!PyArg_ParseTuple(args, "y#OO", &given, &size, &fd_list, &own))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
@@ -92,7 +92,16 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     PyMem_Free(body);
     if (pid < 0)
         return hf_raise_stage(&result);
-    return Py_BuildValue("li", pid, pidfd);
+    PyObject *number = Py_BuildValue("(i)", pidfd), *descriptor = number ? PyObject_CallObject(own, number) : NULL;
+    Py_XDECREF(number);
+    if (!descriptor) { /* interrupted: nobody would ever know of it */
+        siginfo_t info;
+        hf_pidfd_signal(pidfd, SIGKILL, 0);
+        hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED, NULL);
+        close(pidfd);
+        return NULL;
+    }
+    return Py_BuildValue("lN", pid, descriptor);
 }
 
 /* wait_status(pidfd) -> None (still running), or (code, status, usage): si_code, si_status, rusage.

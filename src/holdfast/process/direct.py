@@ -10,18 +10,38 @@ from os import getpid
 from time import monotonic, time
 
 from . import _native
-from .keeper import SIGCONT, SIGKILL, spawn_error
+from .descriptor import Descriptor
+from .keeper import SIGCONT, SIGKILL, spawn_error, try_signal
 from .kept import KILL_LIMIT
 from .notify.pidfd import PidfdNotifier
 from .status import ExitStatus, Member, StopReport, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .descriptor import Descriptor
     from .options import OnOwnerLoss, Plan
     from .status import Seconds
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
+
+
+class _Child(Descriptor):
+    """A direct child's pidfd.  While nobody has the handle yet, dropping it ends the child."""
+
+    __slots__ = ("starting",)
+
+    def __init__(self, fd: int) -> None:
+        self.starting = True
+        super().__init__(fd)
+
+    def __del__(self) -> None:
+        if self.starting and not getattr(self, "_closed", True):
+            try_signal(self._fd, SIGKILL, 0)
+            _native.poll(self._fd, 1, int(KILL_LIMIT * 1e9))
+            try:
+                _native.wait_status(self._fd)
+            except ChildProcessError:
+                pass
+        super().__del__()
 
 
 class DirectTree:
@@ -30,15 +50,18 @@ class DirectTree:
     def __init__(self, plan: Plan) -> None:
         self._started_at, self._started = time(), monotonic()
         try:
-            self.pid, pidfd = _native.spawn_direct(plan.body, plan.fds)
+            self.pid, self.descriptor = _native.spawn_direct(plan.body, plan.fds, _Child)
         except OSError as error:
             raise spawn_error(error, plan) from None
-        self._notifier = PidfdNotifier(pidfd)
-        self.descriptor: Descriptor = self._notifier.descriptor
+        self._notifier = PidfdNotifier(self.descriptor)
         self.status: ExitStatus | None = None
         self._leads_group = plan.leads_group
         self._stop_began = 0.0
         self._owner = getpid()
+
+    def started(self) -> None:
+        """Its handle is made: from now on it is not undone."""
+        self.descriptor.starting = False
 
     @property
     def foreign(self) -> bool:
@@ -87,8 +110,12 @@ class DirectTree:
         self._notifier.signal(signo)
 
     @property
-    def voice(self) -> Descriptor:
-        return self.descriptor
+    def lifeline(self) -> tuple[()]:
+        return ()
+
+    @property
+    def voices(self) -> tuple[Descriptor]:
+        return (self.descriptor,)
 
     def advance(self) -> None:
         if not self.foreign:

@@ -77,7 +77,7 @@ class Process:
         return None if status is None else status.returncode
 
     def poll(self) -> ExitStatus | None:
-        """The exit status, or None while the process runs.  Does not wait.  KeeperLost.
+        """The exit status, or None while the process runs.  Does not wait (a lost keeper takes 3 s).  KeeperLost.
 
         Once `fileno` is readable this never answers None.
         """

@@ -14,7 +14,7 @@ from time import monotonic
 from . import _native
 from .descriptor import Descriptor
 from .errors import STAGES, SpawnError
-from .options import SCOPE, milliseconds
+from .options import LOSS, SCOPE, milliseconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Inbox: TypeAlias = list[tuple[list[Any] | None, list[int]]]  # packets: records (None: the end), descriptors
 
 # Tags of the wire (csrc/common/wire.h).
-STOP, EMPTY = 5, 71
+STOP, ON_OWNER_LOSS, EMPTY = 5, 7, 71
 REUSED, TEMPLATE = 1, 2
 
 FROZEN_LIMIT: Seconds = 1.0  # how long a keeper may be silent about what it must have seen
@@ -45,8 +45,9 @@ _retired: list[int] = []
 
 def _reap_retired(patience: Seconds) -> None:
     """Reap those that have ended; the last one is given a moment.  No status depends on them."""
-    for fd in _retired[:]:
-        wait = patience if fd == _retired[-1] else 0.0
+    fds = _retired[:]
+    for fd in fds:
+        wait = patience if fd == fds[-1] else 0.0
         if _native.poll(fd, POLLIN, int(wait * 1e9)):
             try:
                 _retired.remove(fd)
@@ -125,6 +126,7 @@ class Keeper:
         "lock",
         "retired",
         "reused",
+        "starting",
         "tree",
     )  # fmt: skip
 
@@ -141,14 +143,21 @@ class Keeper:
         self._waiting = 0
         self._changed: Condition | None = None
         self._stop_id = 0
+        self.starting = True  # hung up on now, it shall leave nothing, whatever on_owner_loss says
+        self._sock, self._pidfd, self._closed = -1, -1, True
         _open.add(self)
         self._sock, self._pidfd, self._closed = sock, pidfd, False
 
     def __del__(self) -> None:
         if getattr(self, "_sock", -1) >= 0:
-            _native.hang_up(self._sock)
+            self._hang_up()
             self._closed = True
             self._close_descriptors()
+
+    def _hang_up(self) -> None:
+        if self.starting:
+            self.request(ON_OWNER_LOSS, LOSS["kill"].to_bytes(4, "little") + bytes(4))
+        _native.hang_up(self._sock)
 
     # ---- starting
 
@@ -159,7 +168,7 @@ class Keeper:
             keeper, *_ = _native.launch(_KEEPER, REUSED | TEMPLATE, b"", (), cls, Descriptor)
         except OSError as error:
             raise spawn_error(error, None) from None
-        keeper.reused = True
+        keeper.reused, keeper.starting = True, False
         return keeper
 
     def launch_another(self) -> Keeper:
@@ -168,7 +177,7 @@ class Keeper:
             keeper = _native.launch_from(self._sock, Keeper)
         except OSError as error:
             raise spawn_error(error, None) from None
-        keeper.reused = True
+        keeper.reused, keeper.starting = True, False
         keeper.is_child = self.is_child  # its launcher, whose orphan it will be, may still be there
         return keeper
 
@@ -181,7 +190,7 @@ class Keeper:
             if self._closed:
                 raise RuntimeError("the runner is closed")
             self._users += 1
-        self.retired = False
+        self.retired, self.starting = False, True
         try:
             try:
                 tree.pid, tree.descriptor, tree.started_ns, started_at_ns = _native.start(
@@ -190,10 +199,13 @@ class Keeper:
             finally:
                 self.__exit__()
         except OSError as error:
-            if error.args[-1] == 2:
+            stage = error.args[4] if len(error.args) == 5 else 0  # 0: not the keeper's answer, a handler's
+            if stage == 2:
                 self._undo_start(tree)
-            if error.args[-1] <= 2:
+            if stage <= 2:
                 self.close()
+            if stage == 0:
+                raise
             raise spawn_error(error, plan) from None
         except BaseException:
             self.close()  # interrupted: the loss of its owner ends whatever was started
@@ -310,14 +322,29 @@ class Keeper:
             return _native.receive(self._sock, self._pidfd, ended_fd, ns, self._inbox)
         finally:
             try:
-                self.lock.acquire()
+                self._lock_again()
             finally:
                 self._reading = False
                 self._users -= 1
-            if self._closed and self._users == 0:
-                self._close_descriptors()
-            if self._waiting and self._changed:
-                self._changed.notify_all()
+                try:
+                    if self._closed and self._users == 0:
+                        self._close_descriptors()
+                finally:
+                    if self._waiting and self._changed:
+                        self._changed.notify_all()
+
+    def _lock_again(self) -> None:
+        """A handler may raise in acquire, or right after it: leave with the lock held, once, all the same."""
+        interrupted: BaseException | None = None
+        while True:
+            try:
+                if not self.lock._is_owned():  # type: ignore[attr-defined]
+                    self.lock.acquire()
+                break
+            except BaseException as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tree, tag = self.tree, record[0]
@@ -365,11 +392,13 @@ class Keeper:
 
     def close(self) -> None:
         """End the connection.  A tree that is still there is now without owner."""
+        if not self.retired:
+            self.wait_until(lambda: self.retired, 0.0)  # what it has said already counts
         with self.lock:
-            self.hung_up = not self.retired
-            self.retired = True
+            if not self.retired:
+                self.hung_up = self.retired = True
             if not self._closed:
-                _native.hang_up(self._sock)
+                self._hang_up()
             self._let_go()
             if self._changed:
                 self._changed.notify_all()

@@ -8,7 +8,7 @@ from time import monotonic
 from . import _native
 from .descriptor import Descriptor
 from .errors import KeeperLost
-from .keeper import FROZEN_LIMIT, POLLIN, SIGKILL, STOP, Keeper, launch, stop_body, try_signal
+from .keeper import FROZEN_LIMIT, ON_OWNER_LOSS, POLLIN, SIGKILL, STOP, Keeper, launch, stop_body, try_signal
 from .options import LOSS, SCOPE
 from .status import SCOPES, ExitStatus, Member, StopReport, Usage, from_siginfo, from_wait_status
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .status import Seconds
 
 # Tags of the wire (csrc/common/wire.h).
-SIGNAL, ON_OWNER_LOSS = 4, 7
+SIGNAL = 4
 EXITED, ADOPTED, STOP_REPORT = 67, 68, 72
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
@@ -54,12 +54,17 @@ class KeptTree:
     def launch(cls, plan: Plan) -> KeptTree:
         """Start a keeper and its one process.  SpawnError; an exception from a signal handler undoes it."""
         keeper, early, pid, descriptor, started_ns, started_at_ns = launch(plan)
-        tree = cls(keeper, plan)
-        tree.pid, tree.descriptor, tree.started_ns, tree.started_at = pid, descriptor, started_ns, started_at_ns / 1e9
-        keeper.tree = tree
-        if early:
-            keeper.deliver(early)
-        return tree
+        try:
+            tree = cls(keeper, plan)
+            tree.pid, tree.descriptor, tree.started_ns = pid, descriptor, started_ns
+            tree.started_at = started_at_ns / 1e9
+            keeper.tree = tree
+            if early:
+                keeper.deliver(early)
+            return tree
+        except BaseException:
+            keeper.close()
+            raise
 
     @property
     def usage(self) -> Usage | None:
@@ -91,10 +96,22 @@ class KeptTree:
 
     # ---- waiting
 
+    def started(self) -> None:
+        """Its handle is made: from now on it is not undone."""
+        self.keeper.starting = False
+
     @property
-    def voice(self) -> Keeper:
-        """To be polled: readable when `advance` may learn something."""
-        return self.keeper
+    def lifeline(self) -> tuple[Keeper, ...]:
+        """To be polled by who waits for something else: readable when the keeper speaks or is lost."""
+        self.advance()
+        return () if self.keeper.closed else (self.keeper,)
+
+    @property
+    def voices(self) -> tuple[Keeper | Descriptor, ...]:
+        """To be polled: when one is readable, `wait_exit` or `advance` may learn something."""
+        if self.status is None and self.descriptor is not None and not self.descriptor.closed:
+            return self.keeper, self.descriptor  # a frozen keeper does not tell of the end
+        return (self.keeper,)
 
     def advance(self) -> None:
         """Take in what the keeper has said, without waiting."""
@@ -150,7 +167,7 @@ class KeptTree:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.keeper.retired and not self.empty and self.keeper.tree is self:
             if self.keeper.hung_up:
-                raise RuntimeError("the runner is closed; its keepers stop what it left")
+                raise RuntimeError("left to its keeper: the handle was released, or its runner is closed")
             with self.keeper.lock:
                 if self._lost is None:
                     self._lost = self._look_at_loss()

@@ -76,6 +76,8 @@ def signal_number(value: int | str) -> int:
         if number is None:
             raise ValueError(f"not a signal: {value!r}")
         value = number
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a signal is a name or a number, not {value!r}")
     number = int(value)
     if not 1 <= number <= 64:
         raise ValueError(f"not a signal: {value!r} (1 to 64)")

@@ -108,6 +108,8 @@ def subreaper() -> str:
 
 
 def children_files() -> str:
+    if os.readlink("/proc/self") != str(os.getpid()):
+        raise OSError(0, "/proc belongs to another pid namespace and is not used (unshare --mount-proc)")
     with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
         file.read()
     return "/proc/PID/task/TID/children"
@@ -200,7 +202,7 @@ PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("clone3", clone3, "clone(2) is used, and handlers are reset one by one (8 us a start)"),
     ("group signal", group_signal, "a group is signalled by number while its leader is held, later member by member"),
     ("subreaper", subreaper, "daemons that fork away cannot be held"),
-    ("children files", children_files, "members below the main process are found only when they are orphaned"),
+    ("children files", children_files, "only the main process and its group are seen, what left it is not found"),
     ("cgroup v2", cgroup2, "trees are stopped by the subreaper walk, without the kernel's own tree kill"),
     ("proc connector", proc_connector, "adoptions are noticed at the next event instead of at once"),
 )

@@ -8,7 +8,7 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .descriptor import Descriptor
     from .handle import Process
@@ -49,21 +49,27 @@ class Pump:
     def until_ended(self, timeout: Seconds | None) -> bool:
         """Until both outputs are at their end and the process has ended; False at the limit."""
         deadline = None if timeout is None else monotonic() + timeout
-        if not self.until(lambda: not self._readers, None, deadline):
-            return False
+        tree = self._process._tree
+        while self._readers:
+            lifeline = tree.lifeline
+            tree.check()  # under a lost keeper an escaped grandchild may hold the pipes for ever
+            if not self.until(lambda: not self._readers or bool(lifeline and not tree.lifeline), lifeline, deadline):  # noqa: B023
+                return False
         left = None if deadline is None else max(0.0, deadline - monotonic())
         return self._process._tree.wait_exit(left)
 
-    def until(self, done: Callable[[], object], voice: Keeper | Descriptor | None, deadline: float | None) -> bool:
-        """Move bytes until done(); when `voice` is readable we look again.  False at the deadline (monotonic)."""
-        if voice is None:
+    def until(
+        self, done: Callable[[], object], voices: Sequence[Keeper | Descriptor], deadline: float | None
+    ) -> bool:
+        """Move bytes until done(); one of `voices` readable: we look again.  False at the deadline."""
+        if not voices:
             return self._until(done, deadline)
-        with voice as fd:
+        with voices[0] as fd:
             if fd < 0:
-                return self._until(done, deadline)
+                return self.until(done, voices[1:], deadline)
             self._poll.register(fd, select.POLLIN)
             try:
-                return self._until(done, deadline)
+                return self.until(done, voices[1:], deadline)
             finally:
                 self._poll.unregister(fd)
 

@@ -135,12 +135,12 @@ def _run_with_pipes(process: Process, pump: Pump, timeout: Seconds | None) -> tu
     tree = process._tree
     deadline = None if timeout is None else monotonic() + timeout
     report = None
-    timed_out = not pump.until(lambda: tree.wait_exit(0), tree.voice, deadline)
+    timed_out = not pump.until(lambda: tree.wait_exit(0), tree.voices, deadline)
     if not tree.empty:
         args = (process._stop_signal, process._stop_scope, process._grace)
         stop_id = tree.begin_stop(*args)
         limit = monotonic() + process._grace + tree.stop_margin
-        pump.until(lambda: tree.advance() or tree.stopped(stop_id), tree.voice, limit)
+        pump.until(lambda: tree.advance() or tree.stopped(stop_id), tree.voices[:1], limit)
         report = tree.finish_stop(stop_id, *args)
         process._gave_up = not report.empty
     pump.drain()

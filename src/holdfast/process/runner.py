@@ -115,7 +115,9 @@ class Runner:
                 try:
                     tree = _Lease(keeper, plan)
                     tree.runner = self
-                    return Process(keeper.start(tree, plan), plan)
+                    process = Process(keeper.start(tree, plan), plan)
+                    tree.started()
+                    return process
                 except BaseException as error:
                     self._take_back(keeper)
                     # EPIPE: it was killed while it was idle, and has not read the request.  Take another.

@@ -40,11 +40,15 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 
 
 def start(plan: Plan, private: bool) -> Process:
+    tree: KeptTree | DirectTree | None = None
     try:
-        if private:
-            return Process(KeptTree.launch(plan), plan)
-        return Process(DirectTree(plan), plan)
+        tree = KeptTree.launch(plan) if private else DirectTree(plan)
+        process = Process(tree, plan)
+        tree.started()
+        return process
     except BaseException:
+        if tree is not None:
+            tree.drop()
         plan.discard()
         raise
     finally:

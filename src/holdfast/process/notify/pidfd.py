@@ -6,8 +6,11 @@ from _thread import allocate_lock
 from time import monotonic
 
 from .. import _native
-from ..descriptor import Descriptor
 from ..status import ExitStatus, from_siginfo, from_wait_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..descriptor import Descriptor
 
 POLLIN, POLLHUP = 1, 16
 
@@ -15,8 +18,8 @@ POLLIN, POLLHUP = 1, 16
 class PidfdNotifier:
     """Holds the pidfd that clone gave, so no other process can ever be meant.  Any thread."""
 
-    def __init__(self, pidfd: int) -> None:
-        self.descriptor = Descriptor(pidfd)
+    def __init__(self, descriptor: Descriptor) -> None:
+        self.descriptor = descriptor
         self._lock = allocate_lock()
         self._status: ExitStatus | None = None
 
