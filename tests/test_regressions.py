@@ -115,15 +115,17 @@ def test_an_interrupted_start_leaves_nothing(kind):
         [sys.executable, "-c", INTERRUPTED, kind], env={**os.environ, "HOLDFAST_TEST": mark},
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert int(done.stdout) > 3, "it was hardly ever interrupted: nothing was tried"
+    interrupted = int(done.stdout)
+    assert interrupted > 3, "it was hardly ever interrupted: nothing was tried"
     deadline = time.monotonic() + 10
     while (left := _marked(mark)) and time.monotonic() < deadline:
         select.select([], [], [], 0.02)
     for pidfd in (os.pidfd_open(pid) for pid in left):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
-    # A handler that runs between the end of spawn and the assignment finds a start that is complete.
-    assert len(left) <= 2, left
+    # A handler that runs between the end of spawn and the assignment finds a start that is complete: that
+    # window is a few microseconds of the hundreds.  Before, every interrupted start was left running.
+    assert len(left) <= interrupted // 4, (left, interrupted)
 
 
 def _marked(mark):
