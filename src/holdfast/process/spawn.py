@@ -33,7 +33,8 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
       this program, not contained, and nobody stops it when we are killed.
 
     SpawnError: not started, with errno and stage; nothing is left.  ValueError, TypeError: misuse,
-    before anything is started.  Any thread; a KeyboardInterrupt during the start undoes it.
+    before anything is started.  Any thread.  A KeyboardInterrupt during the start undoes it; one that
+    comes when spawn has returned and the result is not yet assigned finds a process that is started.
     """
     plan = make_plan(args, **options)
     return start(plan, options.get("private", True))
