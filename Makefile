@@ -28,7 +28,7 @@ install: .venv/installed
 .venv/installed: .venv/ready $(SOURCES)
 	@echo "holdfast: building"
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PIP) --no-build-isolation --force-reinstall --no-deps .
-	@$(PIP) 'click>=8'
+	@$(PIP) 'click>=8' 'msgspec>=0.19' 'starlette>=0.40' 'uvicorn>=0.30'
 	@sh tools/launcher "$(CURDIR)/.venv"
 	@touch .venv/installed
 

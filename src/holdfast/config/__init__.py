@@ -1,0 +1,1 @@
+"""Text to specs: what `holdfast.toml` says, checked.  Pure but for reading the file."""

@@ -1,0 +1,1 @@
+"""HTTP and JSON over one unix socket: reads snapshots, posts commands."""

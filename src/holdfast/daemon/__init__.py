@@ -1,0 +1,1 @@
+"""Where events and effects meet the world: one asyncio loop, one supervisor."""

@@ -1,0 +1,72 @@
+"""What the API shows: one structure a thing, the same names everywhere."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LastExit(msgspec.Struct, frozen=True):
+    code: int | None
+    signal: str | None  # "SIGKILL"
+    cause: str  # in words: "exited with code 1", "killed by SIGKILL", "ready_timeout", "keeper lost", "could not start: ..."
+
+
+class TreeStatus(msgspec.Struct, frozen=True):
+    processes: int
+    cpu_seconds: float
+    memory_bytes: int
+
+
+class LogStatus(msgspec.Struct, frozen=True):
+    path: str
+    written_bytes: int
+    lost_bytes: int
+    dropped_bytes: int
+    error: str | None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    ready: bool
+    pid: int | None
+    incarnation: int
+    uptime_seconds: float | None
+    restarts: int
+    last_exit: LastExit | None
+    tree: TreeStatus | None
+    held_by: str | None  # "keeper 1234: subreaper walk" ... what holds the tree
+    reason: str  # why it is in this state
+    waiting_for: list[str]
+    status_text: str  # sd_notify STATUS=
+    on_owner_loss: str
+    log: LogStatus | None
+
+
+class SupervisorStatus(msgspec.Struct, frozen=True):
+    pid: int
+    state: str  # adopting | running | stopping
+    anchor_pid: int | None
+    restarts: int
+    uptime_seconds: float
+    version: str
+    config: str
+    run_dir: str
+    log_dir: str
+    services: int
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    name: str
+    outcome: str  # done | unchanged | gone | failed | timed_out | refused
+    message: str
+    service: ServiceStatus | None
+
+
+class EventRecord(msgspec.Struct, frozen=True):
+    seq: int
+    time: float  # unix seconds
+    service: str  # "" for the supervisor itself
+    incarnation: int | None
+    event: str  # starting spawned ready exited emptied stopping stopped backoff fatal lost log_loss signal supervisor_started ...
+    text: str
