@@ -8,7 +8,7 @@ import msgspec
 class LastExit(msgspec.Struct, frozen=True):
     code: int | None
     signal: str | None  # "SIGKILL"
-    cause: str  # in words: "exited with code 1", "killed by SIGKILL", "ready_timeout", "keeper lost", "could not start: ..."
+    cause: str  # in words: "exited with code 1", "killed by SIGKILL", "keeper lost", "could not start: ..."
 
 
 class TreeStatus(msgspec.Struct, frozen=True):
@@ -68,5 +68,5 @@ class EventRecord(msgspec.Struct, frozen=True):
     time: float  # unix seconds
     service: str  # "" for the supervisor itself
     incarnation: int | None
-    event: str  # starting spawned ready exited emptied stopping stopped backoff fatal lost log_loss signal supervisor_started ...
+    event: str  # starting, spawned, ready, exited, emptied, stopped, backoff, fatal, ...
     text: str
