@@ -1,0 +1,137 @@
+"""What the anchor starts: `python -m holdfast.cli.supervise --run-dir DIR`.
+
+Puts the parts together: the accepted configuration, the daemon, the control socket.  Order: 1. signals
+are heard before anything is started; 2. adoption, before the slow imports of HTTP; 3. READY to the
+anchor; 4. the control socket, whose clients have waited in its queue meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+from holdfast.config.accepted import decode
+from holdfast.config.model import Config
+from holdfast.daemon.adopt import adopt
+from holdfast.daemon.anchor import Anchor
+from holdfast.daemon.journal import Journal
+from holdfast.daemon.notify import NotifySocket
+from holdfast.daemon.plan import Surroundings
+from holdfast.daemon.status import EventRecord
+from holdfast.daemon.supervisor import Supervisor
+from holdfast.engine import events as ev
+
+CONTROL_FD, NOTIFY_FD, STARTED_FD = 5, 6, 7
+LOG_CHECK_EVENTS = 1000  # how often the size of the supervisor's own log is looked at
+
+
+def main(argv: list[str]) -> int:
+    """Supervise until the orderly end; the exit status.  An unclean end is the anchor's to mend."""
+    run_dir = argv[argv.index("--run-dir") + 1]
+    detached = "--detached" in argv
+    with open(os.path.join(run_dir, "accepted.json"), "rb") as file:
+        config = decode(file.read())
+    anchor = Anchor()
+    status = asyncio.run(_supervise(config, anchor, detached))
+    anchor.farewell(status)
+    return status
+
+
+async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
+    loop = asyncio.get_running_loop()
+    places = config.supervisor
+    around = Surroundings(os.environ, os.path.join(places.run_dir, "notify"))
+    around.raise_descriptor_limit()
+    supervisor = Supervisor(config, around, anchor_pid=anchor.pid, restarts=anchor.restarts)
+    _keep_journal(supervisor, detached)
+    leave: asyncio.Future[int] = loop.create_future()
+    _listen_to_signals(supervisor, leave)
+    loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
+    if anchor.restarts:
+        supervisor.events.add("supervisor_started", f"pid {os.getpid()}, started again by its anchor")
+    else:
+        supervisor.events.add("supervisor_started", f"pid {os.getpid()}, {len(config.services)} services")
+    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
+    await adopt(supervisor)
+    anchor.ready()
+
+    from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for
+
+    server = ControlServer(supervisor, socket.socket(fileno=CONTROL_FD))
+    await server.start()
+    _tell_starter()
+    try:
+        done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
+        status = done.pop().result()
+        supervisor.events.add("supervisor_ended", "the services run on" if leave.done() else "everything is stopped")
+    finally:
+        await server.stop()
+        supervisor.leave()
+    return status
+
+
+def _keep_journal(supervisor: Supervisor, detached: bool) -> None:
+    width = max((len(name) for name in supervisor.engine.order), default=8)
+    journal = Journal(2, os.environ, width)
+    path = os.path.join(supervisor.config.supervisor.log_dir, "holdfast.log")
+
+    def listener(record: EventRecord) -> None:
+        journal.event(record)
+        if detached and record.seq % LOG_CHECK_EVENTS == 0:
+            journal.rotate(path)
+
+    supervisor.events.listen(listener)
+
+
+def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> None:
+    loop = asyncio.get_running_loop()
+    interactive = os.isatty(0)
+
+    def stop() -> None:
+        supervisor.state = "stopping"
+        supervisor.post(ev.ShutdownAsked())
+
+    def quit_() -> None:
+        if not leave.done():
+            leave.set_result(0)
+
+    def hang_up() -> None:
+        if interactive and not _terminal_is_there():
+            stop()  # the window was closed: as with Ctrl-C
+        else:
+            supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGQUIT, quit_)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _terminal_is_there() -> bool:
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return False
+    return True
+
+
+def _tell_starter() -> None:
+    """`up --detach` waits at the other end."""
+    try:
+        os.write(STARTED_FD, b"0\n")
+        os.close(STARTED_FD)
+    except OSError:
+        pass  # in the foreground, or started again: nobody waits
+
+
+def _explain(context: dict[str, object]) -> str:
+    error = context.get("exception")
+    return f"{context.get('message')}: {error!r}" if error else str(context.get("message"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""sd_notify: what services say about themselves, believed only from their own tree.
+
+One datagram socket for all.  The kernel names the sender (SCM_CREDENTIALS, and SCM_PIDFD from Linux 6.5 on);
+the chain of its parents has to reach the keeper of a service, and the sender has to be there still
+when that has been read, or the numbers may have been another's.  Who has gone by then cannot be
+believed: senders that leave at once wait for the barrier (BARRIER=1, as systemd-notify does).
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from holdfast.process import _native
+
+from .processes import ancestors
+
+SO_PASSPIDFD, SCM_PIDFD = 76, 4  # Linux 6.5; not in Python's socket module
+DATAGRAM_MAX = 65536
+FDS_MAX = 253
+CREDENTIALS = struct.Struct("3i")
+
+
+class Message(NamedTuple):
+    """One datagram: the keeper whose tree the sender belongs to, who it is, and what it says."""
+
+    keeper_pid: int
+    pid: int
+    fields: dict[str, str]
+
+
+class NotifySocket:
+    """The supervisor's end.  For its thread; does not block."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+        except OSError:
+            pass  # before 6.5: the pid of the credentials, opened by us
+        self.refused = 0  # messages that came from outside, or from nobody any more
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def receive(self, keepers: set[int], most: int = 64) -> list[Message]:
+        """What has come, at most so many: services that talk without end must not starve the others."""
+        messages = []
+        for _ in range(most):
+            fds: list[int] = []
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    DATAGRAM_MAX, socket.CMSG_SPACE(FDS_MAX * 4) + socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4)
+                )
+            except BlockingIOError:
+                break
+            except OSError:
+                continue
+            try:
+                pid, pidfd = _sender(ancillary, fds)
+                keeper = _keeper_of(pid, pidfd, keepers)
+                fields = _parse(data)
+                if keeper:
+                    messages.append(Message(keeper, pid, fields))
+                else:
+                    self.refused += 1
+            finally:
+                for fd in fds:  # a barrier is passed when its descriptor is closed
+                    os.close(fd)
+        return messages
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]], fds: list[int]) -> tuple[int, int]:
+    """Its pid, and a pidfd (-1: gone).  Every descriptor that came along goes into fds."""
+    pid = 0
+    pidfd = -1
+    for level, kind, data in ancillary:
+        if level != socket.SOL_SOCKET:
+            continue
+        if kind == socket.SCM_CREDENTIALS:
+            pid = CREDENTIALS.unpack(data[: CREDENTIALS.size])[0]
+        elif kind in (SCM_PIDFD, socket.SCM_RIGHTS):
+            received = array.array("i")
+            received.frombytes(data[: len(data) - len(data) % received.itemsize])
+            fds.extend(fd for fd in received if fd >= 0)
+            if kind == SCM_PIDFD and received[0] >= 0:
+                pidfd = received[0]
+    if pid and pidfd < 0:
+        try:
+            pidfd = _native.pidfd_open(pid)
+            fds.append(pidfd)
+        except OSError:
+            pass
+    return pid, pidfd
+
+
+def _keeper_of(pid: int, pidfd: int, keepers: set[int]) -> int:
+    """The keeper above the sender; 0: none, or the sender is gone and its number says nothing."""
+    if pidfd < 0 or pid <= 0:
+        return 0
+    keeper = next((above for above in ancestors(pid) if above in keepers), 0)
+    try:
+        _native.pidfd_signal(pidfd, 0)
+    except PermissionError:
+        pass  # another user's, and there
+    except OSError:
+        return 0
+    return keeper
+
+
+def _parse(data: bytes) -> dict[str, str]:
+    """`KEY=value` lines; what is no such line is skipped, as systemd does."""
+    fields = {}
+    for line in data.decode("utf-8", "replace").split("\n"):
+        key, equals, value = line.partition("=")
+        if equals:
+            fields[key] = value
+    return fields

@@ -1,0 +1,84 @@
+"""From a service's spec to the request that its keeper gets."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+from collections.abc import Mapping
+
+from holdfast.config.model import Service
+from holdfast.process.options import DEVNULL, Plan, make_plan
+
+# What the supervisor got for itself and a service must not take for its own.
+PRIVATE = ("NOTIFY_", "LISTEN_", "HOLDFAST_")
+WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Surroundings:
+    """What services inherit from the supervisor: taken once, before it changes anything of its own."""
+
+    def __init__(self, environ: Mapping[str, str], notify_address: str) -> None:
+        self.environ = {
+            key: value for key, value in environ.items() if not key.startswith(PRIVATE) and key not in WATCHDOG
+        }
+        self.notify_address = notify_address
+        self.nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def raise_descriptor_limit(self) -> None:
+        """RLIMIT_NOFILE up to the hard limit for the supervisor alone; services get the original one."""
+        _, hard = self.nofile
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
+    """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take."""
+    env = dict(around.environ)
+    user = spec.user
+    group = spec.group
+    groups = None
+    if user is not None:
+        entry = pwd.getpwnam(user) if isinstance(user, str) else _by_number(user)
+        if entry is not None:
+            env.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name, SHELL=entry.pw_shell)
+            if group is None:
+                group = entry.pw_gid
+            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+        elif group is None:
+            groups = []
+    elif group is not None and os.geteuid() == 0:
+        groups = []  # not root's supplementary groups with another group
+    env.update(spec.env)
+    env["HOLDFAST_SERVICE"] = spec.name
+    env["HOLDFAST_INCARNATION"] = str(incarnation)
+    if spec.type == "notify":
+        env["NOTIFY_SOCKET"] = around.notify_address
+    limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
+    limits.update(spec.rlimits)
+    return make_plan(
+        spec.command[0] if spec.shell else spec.command,
+        shell=spec.shell,
+        cwd=spec.cwd,
+        env=env,
+        stdin=DEVNULL,
+        stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
+        stderr=DEVNULL,
+        new_session=True,
+        umask=spec.umask,
+        user=user,
+        group=group,
+        extra_groups=groups,
+        nice=spec.nice,
+        rlimits=limits,
+        on_owner_loss=spec.on_owner_loss,
+        stop_signal=spec.stop_signal,
+        stop_scope=spec.stop_scope,
+        grace=spec.grace,
+    )
+
+
+def _by_number(uid: int) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None

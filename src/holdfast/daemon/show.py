@@ -1,0 +1,90 @@
+"""Snapshots: what the engine, the keepers and /proc know of a service, put together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from holdfast.engine.record import Exit
+
+from .processes import Table
+from .status import LastExit, LogStatus, ServiceStatus, SupervisorStatus, TreeStatus
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+
+def exit_in_words(ended: Exit) -> str:
+    """`exited with code 1`, `killed by SIGKILL`, `could not start: ...`."""
+    if ended.cause:
+        return ended.cause
+    if ended.signal is not None:
+        return f"killed by {signal_name(ended.signal)}" + (" (core dumped)" if ended.core else "")
+    return f"exited with code {ended.code}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def last_exit(ended: Exit | None) -> LastExit | None:
+    if ended is None:
+        return None
+    return LastExit(ended.code, None if ended.signal is None else signal_name(ended.signal), exit_in_words(ended))
+
+
+def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceStatus:
+    view = supervisor.engine.view(name)
+    spec = supervisor.spec(name)
+    copy = supervisor.copies.get(name)
+    tree = held_by = log = uptime = pid = None
+    if copy is not None:
+        pids = table.below(copy.tree.keeper_pid) if copy.tree.keeper_pid else []
+        cpu, memory = table.usage(pids)
+        tree = TreeStatus(len(pids), round(cpu, 2), memory)
+        held_by = f"keeper {copy.tree.keeper_pid}, as subreaper"
+        log = LogStatus(
+            os.path.join(copy.log_path, "current"), copy.written, copy.lost, copy.dropped,
+            os.strerror(copy.log_error) if copy.log_error else None,
+        )  # fmt: skip
+        if copy.tree.pid and copy.tree.status is None:
+            pid = copy.pid
+            uptime = round(max(0.0, time.time() - copy.tree.started_at), 3)
+    return ServiceStatus(
+        name=name,
+        state=view.state.value,
+        ready=view.ready,
+        pid=pid,
+        incarnation=view.incarnation,
+        uptime_seconds=uptime,
+        restarts=view.restarts,
+        last_exit=last_exit(view.last_exit),
+        tree=tree,
+        held_by=held_by,
+        reason=view.reason,
+        waiting_for=list(view.waiting_for),
+        status_text=copy.status_text if copy else "",
+        on_owner_loss=spec.on_owner_loss if spec else "keep",
+        log=log,
+    )
+
+
+def supervisor_status(supervisor: Supervisor, version: str) -> SupervisorStatus:
+    places = supervisor.config.supervisor
+    return SupervisorStatus(
+        pid=os.getpid(),
+        state=supervisor.state,
+        anchor_pid=supervisor.anchor_pid,
+        restarts=supervisor.restarts,
+        uptime_seconds=round(time.monotonic() - supervisor.started, 3),
+        version=version,
+        config=supervisor.config.path,
+        run_dir=places.run_dir,
+        log_dir=places.log_dir,
+        services=len(supervisor.engine.order),
+    )

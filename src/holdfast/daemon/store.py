@@ -1,0 +1,114 @@
+"""The run directory: what outlives the supervisor.
+
+    services/NAME/record     what the engine wants remembered, written by rename before it is acted upon
+    services/NAME/41.sock    where the keeper of incarnation 41 listens
+    services/NAME/41.report  what that keeper wrote when it ended with nobody to tell
+    boot                     the boot that all of this belongs to: after another one nothing of it is alive
+
+Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import msgspec
+
+from holdfast.engine.record import Record
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def write_by_rename(path: str, data: bytes) -> None:
+    """Replace a file at once: a reader, or a supervisor that comes after a kill, sees the old or the new one.  OSError."""
+    temporary = path + ".new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+class Store:
+    """The files of one run directory.  For the supervisor's thread; every method may raise OSError."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = run_dir
+        self._services = os.path.join(run_dir, "services")
+        self._known: set[str] = set()  # directories that are there: one mkdir a service, not one a start
+
+    def begin(self) -> None:
+        """Make the place ready; what an earlier boot left is removed."""
+        boot = _read(BOOT_ID) or b"unknown\n"
+        mark = os.path.join(self.path, "boot")
+        if _read(mark) != boot:
+            shutil.rmtree(self._services, ignore_errors=True)
+            write_by_rename(mark, boot)
+        os.makedirs(self._services, 0o700, exist_ok=True)
+
+    def directory(self, name: str) -> str:
+        """The directory of a service, made when it is not there."""
+        path = os.path.join(self._services, name)
+        if name not in self._known:
+            os.makedirs(path, 0o700, exist_ok=True)
+            self._known.add(name)
+        return path
+
+    def address(self, name: str, incarnation: int) -> str:
+        return os.path.join(self.directory(name), f"{incarnation}.sock")
+
+    def report(self, name: str, incarnation: int) -> str:
+        return os.path.join(self.directory(name), f"{incarnation}.report")
+
+    def save(self, record: Record) -> None:
+        write_by_rename(os.path.join(self.directory(record.name), "record"), msgspec.json.encode(record))
+
+    def names(self) -> list[str]:
+        """Services that have left something."""
+        try:
+            return sorted(os.listdir(self._services))
+        except FileNotFoundError:
+            return []
+
+    def record(self, name: str) -> Record | None:
+        """What was saved last; None: nothing, or nothing that can be read (another version's, say)."""
+        data = _read(os.path.join(self._services, name, "record"))
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=Record)
+        except msgspec.DecodeError:
+            return None
+
+    def incarnations(self, name: str) -> list[int]:
+        """Those whose keeper has left a socket or a report, newest first."""
+        found = set()
+        for entry in os.listdir(os.path.join(self._services, name)):
+            stem, _, end = entry.partition(".")
+            if end in ("sock", "report") and stem.isdecimal():
+                found.add(int(stem))
+        return sorted(found, reverse=True)
+
+    def forget_incarnation(self, name: str, incarnation: int) -> None:
+        for path in (self.address(name, incarnation), self.report(name, incarnation)):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    def forget(self, name: str) -> None:
+        """Everything about a service that is not configured any more and does not run."""
+        shutil.rmtree(os.path.join(self._services, name), ignore_errors=True)
+        self._known.discard(name)
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None

@@ -1,0 +1,329 @@
+"""The supervisor: events go into the engine, its effects come out into the world, one after another.
+
+Everything happens in the loop's thread.  An effect may be an event at once (a start that cannot be
+made); such events queue up and are handled in turn, so the engine is never entered twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import holdfast
+from holdfast.config.model import Config, Service
+from holdfast.engine import effects as fx
+from holdfast.engine import events as ev
+from holdfast.engine.engine import Engine
+from holdfast.engine.record import Exit, Record
+from holdfast.process import held
+from holdfast.process.held import HeldTree, LogPlan
+from holdfast.process.status import ExitStatus
+
+from .copy import Copy, end_lost_tree
+from .events import EventLog
+from .notify import Message, NotifySocket
+from .plan import Surroundings, make_service_plan
+from .processes import Table
+from .show import service_status, supervisor_status
+from .status import ServiceStatus, SupervisorStatus
+from .store import Store
+
+# Starts that may go well a moment later: the machine was full, not the definition wrong.
+TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
+
+
+class Supervisor:
+    """All services of one run directory.  For one asyncio loop; `begin` is its start, `finished` its end."""
+
+    def __init__(
+        self, config: Config, around: Surroundings, *, anchor_pid: int | None = None, restarts: int = 0
+    ) -> None:
+        self.config = config
+        self.around = around
+        self.anchor_pid = anchor_pid
+        self.restarts = restarts  # how often the anchor has started us again
+        self.state = "adopting"
+        self.started = time.monotonic()
+        self.events = EventLog()
+        self.store = Store(config.supervisor.run_dir)
+        self.copies: dict[str, Copy] = {}
+        self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
+        self.notify: NotifySocket | None = None
+        self._loop = asyncio.get_running_loop()
+        self.engine = Engine(
+            config.services, config.supervisor.start_budget, seed=random.getrandbits(32), now=self._loop.time()
+        )
+        self.finished: asyncio.Future[int] = self._loop.create_future()
+        self._queue: deque[ev.Event] = deque()
+        self._stepping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._changed: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- the one way in
+
+    def post(self, event: ev.Event) -> None:
+        """Let the engine handle an event, and do what it says."""
+        self._queue.append(event)
+        if not self._stepping:
+            self._step()
+
+    def run_effects(self, effects: Iterable[fx.Effect]) -> None:
+        """Do what the engine said outside of `post` (at the start)."""
+        self._stepping = True
+        try:
+            for effect in effects:
+                self._perform(effect)
+        finally:
+            self._stepping = False
+        self._step()
+
+    def _step(self) -> None:
+        self._stepping = True
+        try:
+            while self._queue:
+                for effect in self.engine.handle(self._queue.popleft(), self._loop.time()):
+                    self._perform(effect)
+        finally:
+            self._stepping = False
+        self._set_timer()
+        changed, self._changed = self._changed, []
+        for waiter in changed:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _set_timer(self) -> None:
+        wake = self.engine.next_wake()
+        if self._timer is not None:
+            if self._timer.when() == wake:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if wake is not None:
+            self._timer = self._loop.call_at(wake, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self.post(ev.Woken())
+
+    async def changed(self) -> None:
+        """Return after the next step: somebody waits for a state."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._changed.append(waiter)
+        await waiter
+
+    # ---- effects
+
+    def _perform(self, effect: fx.Effect) -> None:
+        if isinstance(effect, fx.Save):
+            self._save(effect.record)
+        elif isinstance(effect, fx.Spawn):
+            self._spawn(effect.name, effect.incarnation)
+        elif isinstance(effect, fx.Stop):
+            self._stop(effect.name, effect.incarnation)
+        elif isinstance(effect, fx.Tell):
+            self.events.add(effect.what, effect.text, effect.name, effect.incarnation)
+        elif isinstance(effect, fx.Forget):
+            self.store.forget(effect.name)
+        elif isinstance(effect, fx.Finish) and not self.finished.done():
+            self.finished.set_result(effect.status)
+
+    def _save(self, record: Record) -> None:
+        try:
+            self.store.save(record)
+        except OSError as error:
+            # The services go on; what is lost is what a supervisor after us would have known.
+            self.events.add("error", f"cannot write the record: {error}", record.name, record.incarnation)
+
+    def _spawn(self, name: str, incarnation: int) -> None:
+        spec = self.config.services[name]
+        log_path = os.path.join(self.config.supervisor.log_dir, name)
+        try:
+            os.makedirs(log_path, 0o750, exist_ok=True)
+            plan = make_service_plan(spec, incarnation, self.around)
+            tree = HeldTree.start(
+                plan,
+                address=self.store.address(name, incarnation),
+                report=self.store.report(name, incarnation),
+                log=LogPlan(
+                    log_path, spec.log.rotate_size, spec.log.rotate_count, spec.log.cap, spec.log.timestamps,
+                    spec.log.merge, f"{name}@{incarnation}",
+                ),
+            )  # fmt: skip
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            temporary = isinstance(error, OSError) and _errno_name(error.errno) in TEMPORARY
+            self._queue.append(ev.SpawnFailed(name, incarnation, str(error), temporary))
+            self._clean(name, incarnation)
+            return
+        self.hold(Copy(name, incarnation, tree, log_path))
+
+    def _stop(self, name: str, incarnation: int) -> None:
+        copy = self.copies.get(name)
+        if copy is None or copy.incarnation != incarnation:
+            return  # its end is already on the way
+        spec = self.config.services.get(name)
+        if spec is not None:
+            copy.tree.stop(spec.stop_signal, spec.stop_scope, spec.grace)
+        else:
+            copy.tree.stop(signal.SIGTERM, "group", 10.0)  # not configured any more
+
+    # ---- what the keepers say
+
+    def hold(self, copy: Copy) -> None:
+        """Listen to a copy's keeper from now on."""
+        self.copies[copy.name] = copy
+        self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
+
+    def _on_report(self, copy: Copy) -> None:
+        for event in copy.tree.events():
+            self.on_event(copy, event)
+
+    def on_event(self, copy: Copy, event: held.Event) -> None:
+        name, incarnation = copy.name, copy.incarnation
+        if isinstance(event, held.Spawned):
+            self.post(ev.Spawned(name, incarnation))
+        elif isinstance(event, held.Failed):
+            self.let_go(copy)
+            reason = f"{event.stage}: {os.strerror(event.errno)}"
+            self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
+        elif isinstance(event, held.Exited):
+            self.post(ev.Exited(name, incarnation, exit_of(event.status)))
+            copy.tree.acknowledge(exited=True)  # only now: it is on record
+        elif isinstance(event, held.StopReported):
+            copy.tree.acknowledge(stopped=True)
+            if event.report.survivors:
+                self.post(ev.Emptied(name, incarnation, event.report.survivors))
+        elif isinstance(event, held.Empty):
+            self.post(ev.Emptied(name, incarnation, 0))
+            copy.tree.acknowledge(empty=True)
+            self.let_go(copy)
+        elif isinstance(event, held.LogState):
+            self._on_log_state(copy, event)
+        elif isinstance(event, held.KeeperGone) and not copy.closed:
+            self._on_keeper_gone(copy)
+
+    def _on_log_state(self, copy: Copy, event: held.LogState) -> None:
+        if event.lost > copy.lost or event.dropped > copy.dropped:
+            why = os.strerror(event.error) if event.error else "past the cap"
+            self.events.add(
+                "log_loss", f"{event.lost} bytes lost and {event.dropped} dropped so far: {why}", copy.name,
+                copy.incarnation,
+            )  # fmt: skip
+        copy.written, copy.lost, copy.dropped, copy.log_error = event.written, event.lost, event.dropped, event.error
+
+    def _on_keeper_gone(self, copy: Copy) -> None:
+        self._loop.remove_reader(copy.tree.fileno())
+        self.post(ev.KeeperLost(copy.name, copy.incarnation))
+        task = self._loop.create_task(self._clean_up_lost(copy))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _clean_up_lost(self, copy: Copy) -> None:
+        survivors = await end_lost_tree(copy, self.anchor_pid)
+        copy.close()
+        if self.copies.get(copy.name) is copy:
+            del self.copies[copy.name]
+        self._clean(copy.name, copy.incarnation)
+        self.post(ev.Emptied(copy.name, copy.incarnation, survivors))
+
+    def let_go(self, copy: Copy) -> None:
+        """Nothing more will be said of it."""
+        if not copy.closed:
+            self._loop.remove_reader(copy.tree.fileno())
+        copy.close()
+        if self.copies.get(copy.name) is copy:
+            del self.copies[copy.name]
+        self.strays.discard(copy)
+        self._clean(copy.name, copy.incarnation)
+
+    def _clean(self, name: str, incarnation: int) -> None:
+        try:
+            self.store.forget_incarnation(name, incarnation)
+        except OSError as error:
+            self.events.add("error", f"cannot remove its files: {error}", name, incarnation)
+
+    # ---- what services say of themselves
+
+    def listen_to_notify(self, notify: NotifySocket) -> None:
+        self.notify = notify
+        self._loop.add_reader(notify.fileno(), self._on_notify)
+
+    def _on_notify(self) -> None:
+        assert self.notify is not None
+        refused = self.notify.refused
+        by_keeper = {copy.tree.keeper_pid: copy for copy in self.copies.values()}
+        for message in self.notify.receive(set(by_keeper)):
+            self._on_message(by_keeper[message.keeper_pid], message)
+        if self.notify.refused > refused:
+            self.events.add("notify_refused", "a notification came from outside of every service, or its sender was gone")
+
+    def _on_message(self, copy: Copy, message: Message) -> None:
+        name, incarnation, fields = copy.name, copy.incarnation, message.fields
+        if "STATUS" in fields:
+            copy.status_text = fields["STATUS"][:1024]
+        if fields.get("MAINPID", "").isdecimal():
+            pid = int(fields["MAINPID"])
+            if pid in Table().below(copy.tree.keeper_pid):
+                copy.main_pid = pid
+        if fields.get("EXTEND_TIMEOUT_USEC", "").isdecimal():
+            until = self._loop.time() + int(fields["EXTEND_TIMEOUT_USEC"]) / 1e6
+            self.post(ev.TimeExtended(name, incarnation, until))
+        if fields.get("STOPPING") == "1":
+            self.events.add("stopping", "it says that it stops", name, incarnation)
+        if fields.get("READY") == "1":
+            self.post(ev.BecameReady(name, incarnation))
+
+    # ---- looking
+
+    def names(self, patterns: Iterable[str] = ()) -> list[str]:
+        from .commands import matching
+
+        return matching(self.engine.order, patterns)
+
+    def services(self, patterns: Iterable[str] = ()) -> list[ServiceStatus]:
+        """The state of those that match, in start order; all without patterns."""
+        table = Table()
+        return [service_status(self, name, table) for name in self.names(patterns)]
+
+    def service(self, name: str) -> ServiceStatus | None:
+        if name not in self.engine.order:
+            return None
+        return service_status(self, name, Table())
+
+    def overview(self) -> SupervisorStatus:
+        return supervisor_status(self, holdfast.__version__)
+
+    def spec(self, name: str) -> Service | None:
+        return self.config.services.get(name)
+
+    # ---- the end
+
+    def leave(self) -> None:
+        """Give the trees up without stopping them: their on_owner_loss rules."""
+        for copy in [*self.copies.values(), *self.strays]:
+            if not copy.closed:
+                self._loop.remove_reader(copy.tree.fileno())
+            copy.close()
+        if self.notify is not None:
+            self._loop.remove_reader(self.notify.fileno())
+            self.notify.close()
+        for task in self._tasks:
+            task.cancel()
+
+
+def exit_of(status: ExitStatus | None) -> Exit | None:
+    """An exit as the engine and the records know it."""
+    if status is None:
+        return None
+    return Exit(code=status.code, signal=status.signal, core=status.core_dumped)
+
+
+def _errno_name(number: int | None) -> str:
+    import errno
+
+    return errno.errorcode.get(number or 0, "")
