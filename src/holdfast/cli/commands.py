@@ -1,9 +1,8 @@
-"""The click side of the command line: everything but `run`."""
+"""The click side of the command line: everything but `run`.  A command's module is imported when it is called."""
 
 from __future__ import annotations
 
-import json
-import os
+import importlib
 import sys
 
 import click
@@ -17,7 +16,37 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
         ctx.exit(0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# command: module and attribute
+COMMANDS = {
+    "up": ("up", "command"),
+    "down": ("down", "command"),
+    "status": ("status", "command"),
+    "start": ("act", "start"),
+    "stop": ("act", "stop"),
+    "restart": ("act", "restart"),
+    "signal": ("act", "signal"),
+    "logs": ("watch", "logs"),
+    "events": ("watch", "events"),
+    "check": ("check", "command"),
+    "schema": ("schema", "command"),
+    "init": ("init", "command"),
+    "doctor": ("doctor", "command"),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["run", *COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = COMMANDS[cmd_name]
+        found: click.Command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Print the version."
 )
@@ -32,36 +61,3 @@ def run(args: tuple[str, ...]) -> None:
     from .run import main  # reached as `holdfast -h run` and the like; `holdfast run` never comes here
 
     sys.exit(main(list(args)))
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def doctor(as_json: bool) -> None:
-    """Show what this kernel and this installation offer, by trying it."""
-    from holdfast.process.probe import examine, means
-
-    findings = examine()
-    uses = means(findings)
-    healthy = all(f.available for f in findings if f.name in ("keeper", "pidfd", "P_PIDFD", "subreaper"))
-    if as_json:
-        document = {
-            "version": holdfast.__version__,
-            "kernel": os.uname().release,
-            "machine": os.uname().machine,
-            "healthy": healthy,
-            "findings": [f.as_dict() for f in findings],
-            "means": uses,
-        }
-        click.echo(json.dumps(document, indent=2))
-    else:
-        click.echo(f"holdfast {holdfast.__version__} on Linux {os.uname().release} ({os.uname().machine})\n")
-        for f in findings:
-            mark = click.style("yes", fg="green") if f.available else click.style("no ", fg="red")
-            click.echo(f"  {mark}  {f.name:<20} {f.detail}")
-            if not f.available:
-                click.echo(f"       {'':<20} without it: {f.without}")
-        click.echo("\nIn use:")
-        for what, how in uses.items():
-            click.echo(f"  {what:<14} {how}")
-        click.echo("\nEverything needed is there." if healthy else "\nSomething needed is missing: see above.")
-    sys.exit(0 if healthy else 1)

@@ -1,0 +1,68 @@
+"""`holdfast start`, `stop`, `restart`, `signal`: ask, wait until it is so, say what came of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .target import Duration, json_option, names_argument, show_json, target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from holdfast.client import Client
+
+GOOD = {"done", "unchanged", "gone", "asked"}
+
+
+def _verb(verb: str, help_text: str) -> click.Command:
+    @click.command(name=verb, help=help_text)
+    @names_argument(required=True)
+    @click.option("--wait/--no-wait", default=True, help="Return when it is so (the default), or at once.")
+    @click.option("--timeout", type=Duration(), help="How long to wait, such as 30s; then exit code 1.")
+    @json_option
+    @target
+    def command(client: Client, names: tuple[str, ...], wait: bool, timeout: float | None, as_json: bool) -> None:
+        ask: Callable[..., list[dict[str, Any]]] = getattr(client, verb)
+        _show(ask(*names, wait=wait, timeout=timeout), as_json)
+
+    return command
+
+
+def _show(results: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        show_json(results)
+    else:
+        width = max((len(r["name"]) for r in results), default=0)
+        for r in results:
+            good = r["outcome"] in GOOD
+            state = r["service"]["state"] if r["service"] else ""
+            click.echo(
+                f"{r['name']:<{width}}  {click.style(r['outcome'].replace('_', ' '), fg='green' if good else 'red')}"
+                f"  {state}" + (f": {r['message']}" if r["message"] else "")
+            )
+    sys.exit(0 if all(r["outcome"] in GOOD for r in results) else 1)
+
+
+start = _verb("start", "Start services, with what they require; return when they are ready.")
+stop = _verb("stop", "Stop services, and first what requires them; return when nothing of their trees is left.")
+restart = _verb("restart", "Stop services and start them again, with what requires them.")
+
+
+@click.command(name="signal")
+@click.argument("signal_", metavar="SIGNAL")
+@names_argument(required=True)
+@click.option(
+    "--scope",
+    type=click.Choice(["main", "group", "tree"]),
+    default="main",
+    show_default=True,
+    help="The main process, its process group, or every process of the tree.",
+)
+@json_option
+@target
+def signal(client: Client, signal_: str, names: tuple[str, ...], scope: str, as_json: bool) -> None:
+    """Send SIGNAL (HUP, USR1, 12 ...) to services."""
+    _show(client.signal(signal_, *names, scope=scope), as_json)

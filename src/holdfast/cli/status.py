@@ -1,0 +1,83 @@
+"""`holdfast status`: what runs, what does not and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .target import columns, duration, json_option, names_argument, show_json, size, target
+
+if TYPE_CHECKING:
+    from holdfast.client import Client
+
+DOWN, UNKNOWN = 3, 4
+COLOURS = {"running": "green", "exited": None, "backoff": "yellow", "starting": "yellow", "stopping": "yellow",
+           "fatal": "red", "stopped": None}  # fmt: skip
+HEAD = ["NAME", "STATE", "PID", "UPTIME", "RESTARTS", "CPU", "MEMORY", "HELD BY", "LAST EXIT", ""]
+
+
+@click.command()
+@names_argument()
+@json_option
+@target
+def command(client: Client, names: tuple[str, ...], as_json: bool) -> None:
+    """Show the state of services (all, or those that match).
+
+    Ends with 0 when all of them are up (ready, or completed), 3 when one is not, 4 when a name is unknown.
+    """
+    from holdfast.client import ClientError
+
+    try:
+        services = client.services(*names)
+    except ClientError as error:
+        if error.code != "unknown_service":
+            raise
+        click.echo(f"holdfast: {error}" + (f"\n{error.hint}" if error.hint else ""), err=True)
+        sys.exit(UNKNOWN)
+    if as_json:
+        show_json(services)
+    else:
+        lines = columns([HEAD, *(_row(s) for s in services)], right=frozenset({2, 4}))
+        click.echo(click.style(lines[0], bold=True))
+        for line in lines[1:]:
+            click.echo(line)
+        click.echo("\n" + _supervisor(client.supervisor()))
+    sys.exit(0 if all(s["ready"] for s in services) else DOWN)
+
+
+def _row(s: dict[str, Any]) -> list[str]:
+    state = s["state"]
+    if state == "running" and not s["ready"]:
+        state = "running, not ready"
+    elif state == "exited" and s["ready"]:
+        state = "completed"
+    tree, last = s["tree"], s["last_exit"]
+    quiet = s["ready"]
+    note = s["status_text"] if quiet else s["reason"]
+    log = s["log"]
+    if log and (log["lost_bytes"] or log["dropped_bytes"]):
+        note += f" [log: {log['lost_bytes']} bytes lost, {log['dropped_bytes']} dropped]"
+    return [
+        s["name"],
+        click.style(state, fg="green" if s["ready"] else COLOURS.get(s["state"])),
+        str(s["pid"] or "-"),
+        duration(s["uptime_seconds"]),
+        str(s["restarts"]),
+        f"{tree['cpu_seconds']:.1f}s" if tree else "-",
+        size(tree["memory_bytes"]) if tree else "-",
+        s["held_by"] or "-",
+        last["cause"] if last else "-",
+        note.strip(),
+    ]
+
+
+def _supervisor(s: dict[str, Any]) -> str:
+    anchor = f"held by anchor {s['anchor_pid']}" if s["anchor_pid"] else "without an anchor"
+    again = "once" if s["restarts"] == 1 else f"{s['restarts']} times"
+    state = "" if s["state"] == "running" else f" ({s['state']})"
+    return (
+        f"supervisor pid {s['pid']}{state}, {anchor}, started again {again}, "
+        f"up {duration(s['uptime_seconds'])}, {s['services']} services"
+    )

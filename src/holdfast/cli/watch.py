@@ -1,0 +1,82 @@
+"""`holdfast logs` and `holdfast events`: what services write, and what happens to them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .target import json_option, names_argument, target
+
+if TYPE_CHECKING:
+    from holdfast.client import Client
+
+PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
+
+
+@click.command(name="logs")
+@names_argument()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, across rotations.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=100, show_default=True, help="How many to begin with.")
+@click.option("--stderr", "only_stderr", is_flag=True, help="Standard error alone, where it is written apart.")
+@json_option
+@target
+def logs(
+    client: Client, names: tuple[str, ...], follow: bool, lines: int, only_stderr: bool, as_json: bool
+) -> None:
+    """Show what services have written (all, or those that match); several are told apart by name and colour."""
+    found = [s["name"] for s in client.services(*names)]
+    width = max((len(name) for name in found), default=0)
+    stream = "stderr" if only_stderr else None
+    lock = threading.Lock()
+
+    def show(number: int, name: str) -> None:
+        prefix = "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
+        for entry in client.logs(name, lines=lines, stream=stream, follow=follow):
+            text = json.dumps({"service": name, **entry}) if as_json else prefix + entry["text"]
+            with lock:
+                click.echo(text)
+
+    try:
+        if not follow:
+            for number, name in enumerate(found):
+                show(number, name)
+            return
+        threads = [threading.Thread(target=show, args=pair, daemon=True) for pair in enumerate(found)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # `| head` has seen enough
+        sys.exit(0)
+
+
+@click.command(name="events")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@json_option
+@target
+def events(client: Client, follow: bool, as_json: bool) -> None:
+    """Show what has happened to services: starts, exits with their cause, restarts, lost log bytes."""
+    try:
+        for event in client.events(after=0, follow=follow):
+            click.echo(json.dumps(event) if as_json else _line(event))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _line(event: dict[str, Any]) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    who = event["service"] or "holdfast"
+    if event["service"] and event["incarnation"]:
+        who += f"@{event['incarnation']}"
+    return f"{stamp}  {who:<16} {event['event'].replace('_', ' '):<12} {event['text']}".rstrip()
