@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from holdfast.client import Client
+    pass
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,8 +10,8 @@ from holdfast.engine import events as ev
 from holdfast.engine.engine import ServiceView, outcome
 from holdfast.process.options import signal_number
 
-from .show import service_status
 from .processes import Table
+from .show import service_status
 from .status import Outcome
 from .supervisor import Supervisor
 
@@ -130,7 +130,8 @@ def send_signal(supervisor: Supervisor, names: Sequence[str], signal: int | str,
         copy = supervisor.copies.get(name)
         status = service_status(supervisor, name, table)
         if incarnation is not None and status.incarnation != incarnation:
-            answers.append(Outcome(name, "gone", f"incarnation {incarnation} is gone: it is {status.incarnation} now", status))
+            message = f"incarnation {incarnation} is gone: it is {status.incarnation} now"
+            answers.append(Outcome(name, "gone", message, status))
         elif copy is None:
             answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
         else:

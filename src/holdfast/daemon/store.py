@@ -21,7 +21,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 def write_by_rename(path: str, data: bytes) -> None:
-    """Replace a file at once: a reader, or a supervisor that comes after a kill, sees the old or the new one.  OSError."""
+    """Replace a file at once: a reader, or a supervisor after a kill, sees the old or the new one.  OSError."""
     temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

@@ -260,7 +260,7 @@ class Supervisor:
         for message in self.notify.receive(set(by_keeper)):
             self._on_message(by_keeper[message.keeper_pid], message)
         if self.notify.refused > refused:
-            self.events.add("notify_refused", "a notification came from outside of every service, or its sender was gone")
+            self.events.add("notify_refused", "a notification came from no service, or its sender was gone already")
 
     def _on_message(self, copy: Copy, message: Message) -> None:
         name, incarnation, fields = copy.name, copy.incarnation, message.fields
