@@ -65,4 +65,4 @@ restart = _verb("restart", "Stop services and start them again, with what requir
 @target
 def signal(client: Client, signal_: str, names: tuple[str, ...], scope: str, as_json: bool) -> None:
     """Send SIGNAL (HUP, USR1, 12 ...) to services."""
-    _show(client.signal(signal_, *names, scope=scope), as_json)
+    _show(client.signal(*names, signal=signal_, scope=scope), as_json)

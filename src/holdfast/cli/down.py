@@ -63,7 +63,7 @@ def _show_progress(client: Client) -> None:
     from holdfast.client import ClientError
 
     try:
-        for event in client.events(follow=True):
+        for event in client.events():
             if event["event"] in SHOWN:
                 click.echo(f"{event['service']}  {event['event']}: {event['text']}")
                 sys.stdout.flush()

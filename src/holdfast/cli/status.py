@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .target import columns, duration, json_option, names_argument, show_json, size, target
+from .target import columns, duration, fail, json_option, names_argument, show_json, size, target
 
 if TYPE_CHECKING:
     from holdfast.client import Client
@@ -34,8 +34,7 @@ def command(client: Client, names: tuple[str, ...], as_json: bool) -> None:
     except ClientError as error:
         if error.code != "unknown_service":
             raise
-        click.echo(f"holdfast: {error}" + (f"\n{error.hint}" if error.hint else ""), err=True)
-        sys.exit(UNKNOWN)
+        fail(str(error), UNKNOWN)
     if as_json:
         show_json(services)
     else:

@@ -33,7 +33,7 @@ def target(function: F) -> F:
         except NoSupervisor as error:
             fail(str(error), NO_SUPERVISOR)
         except ClientError as error:
-            fail(str(error) + (f"\n{error.hint}" if error.hint else ""), REFUSED)
+            fail(str(error), REFUSED)
 
     return command  # type: ignore[return-value]
 

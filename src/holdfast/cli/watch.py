@@ -64,9 +64,12 @@ def logs(
 @target
 def events(client: Client, follow: bool, as_json: bool) -> None:
     """Show what has happened to services: starts, exits with their cause, restarts, lost log bytes."""
+    last = client.supervisor()["last_event"]
     try:
-        for event in client.events(after=0, follow=follow):
+        for event in client.events(after=0):
             click.echo(json.dumps(event) if as_json else _line(event))
+            if event["seq"] >= last and not follow:
+                return
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -87,4 +87,5 @@ def supervisor_status(supervisor: Supervisor, version: str) -> SupervisorStatus:
         run_dir=places.run_dir,
         log_dir=places.log_dir,
         services=len(supervisor.engine.order),
+        last_event=supervisor.events.last,
     )

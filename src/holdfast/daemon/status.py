@@ -54,6 +54,7 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     run_dir: str
     log_dir: str
     services: int
+    last_event: int  # its seq
 
 
 class Outcome(msgspec.Struct, frozen=True):
