@@ -17,7 +17,7 @@ from .target import REFUSED, Duration, duration, fail, target
 if TYPE_CHECKING:
     from holdfast.client import Client
 
-SHOWN = {"stopped", "fatal", "keeper_lost"}
+SHOWN = {"stopped", "survived", "lost"}
 
 
 class _Late(Exception):

@@ -13,8 +13,7 @@ import signal
 import socket
 import sys
 
-from holdfast.config.accepted import decode
-from holdfast.config.model import Config
+from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
 from holdfast.daemon.anchor import Anchor
 from holdfast.daemon.journal import Journal

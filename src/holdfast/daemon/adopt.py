@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 
-from holdfast.engine.record import Exit, Record
+from holdfast.engine.effects import Record
+from holdfast.engine.events import Exit
 from holdfast.process import held
 from holdfast.process.held import HeldTree
 
@@ -81,7 +82,7 @@ def _adopt_dead(supervisor: Supervisor, record: Record) -> None:
     """No keeper: what it wrote before it ended, if anything."""
     ended: Exit | None = None
     path = supervisor.store.report(record.name, record.incarnation)
-    if record.alive and os.path.exists(path):
+    if record.live and os.path.exists(path):
         for event in held.read_report(path):
             if isinstance(event, held.Exited):
                 ended = exit_of(event.status)
@@ -120,7 +121,7 @@ def _adopt_living(
 ) -> None:
     now = asyncio.get_running_loop().time()
     if record is None:
-        record = Record.unknown(copy.name, copy.incarnation)
+        record = Record(copy.name, incarnation=copy.incarnation, live=True, reason="its record was lost")
     if any(isinstance(event, held.KeeperGone) for event in said) and not any(
         isinstance(event, held.Spawned) for event in said
     ):
@@ -129,6 +130,6 @@ def _adopt_living(
         said.clear()
         _adopt_dead(supervisor, record)
         return
-    supervisor.engine.adopt(copy.name, record, alive=True, ready=record.ready, exit=None, now=now)
+    supervisor.engine.adopt(copy.name, record, alive=True, ready=record.ready_at is not None, exit=None, now=now)
     supervisor.hold(copy)
     supervisor.events.add("adopted", f"runs on as pid {copy.pid}", copy.name, copy.incarnation)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from .status import EventRecord
 
 GOOD = {"ready", "adopted", "completed"}
-BAD = {"fatal", "error", "log_loss", "keeper_lost", "spawn_failed", "notify_refused", "stray"}
-MIND = {"backoff", "exited", "stopping", "stopped"}
+BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray"}
+MIND = {"backoff", "exited", "stopping", "stopped", "ended", "waiting"}
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept
 

@@ -7,22 +7,13 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from holdfast.engine.record import Exit
+from holdfast.engine.events import Exit
 
 from .processes import Table
 from .status import LastExit, LogStatus, ServiceStatus, SupervisorStatus, TreeStatus
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
-
-
-def exit_in_words(ended: Exit) -> str:
-    """`exited with code 1`, `killed by SIGKILL`, `could not start: ...`."""
-    if ended.cause:
-        return ended.cause
-    if ended.signal is not None:
-        return f"killed by {signal_name(ended.signal)}" + (" (core dumped)" if ended.core else "")
-    return f"exited with code {ended.code}"
 
 
 def signal_name(number: int) -> str:
@@ -35,7 +26,7 @@ def signal_name(number: int) -> str:
 def last_exit(ended: Exit | None) -> LastExit | None:
     if ended is None:
         return None
-    return LastExit(ended.code, None if ended.signal is None else signal_name(ended.signal), exit_in_words(ended))
+    return LastExit(ended.code, None if ended.signal is None else signal_name(ended.signal), ended.words)
 
 
 def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceStatus:

@@ -15,7 +15,7 @@ import shutil
 
 import msgspec
 
-from holdfast.engine.record import Record
+from holdfast.engine.effects import Record
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 

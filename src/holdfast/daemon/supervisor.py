@@ -19,7 +19,8 @@ from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.engine.engine import Engine
-from holdfast.engine.record import Exit, Record
+from holdfast.engine.effects import Record
+from holdfast.engine.events import Exit
 from holdfast.process import held
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
@@ -316,10 +317,8 @@ class Supervisor:
             task.cancel()
 
 
-def exit_of(status: ExitStatus | None) -> Exit | None:
+def exit_of(status: ExitStatus) -> Exit:
     """An exit as the engine and the records know it."""
-    if status is None:
-        return None
     return Exit(code=status.code, signal=status.signal, core=status.core_dumped)
 
 
