@@ -19,12 +19,10 @@ from holdfast.daemon.anchor import Anchor
 from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
-from holdfast.daemon.status import EventRecord
 from holdfast.daemon.supervisor import Supervisor
 from holdfast.engine import events as ev
 
 CONTROL_FD, NOTIFY_FD, STARTED_FD = 5, 6, 7
-LOG_CHECK_EVENTS = 1000  # how often the size of the supervisor's own log is looked at
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +31,8 @@ def main(argv: list[str]) -> int:
     detached = "--detached" in argv
     with open(os.path.join(run_dir, "accepted.json"), "rb") as file:
         config = decode(file.read())
+    for fd in (CONTROL_FD, NOTIFY_FD, STARTED_FD):
+        _keep_to_ourselves(fd)
     anchor = Anchor()
     status = asyncio.run(_supervise(config, anchor, detached))
     anchor.farewell(status)
@@ -45,7 +45,7 @@ async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
     around = Surroundings(os.environ, os.path.join(places.run_dir, "notify"))
     around.raise_descriptor_limit()
     supervisor = Supervisor(config, around, anchor_pid=anchor.pid, restarts=anchor.restarts)
-    _keep_journal(supervisor, detached)
+    journal = _keep_journal(supervisor, detached)
     leave: asyncio.Future[int] = loop.create_future()
     _listen_to_signals(supervisor, leave)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
@@ -69,20 +69,16 @@ async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
     finally:
         await server.stop()
         supervisor.leave()
+        journal.close()
     return status
 
 
-def _keep_journal(supervisor: Supervisor, detached: bool) -> None:
+def _keep_journal(supervisor: Supervisor, detached: bool) -> Journal:
     width = max((len(name) for name in supervisor.engine.order), default=8)
-    journal = Journal(2, os.environ, width)
-    path = os.path.join(supervisor.config.supervisor.log_dir, "holdfast.log")
-
-    def listener(record: EventRecord) -> None:
-        journal.event(record)
-        if detached and record.seq % LOG_CHECK_EVENTS == 0:
-            journal.rotate(path)
-
-    supervisor.events.listen(listener)
+    path = os.path.join(supervisor.config.supervisor.log_dir, "holdfast.log") if detached else None
+    journal = Journal(2, os.environ, width, path)
+    supervisor.events.listen(journal.event)
+    return journal
 
 
 def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> None:
@@ -108,6 +104,13 @@ def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> No
     loop.add_signal_handler(signal.SIGQUIT, quit_)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _keep_to_ourselves(fd: int) -> None:
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:
+        pass  # there is none: the supervisor was started again, or by hand
 
 
 def _terminal_is_there() -> bool:

@@ -1,12 +1,15 @@
 """The supervisor's own log: one line an event, on standard error.
 
 On a terminal: local time, colours by meaning, names in a column, how long a start took.  Elsewhere, as
-in `log_dir/holdfast.log`: UTC and nothing that a tool would have to take out again.
+in `log_dir/holdfast.log`: UTC and nothing that a tool would have to take out again.  A thread writes:
+a terminal under Ctrl-S, or a pipe that nobody reads, must not stop the supervisor.
 """
 
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
 from collections.abc import Mapping
 
@@ -19,15 +22,32 @@ RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept
 
 
-class Journal:
-    """Writes events to a descriptor; what cannot be written is lost silently, for there is nobody to tell."""
+LINES_MAX = 10_000  # that wait to be written; further ones are counted, and the count is written when there is room
+CLOSE_LIMIT = 1.0  # seconds for the last lines
 
-    def __init__(self, fd: int, environ: Mapping[str, str], width: int = 0) -> None:
+
+class Journal:
+    """Writes events to a descriptor, and `path`'s file is begun anew when it has grown (None: it is no file).
+
+    For the loop's thread; what cannot be written is lost, for there is nobody to tell.
+    """
+
+    def __init__(self, fd: int, environ: Mapping[str, str], width: int = 0, path: str | None = None) -> None:
         self._fd = fd
+        self._path = path
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._missing = 0
         self._terminal = os.isatty(fd)
         self._colour = self._terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         self._width = min(width, 32)
         self._starting: dict[str, float] = {}
+        self._writer = threading.Thread(target=self._write_lines, name="journal", daemon=True)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what waits, within CLOSE_LIMIT."""
+        self._lines.put(None)
+        self._writer.join(CLOSE_LIMIT)
 
     def event(self, record: EventRecord) -> None:
         text = record.text
@@ -56,25 +76,30 @@ class Journal:
             mark, dim, end = (colour, DIM, RESET) if self._colour else ("", "", "")
             end_mark = end if mark else ""
             line = f"{dim}{stamp}{end} {who or 'holdfast':<{self._width + 5}} {mark}{event:<10}{end_mark} {text}"
-        self.line(line)
+        if self._lines.qsize() >= LINES_MAX:
+            self._missing += 1
+            return
+        if self._missing:
+            self._lines.put(f"holdfast: {self._missing} lines were not written: nobody took them")
+            self._missing = 0
+        self._lines.put(line.rstrip())
 
-    def line(self, text: str) -> None:
-        try:
-            os.write(self._fd, text.rstrip().encode("utf-8", "replace") + b"\n")
-        except OSError:
-            pass  # the terminal is gone, or the disk is full
+    # ---- the writer's thread
 
-    def rotate(self, path: str) -> None:
-        """When the detached supervisor's log has grown past ROTATE_SIZE: rename it, go on in a new one."""
-        try:
-            if os.fstat(self._fd).st_size < ROTATE_SIZE:
-                return
-            os.replace(path, path + ".1")
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            os.dup2(fd, self._fd)
-            os.close(fd)
-        except OSError:
-            pass
+    def _write_lines(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                os.write(self._fd, line.encode("utf-8", "replace") + b"\n")
+                if self._path and os.fstat(self._fd).st_size >= ROTATE_SIZE:
+                    self._rotate(self._path)
+            except OSError:
+                pass  # the terminal is gone, or the disk is full
+
+    def _rotate(self, path: str) -> None:
+        os.replace(path, path + ".1")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        os.dup2(fd, self._fd)
+        os.close(fd)
 
 
 def _duration(seconds: float) -> str:

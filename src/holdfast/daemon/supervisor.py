@@ -121,6 +121,13 @@ class Supervisor:
     # ---- effects
 
     def _perform(self, effect: fx.Effect) -> None:
+        """Do it.  An error here is ours to tell, and no reason to leave the effects behind it undone."""
+        try:
+            self._do(effect)
+        except Exception as error:
+            self.events.add("error", f"{type(effect).__name__}: {error!r}", getattr(effect, "name", ""))
+
+    def _do(self, effect: fx.Effect) -> None:
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
@@ -156,7 +163,7 @@ class Supervisor:
                     spec.log.merge, f"{name}@{incarnation}",
                 ),
             )  # fmt: skip
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # whatever it is: the start has failed, and the engine has to know
             temporary = isinstance(error, OSError) and _errno_name(error.errno) in TEMPORARY
             self._queue.append(ev.SpawnFailed(name, incarnation, str(error), temporary))
             self._clean(name, incarnation)
