@@ -15,37 +15,33 @@ import sys
 
 from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
-from holdfast.daemon.anchor import Anchor
+from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, Anchor
 from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
 from holdfast.engine import events as ev
 
-CONTROL_FD, NOTIFY_FD, STARTED_FD = 5, 6, 7
 
 
 def main(argv: list[str]) -> int:
     """Supervise until the orderly end; the exit status.  An unclean end is the anchor's to mend."""
+    anchor = Anchor.find()
     run_dir = argv[argv.index("--run-dir") + 1]
-    detached = "--detached" in argv
     with open(os.path.join(run_dir, "accepted.json"), "rb") as file:
         config = decode(file.read())
-    for fd in (CONTROL_FD, NOTIFY_FD, STARTED_FD):
-        _keep_to_ourselves(fd)
-    anchor = Anchor()
-    status = asyncio.run(_supervise(config, anchor, detached))
+    status = asyncio.run(_supervise(config, anchor))
     anchor.farewell(status)
     return status
 
 
-async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
+async def _supervise(config: Config, anchor: Anchor) -> int:
     loop = asyncio.get_running_loop()
     places = config.supervisor
     around = Surroundings(os.environ, os.path.join(places.run_dir, "notify"))
     around.raise_descriptor_limit()
     supervisor = Supervisor(config, around, anchor_pid=anchor.pid, restarts=anchor.restarts)
-    journal = _keep_journal(supervisor, detached)
+    journal = _keep_journal(supervisor)
     leave: asyncio.Future[int] = loop.create_future()
     _listen_to_signals(supervisor, leave)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
@@ -61,7 +57,7 @@ async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
 
     server = ControlServer(supervisor, socket.socket(fileno=CONTROL_FD))
     await server.start()
-    _tell_starter()
+    anchor.tell_caller()
     try:
         done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
         status = done.pop().result()
@@ -73,10 +69,14 @@ async def _supervise(config: Config, anchor: Anchor, detached: bool) -> int:
     return status
 
 
-def _keep_journal(supervisor: Supervisor, detached: bool) -> Journal:
+def _keep_journal(supervisor: Supervisor) -> Journal:
     width = max((len(name) for name in supervisor.engine.order), default=8)
-    path = os.path.join(supervisor.config.supervisor.log_dir, "holdfast.log") if detached else None
-    journal = Journal(2, os.environ, width, path)
+    path = os.path.join(supervisor.config.supervisor.log_dir, "holdfast.log")
+    try:
+        detached = os.path.samestat(os.fstat(2), os.stat(path))
+    except OSError:
+        detached = False
+    journal = Journal(2, os.environ, width, path if detached else None)
     supervisor.events.listen(journal.event)
     return journal
 
@@ -106,28 +106,12 @@ def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> No
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _keep_to_ourselves(fd: int) -> None:
-    try:
-        os.set_inheritable(fd, False)
-    except OSError:
-        pass  # there is none: the supervisor was started again, or by hand
-
-
 def _terminal_is_there() -> bool:
     try:
         os.tcgetpgrp(0)
     except OSError:
         return False
     return True
-
-
-def _tell_starter() -> None:
-    """`up --detach` waits at the other end."""
-    try:
-        os.write(STARTED_FD, b"0\n")
-        os.close(STARTED_FD)
-    except OSError:
-        pass  # in the foreground, or started again: nobody waits
 
 
 def _explain(context: dict[str, object]) -> str:
