@@ -11,7 +11,7 @@ from holdfast.process.held import HeldTree
 from .processes import ancestors, stat
 
 SIGKILL = 9
-GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+POLLIN = 1
 LOST_LIMIT = 5.0  # seconds; how long the killing of a lost keeper's tree is repeated
 PASS_PAUSE = 0.02
 
@@ -43,7 +43,7 @@ class Copy:
 async def end_lost_tree(copy: Copy, anchor_pid: int | None) -> int:
     """Kill what a lost keeper has left, until nothing of it is found; the number of survivors.
 
-    What is known: the main process by its pidfd, and its group.  What is found: processes with the
+    What is held: the main process, its group, what its keeper had adopted.  What is found: processes with the
     service's marker in their environment that have fallen to our anchor, or are in main's session:
     the marker alone is a hint, for programs overwrite it and others may carry it.  Each is held by a
     pidfd before it is looked at and signalled through that.  Bounded by LOST_LIMIT.
@@ -51,16 +51,11 @@ async def end_lost_tree(copy: Copy, anchor_pid: int | None) -> int:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LOST_LIMIT
     main = copy.tree.pid
-    if copy.tree.pidfd >= 0:
-        for flags in (GROUP, 0):
-            try:
-                _native.pidfd_signal(copy.tree.pidfd, SIGKILL, flags)
-            except OSError:
-                pass  # gone, or an older kernel
+    copy.tree.kill_held()
     while True:
         left = _kill_pass(copy, main, anchor_pid)
-        if copy.tree.pidfd >= 0 and not _native.poll(copy.tree.pidfd, 1, 0):
-            left += 1
+        held = [fd for fd in (copy.tree.pidfd, *copy.tree.members.values()) if fd >= 0]
+        left += sum(not _native.poll(fd, POLLIN, 0) for fd in held)
         if not left or loop.time() > deadline:
             return left
         await asyncio.sleep(PASS_PAUSE)

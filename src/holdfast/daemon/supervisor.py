@@ -196,6 +196,7 @@ class Supervisor:
         if isinstance(event, held.Spawned):
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, held.Failed):
+            copy.tree.acknowledge(empty=True)
             self.let_go(copy)
             reason = f"{event.stage}: {os.strerror(event.errno)}"
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
@@ -233,6 +234,10 @@ class Supervisor:
 
     async def _clean_up_lost(self, copy: Copy) -> None:
         survivors = await end_lost_tree(copy, self.anchor_pid)
+        known = copy.tree.status
+        status = copy.tree.recover_status()
+        if status is not None and known is None:
+            self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
         copy.close()
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
