@@ -20,7 +20,7 @@ class Problem(NamedTuple):
         service = f" service {self.service}:" if self.service else ""
         key = f" {self.key}:" if self.key else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{where}:{service}{key} {self.message}{hint}"
+        return printable(f"{where}:{service}{key} {self.message}{hint}")
 
 
 class ConfigError(Exception):
@@ -40,12 +40,16 @@ class Wrong(Exception):
         self.hint = hint
 
 
+def printable(text: str) -> str:
+    """The text without control characters: a file must not command the terminal that its mistakes are shown on."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
 def one_line(value: object, limit: int = 60) -> str:
     """A value of the file as a message may show it: on one line, shortened, without control characters."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        text = '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value[:limit]) + '"'
-        return text if len(value) <= limit else text[:-1] + '…"'
+        return f'"{printable(value[:limit])}{"" if len(value) <= limit else "…"}"'
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

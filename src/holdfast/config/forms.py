@@ -19,7 +19,6 @@ from .vars import expand
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-SERVICE_NAME = "[A-Za-z0-9_][A-Za-z0-9._-]*"
 OWN_VARIABLES = ("HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "NOTIFY_SOCKET")
 BYTE_LIMITS = ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")
 TIME_LIMITS = {"cpu": 1, "rttime": 1_000_000}  # units of the kernel per second
@@ -65,7 +64,7 @@ def _string(value: object, around: Around) -> str:
     try:
         return expand(value, around.environ)
     except ValueError as error:
-        raise Wrong(str(error)) from None
+        raise Wrong(*_split(str(error))) from None
 
 
 def duration(value: object, key: Key, around: Around) -> float:
@@ -99,8 +98,10 @@ def _split(text: str) -> tuple[str, str]:
 
 def _in_range(number: N, key: Key, show: Callable[[Any], str]) -> N:
     low, high = key.about.low, key.about.high
-    if (low is not None and number < low) or (high is not None and not number <= high):
-        raise Wrong(f"must be {show(low)} to {show(high)}, not {show(number)}")
+    if low is not None and not number >= low:  # so that nan is outside, too
+        raise Wrong(f"must be at least {show(low)}, not {show(number)}")
+    if high is not None and number > high:
+        raise Wrong(f"must be at most {show(high)}, not {show(number)}")
     return number
 
 
@@ -328,16 +329,16 @@ def stop_signal(value: object, key: Key, around: Around) -> int:
         raise Wrong("must be a signal's name, not a number", f'"{name}"')
     if not isinstance(value, str):
         raise Wrong(f"must be a signal's name, not {kind(value)}", '"TERM"')
-    name = value.upper().removeprefix("SIG")
+    name = value.removeprefix("SIG")
     base, plus, offset = name.partition("+")
-    if plus and base == "RTMIN" and offset.isdecimal() and len(offset) < 3:
+    if plus and base == "RTMIN" and offset.isascii() and offset.isdecimal() and len(offset) < 3:
         found = SIGNALS["RTMIN"] + int(offset)
         if found <= SIGNALS["RTMAX"]:
             return found
     if name in UNABLE:
         raise Wrong(f"{name} {UNABLE[name]}", '"TERM" asks it to stop, "KILL" does not ask')
     if name not in SIGNALS:
-        raise Wrong(f"{one_line(value)} is no signal", did_you_mean(name, SIGNALS))
+        raise Wrong(f"{one_line(value)} is no signal", did_you_mean(value.upper().removeprefix("SIG"), SIGNALS))
     return SIGNALS[name]
 
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import graph, places, positions
+from . import graph, places, positions, units
 from .errors import ConfigError, Problem, Wrong, one_line
 from .files import Untrusted, read
-from .forms import FORMS, SERVICE_NAME, Around, Several, did_you_mean, kind
+from .forms import FORMS, Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
-from .model import NAME_LENGTH_MAX, Config, Key, Keys, Service, Supervisor, keys_of
+from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
 
 __all__ = ["ConfigError", "Problem", "find", "load"]
@@ -32,7 +32,7 @@ def load(path: str, *, environ: Mapping[str, str] = os.environ) -> Config:
     """
     data, text = {}, ""
     try:
-        text = read(path).decode()
+        text = read(path).decode("utf-8-sig")
         data = tomllib.loads(text)
     except (OSError, Untrusted, ValueError, RecursionError) as error:
         raise ConfigError([_unreadable(path, text, error)]) from None
@@ -56,6 +56,10 @@ def _unreadable(path: str, text: str, error: Exception) -> Problem:
             message = message[: found.start()] if found[1] else message[: found.start()] + " at the end of the file"
         if "twice" in message or "overwrite" in message:
             hint = "a table or a key of this name stands above"
+        elif (
+            line > 1 and (above := text.splitlines()[line - 2 : line - 1]) and above[0].count("{") > above[0].count("}")
+        ):
+            hint = "an inline table { … } stands on one line"
         message = f"is not TOML: {message[:1].lower()}{message[1:]}"
     return Problem(path, line, "", "", message, hint)
 
@@ -141,7 +145,7 @@ class _File:
         values.setdefault("cwd", self.around.directory)
         spec = Service(**{"name": name, "command": ("",), **values})
         if len(self.wrongs) == before:
-            self.check_together(spec, at)
+            self.check_together(spec, table, at)
         return spec
 
     def table(self, struct: type[msgspec.Struct], table: object, at: _At, around: Around) -> dict[str, Any]:
@@ -191,7 +195,7 @@ class _File:
     # -- what one value alone does not show
 
     def check_name(self, name: str, at: _At) -> None:
-        if re.fullmatch(SERVICE_NAME, name) and len(name) <= NAME_LENGTH_MAX:
+        if re.fullmatch(SERVICE_NAME, name):
             return
         why = "letters, digits and . _ - are allowed"
         if len(name) > NAME_LENGTH_MAX:
@@ -206,16 +210,25 @@ class _File:
             why = "a colon is kept for groups of services"
         self.wrong(at, f"{one_line(name)} cannot be the name of a service", why)
 
-    def check_together(self, spec: Service, at: _At) -> None:
+    def check_together(self, spec: Service, table: dict[str, Any], at: _At) -> None:
         backoff = spec.backoff
         for field in ("first", "then"):
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
-        if spec.log.cap < spec.log.rotate_size:
-            self.wrong(at / "log" / "cap", "is smaller than one file, log.rotate.size", "make it a multiple of that")
+        self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
+
+    def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
+        cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)
+        kept = log.rotate_size * (log.rotate_count + 1) * (1 if log.merge else 2)
+        if log.cap < log.rotate_size:
+            self.wrong(at, f"{cap} is smaller than one file: log.rotate.size is {size}")
+        elif log.cap < kept and not ("cap" in given and "rotate" in given):
+            # Who gives both may mean it; a default must not be what silences a service.
+            message = f"{cap} is less than what rotation keeps ({units.size_text(kept)}): new lines would be dropped"
+            self.wrong(at, message, "give log.cap and log.rotate numbers that fit together")
 
     def check_graph(self, services: dict[str, Service | None]) -> None:
         specs = {name: spec for name, spec in services.items() if spec}
@@ -224,8 +237,7 @@ class _File:
             for key in ("requires", "after"):
                 for other in getattr(spec, key):
                     if other == name:
-                        message = "requires itself" if key == "requires" else "comes after itself"
-                        self.wrong(at / key, message, f"leave {one_line(name)} out")
+                        self.wrong(at / key, "names the service itself", f"leave {one_line(name)} out")
                     elif other not in services:
                         hint = did_you_mean(other, [each for each in services if each != name])
                         self.wrong(at / key, f"there is no service {one_line(other)}", hint)

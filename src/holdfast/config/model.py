@@ -6,6 +6,7 @@ it: each field carries an `About`, which names the form of its text (forms.py) a
 
 from __future__ import annotations
 
+import functools
 import typing
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,9 +18,10 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 SECONDS_MAX = 366 * 24 * 3600  # no duration of a service is longer than a year
 COUNT_MAX = 1_000_000
 ROTATE_COUNT_MAX = 10_000
-SIZE_MAX = 1024**5
+SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
 ROTATE_SIZE_LEAST = 1024
 NAME_LENGTH_MAX = 64
+SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
 Type = Literal["simple", "notify", "oneshot"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
@@ -75,11 +77,12 @@ class Log(msgspec.Struct, frozen=True):
         int,
         About(
             "size",
-            "All files of the service together; what would go past it is dropped, counted and shown.",
+            "All files of the service together. What would go past it is dropped, counted and shown, so keep it above "
+            "what rotation keeps: `size` times (`count` + 1), twice that with `merge = false`.",
             ROTATE_SIZE_LEAST,
             SIZE_MAX,
         ),
-    ] = 256 * MIB
+    ] = 512 * MIB  # above what rotation keeps, with two streams, too: else nothing would make room again
     timestamps: Annotated[bool, About("boolean", "Write the time before each line.")] = False
     merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: stderr has files of its own.")] = (
         True
@@ -234,6 +237,7 @@ class Key(NamedTuple):
 Keys = dict[str, "Key | Keys"]  # a dict: a table of the text that is no struct of its own
 
 
+@functools.cache
 def keys_of(struct: type[msgspec.Struct]) -> Keys:
     """The keys of a table, in the order of the struct, nested as the text nests them."""
     hints = typing.get_type_hints(struct, include_extras=True)
