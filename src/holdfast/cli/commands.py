@@ -16,21 +16,21 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
         ctx.exit(0)
 
 
-# command: module and attribute
+# Each command and the module that has it, under the same name.
 COMMANDS = {
-    "up": ("up", "command"),
-    "down": ("down", "command"),
-    "status": ("status", "command"),
-    "start": ("act", "start"),
-    "stop": ("act", "stop"),
-    "restart": ("act", "restart"),
-    "signal": ("act", "signal"),
-    "logs": ("watch", "logs"),
-    "events": ("watch", "events"),
-    "check": ("check", "command"),
-    "schema": ("schema", "command"),
-    "init": ("init", "command"),
-    "doctor": ("doctor", "command"),
+    "up": "up",
+    "down": "down",
+    "status": "status",
+    "start": "act",
+    "stop": "act",
+    "restart": "act",
+    "signal": "act",
+    "logs": "watch",
+    "events": "watch",
+    "check": "check",
+    "schema": "schema",
+    "init": "init",
+    "doctor": "doctor",
 }
 
 
@@ -41,8 +41,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, attribute = COMMANDS[cmd_name]
-        found: click.Command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+        module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
+        found: click.Command = getattr(module, cmd_name)
         return found
 
 

@@ -11,9 +11,9 @@ import click
 import holdfast
 
 
-@click.command(name="doctor")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(as_json: bool) -> None:
+def doctor(as_json: bool) -> None:
     """Show what this kernel and this installation offer, by trying it."""
     from holdfast.process.probe import examine, means
 

@@ -24,11 +24,11 @@ class _Late(Exception):
     pass
 
 
-@click.command(name="down")
+@click.command()
 @click.option("--wait/--no-wait", default=True, help="Return when everything is stopped (the default), or at once.")
 @click.option("--timeout", type=Duration(), help="How long to wait; then exit code 1, and the stop goes on.")
 @target
-def command(client: Client, wait: bool, timeout: float | None) -> None:
+def down(client: Client, wait: bool, timeout: float | None) -> None:
     """Stop every service in reverse order, then the supervisor."""
     place = client.supervisor()
     lock = os.open(os.path.join(place["run_dir"], "lock"), os.O_RDONLY | os.O_CLOEXEC)

@@ -22,7 +22,7 @@ HEAD = ["NAME", "STATE", "PID", "UPTIME", "RESTARTS", "CPU", "MEMORY", "HELD BY"
 @names_argument()
 @json_option
 @target
-def command(client: Client, names: tuple[str, ...], as_json: bool) -> None:
+def status(client: Client, names: tuple[str, ...], as_json: bool) -> None:
     """Show the state of services (all, or those that match).
 
     Ends with 0 when all of them are up (ready, or completed), 3 when one is not, 4 when a name is unknown.
