@@ -277,6 +277,9 @@ static PyMethodDef methods[] = {
     {"identity", identity, METH_VARARGS, NULL},
     {"forbid_clone3", forbid_clone3, METH_NOARGS, NULL},
     {"has_clone3", has_clone3, METH_NOARGS, NULL},
+    {"watch_open", hf_watch_open, METH_NOARGS, NULL},
+    {"watch_add", hf_watch_add, METH_VARARGS, NULL},
+    {"watch_remove", hf_watch_remove, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -28,5 +28,9 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args);
 /* A packet's records as a list of tuples; ValueError when it is malformed. */
 PyObject *hf_decode(const char *packet, size_t size);
 PyObject *hf_wire_decode(PyObject *self, PyObject *args);
+/* watch.c */
+PyObject *hf_watch_open(PyObject *self, PyObject *args);
+PyObject *hf_watch_add(PyObject *self, PyObject *args);
+PyObject *hf_watch_remove(PyObject *self, PyObject *args);
 
 #endif

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT: Seconds = 30.0  # for one answer, from connecting to its last byte
 WAIT_MARGIN: Seconds = 5.0  # what a command that waits may take to answer after its own limit
-HEAD_BYTES_MAX = 64 * 1024
+HEAD_BYTES_MAX = 65536
 SOCKET_PATH_MAX = 107  # sun_path, less its final zero
 
 # Not quoted in a path or a query.
