@@ -21,7 +21,7 @@ from holdfast.process import _native
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WRAP: list[str] = []  # what a keeper is run under (valgrind)
-CODES = {"u16": "H", "u32": "I", "i32": "i", "u64": "Q", "char[16]": "16s"}
+CODES = {"u16": "H", "u32": "I", "i32": "i", "u64": "Q", "char[16]": "16s", "char[64]": "64s", "char[160]": "160s"}
 PATIENCE = 30.0
 
 
@@ -63,7 +63,7 @@ class Spec:
         for at, kind, key in self.records[name].fields:
             if kind in CODES:
                 (value,) = struct.unpack_from("<" + CODES[kind], body, at)
-                if kind == "char[16]":
+                if kind.startswith("char["):
                     value = value.split(b"\0")[0].decode()
                 if key == "zero":
                     assert value == 0

@@ -40,6 +40,9 @@ REQUESTS = {
     "QUERY": {"id": 5},
     "ON_OWNER_LOSS": {"on_owner_loss": 2},
     "LAUNCH": {},
+    "HELD": {"flags": 1, "report": b"41.report"},
+    "LOG": {"flags": 3, "rotate_count": 8, "rotate_size": 16 << 20, "cap": 2**40, "label": b"web@41"},
+    "ACK": {"what": 5},
 }
 REPORTS = {
     "KEEPER_HELLO": {"version": 1, "pid": 4242},
@@ -59,6 +62,7 @@ REPORTS = {
     "MEMBERS": {"id": 5, "n_members": 2, "unlisted": 0, "members": MEMBERS},
     "LOST": {"events": 2**40},
     "LAUNCHED": {"pid": 4243},
+    "LOG_STATE": {"written_bytes": 2**40 + 1, "lost_bytes": 2**33, "dropped_bytes": 100, "error": 28},
 }  # fmt: skip
 
 

@@ -26,16 +26,19 @@ enum {
 enum hf_tag {
     /* owner to keeper */
     HF_HELLO = 1, HF_SPAWN = 2, HF_SPAWN_MAP = 3, HF_SIGNAL = 4, HF_STOP = 5, HF_QUERY = 6,
-    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8,
+    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11,
     /* keeper to owner */
     HF_KEEPER_HELLO = 64, HF_SPAWNED = 65, HF_FAILED = 66, HF_EXITED = 67, HF_ADOPTED = 68,
     HF_STOPPED = 69, HF_CONTINUED = 70, HF_EMPTY = 71, HF_STOP_REPORT = 72, HF_MEMBERS = 73,
-    HF_LOST = 74, HF_LAUNCHED = 75,
+    HF_LOST = 74, HF_LAUNCHED = 75, HF_LOG_STATE = 76,
 };
 
 enum hf_hello_flag { HF_KEEPER_REUSED = 1, HF_KEEPER_TEMPLATE = 2 };
 enum hf_scope { HF_SCOPE_MAIN = 0, HF_SCOPE_GROUP = 1, HF_SCOPE_TREE = 2 };
 enum hf_on_owner_loss { HF_LOSS_STOP = 0, HF_LOSS_KILL = 1, HF_LOSS_KEEP = 2 };
+enum hf_held_flag { HF_HELD_STOP_REST = 1 };
+enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2 };
+enum hf_ack_what { HF_ACK_EXITED = 1, HF_ACK_EMPTY = 2, HF_ACK_STOP_REPORT = 4 };
 enum hf_member_flag {
     HF_IS_MAIN = 1,      /* the process that was started */
     HF_SIGNALLED = 2,    /* got the stop signal */
@@ -70,6 +73,9 @@ struct hf_signal { int32_t signo; uint32_t scope; };
 struct hf_stop { uint32_t id; int32_t signo; uint32_t scope, zero; uint64_t grace_ms; };
 struct hf_query { uint32_t id, zero; };
 struct hf_loss { uint32_t on_owner_loss, zero; };
+struct hf_held { uint32_t flags, zero; char report[64]; };
+struct hf_log { uint32_t flags, rotate_count; uint64_t rotate_size, cap; char label[160]; };
+struct hf_ack { uint32_t what, zero; };
 
 struct hf_usage {
     uint64_t user_us, system_us, max_rss_kib, minor_faults, major_faults, blocks_in, blocks_out,
@@ -91,6 +97,7 @@ struct hf_stop_report {
 struct hf_members { uint32_t id, n_members, unlisted, zero; };
 struct hf_lost { uint64_t events; };
 struct hf_launched { int32_t pid; uint32_t zero; };
+struct hf_log_state { uint64_t written_bytes, lost_bytes, dropped_bytes; int32_t error; uint32_t zero; };
 
 /* What of a spawn request is the keeper's and not the child's. */
 struct hf_policy { uint32_t on_owner_loss, stop_scope; int32_t stop_signal; uint64_t grace_ms; };

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,7 +45,12 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
     if (!hf_tree.main_pid) /* not earlier: a template must not adopt what it launches */
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     uint64_t started_ns = hf_clock_ns(CLOCK_MONOTONIC), started_at_ns = hf_clock_ns(CLOCK_REALTIME);
-    int r = hf_tree_spawn(&plan, hf_scratch.stack, &result);
+    int r = hf_log_begin(&plan);
+    if (r < 0)
+        result = (struct hf_child_result){r == -EBADMSG ? HF_STAGE_RECEIVE : HF_STAGE_FDS, -r};
+    else
+        r = hf_tree_spawn(&plan, hf_scratch.stack, &result);
+    hf_log_started(r < 0 ? 0 : hf_tree.main_pid);
     if (r < 0) {
         hf_reports_failed(result.stage, result.error);
         return;
@@ -108,7 +114,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     struct hf_record record;
     const char *body;
     union { struct hf_hello hello; struct hf_signal signal; struct hf_stop stop; struct hf_query query;
-            struct hf_loss loss; } u;
+            struct hf_loss loss; struct hf_log_state log; } u;
     while (hf_wire_next(request, size, &at, &record, &body) == 1) {
         /* There is one place for an answer: a packet may hold one request that has one. */
         if (hf_reports.answer && (record.tag == HF_SPAWN || record.tag == HF_SPAWN_MAP || record.tag == HF_LAUNCH))
@@ -139,6 +145,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
                 hf_reports_note_adopted();
                 hf_reports.members_id = u.query.id;
                 hf_reports.members = 1;
+                hf_reports.log = hf_log_state(&u.log);
             }
             break;
         case HF_ON_OWNER_LOSS:
@@ -147,6 +154,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
             break;
         case HF_LAUNCH:
             launch(fds, n_fds);
+            break;
+        case HF_LOG:
+            hf_log_request(&record, body, fds, n_fds);
             break;
         default:
             break; /* a later version's: skipped, as the wire says */
@@ -226,16 +236,20 @@ int hf_kept_main(void)
         uint64_t wake = hf_stop_deadline();
         if (hf_reports.resend_ns && (!wake || hf_reports.resend_ns < wake))
             wake = hf_reports.resend_ns;
+        uint64_t log = hf_log_deadline();
+        if (log && (!wake || log < wake))
+            wake = log;
         /* No new request before the last answer is out: its place would be needed again. */
         int events = (hf_reports.answer ? 0 : POLLIN) | (hf_reports_pending() && !hf_reports.resend_ns ? POLLOUT : 0);
-        struct pollfd fds[3] = {
+        struct pollfd fds[3 + LOG_STREAMS] = {
             {.fd = hf_kept.control, .events = (short)events},
             {.fd = hf_kept.owner, .events = POLLIN},
             {.fd = signals, .events = POLLIN},
         };
-        int r = hf_poll_until(fds, 3, wake);
+        hf_log_watch(fds + 3);
+        int r = hf_poll_until(fds, 3 + LOG_STREAMS, wake);
         if (r < 0 && r != -EINTR)
-            return 125; /* cannot happen: three valid descriptors */
+            return 125; /* cannot happen: valid descriptors */
         int lost = 0;
         if (hf_kept.control >= 0 && (fds[0].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
             lost = receive() < 0;
@@ -247,12 +261,15 @@ int hf_kept_main(void)
             (void)ignored;
             if (hf_tree.main_pid && !hf_tree.empty) {
                 hf_tree_reap();
-                if (hf_tree.empty)
+                if (hf_tree.empty) {
+                    hf_log_end();
                     hf_reports.empty = hf_kept.control >= 0;
+                }
                 else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
                     hf_reports_note_adopted();
             }
         }
+        hf_log_step(fds + 3);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;
@@ -265,6 +282,7 @@ int hf_kept_main(void)
         else if (failed < 0)
             owner_lost();
     }
+    hf_log_end(); /* a tree that was given up may go on writing, but to nobody */
     /* Our own end takes longer than telling of main's: where owner and keeper share a core, the owner's
      * wait returns first. */
     sched_yield();

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "log.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -64,6 +65,7 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
     if (is_main) {
         main_exit = e;
         exited_pending = 1;
+        hf_log_main_ended(info);
         return;
     }
     for (int i = 0; i < n_adopted; i++)
@@ -139,7 +141,7 @@ static size_t event_size(uint16_t tag)
 int hf_reports_pending(void)
 {
     return hf_reports.answer || ring_count || ring_lost || exited_pending || hf_reports.stop || hf_reports.empty ||
-           hf_reports.members;
+           hf_reports.members || hf_reports.log;
 }
 
 static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size)
@@ -160,7 +162,8 @@ int hf_reports_flush(void)
         size_t at = 0;
         int fd = -1;
         unsigned events = 0;
-        int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0;
+        int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0, took_log = 0;
+        struct hf_log_state log;
         if (!hello_sent) {
             struct hf_keeper_hello hello = {HF_WIRE_VERSION, getpid()};
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_KEEPER_HELLO, &hello, sizeof hello);
@@ -188,6 +191,11 @@ int hf_reports_flush(void)
         if (!more && exited_pending) {
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EXITED, &main_exit, sizeof main_exit);
             took_exit = 1;
+        }
+        if (!more && hf_reports.log) {
+            took_log = 1;
+            if (hf_log_state(&log))
+                hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOG_STATE, &log, sizeof log);
         }
         if (!more && at < 1024) { /* the long ones: 256 members are 6 KiB */
             if (hf_reports.stop) {
@@ -229,6 +237,10 @@ int hf_reports_flush(void)
         exited_pending &= !took_exit;
         hf_reports.stop &= !took_report;
         hf_reports.members &= !took_members;
+        if (took_log) {
+            hf_reports.log = 0;
+            hf_log_told(&log);
+        }
         if (took_empty) {
             hf_reports.empty = 0;
             hf_reports.empty_told = 1;
@@ -244,7 +256,8 @@ void hf_reports_forget(void)
             close(ring[(ring_first + i) % RING].fd);
     ring_count = 0;
     ring_lost = 0;
-    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.empty = 0;
+    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.log =
+        hf_reports.empty = 0;
 }
 
 void hf_reports_failed(int stage, int error)

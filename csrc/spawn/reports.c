@@ -28,6 +28,7 @@ static PyObject *decode_record(const struct hf_record *record, const char *body)
         struct hf_keeper_hello hello; struct hf_spawned spawned; struct hf_failed failed; struct hf_exited exited;
         struct hf_adopted adopted; struct hf_state_change change; struct hf_empty empty;
         struct hf_stop_report stop; struct hf_members members; struct hf_lost lost; struct hf_launched launched;
+        struct hf_log_state log;
     } u;
     unsigned tag = record->tag;
 #define GET(member) if (hf_wire_get(record, body, &u.member, sizeof u.member) < 0) goto malformed
@@ -73,6 +74,9 @@ static PyObject *decode_record(const struct hf_record *record, const char *body)
     case HF_LAUNCHED:
         GET(launched);
         return Py_BuildValue("Ii", tag, u.launched.pid);
+    case HF_LOG_STATE:
+        GET(log);
+        return Py_BuildValue("IKKKi", tag, u.log.written_bytes, u.log.lost_bytes, u.log.dropped_bytes, u.log.error);
     default:
         return Py_BuildValue("(I)", tag);
     }

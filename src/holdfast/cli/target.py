@@ -44,7 +44,7 @@ class Duration(click.ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from .units import milliseconds
+        from holdfast.config.units import milliseconds
 
         try:
             return milliseconds(value) / 1000
