@@ -13,6 +13,11 @@ import click
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    ParamType = click.ParamType[float]
+else:
+    ParamType = click.ParamType
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 REFUSED, NO_SUPERVISOR = 1, 69
@@ -38,7 +43,7 @@ def target(function: F) -> F:
     return command  # type: ignore[return-value]
 
 
-class Duration(click.ParamType):
+class Duration(ParamType):
     """`500ms`, `10s`, `5m`, `1h` as seconds."""
 
     name = "duration"

@@ -12,7 +12,7 @@ import os
 
 from holdfast.engine.effects import Record
 from holdfast.engine.events import Exit
-from holdfast.process import held
+from holdfast.process import events as told
 from holdfast.process.held import HeldTree
 
 from .copy import Copy
@@ -25,7 +25,7 @@ SIGKILL = 9
 async def adopt(supervisor: Supervisor) -> None:
     """Take over what there is, then let the engine begin.  The control socket may be served meanwhile."""
     supervisor.store.begin()
-    found: list[tuple[Copy, Record | None, list[held.Event]]] = []
+    found: list[tuple[Copy, Record | None, list[told.Event]]] = []
     for name in supervisor.store.names():
         record = supervisor.store.record(name)
         copy = None
@@ -49,7 +49,7 @@ async def adopt(supervisor: Supervisor) -> None:
     supervisor.run_effects(supervisor.engine.begin(asyncio.get_running_loop().time()))
     for copy, _, said in found:  # what ended meanwhile is an event like any other
         for event in said:
-            if not isinstance(event, held.Spawned):
+            if not isinstance(event, told.Spawned):
                 supervisor.on_event(copy, event)
 
 
@@ -68,9 +68,9 @@ def _end_stray(supervisor: Supervisor, copy: Copy) -> None:
 
     def on_report() -> None:
         for event in copy.tree.events():
-            if isinstance(event, held.Empty):
+            if isinstance(event, told.Empty):
                 copy.tree.acknowledge(exited=True, empty=True)
-            if isinstance(event, (held.Empty, held.KeeperGone, held.Failed)) and not copy.closed:
+            if isinstance(event, (told.Empty, told.KeeperGone, told.Failed)) and not copy.closed:
                 supervisor.let_go(copy)
                 return
 
@@ -83,23 +83,23 @@ def _adopt_dead(supervisor: Supervisor, record: Record) -> None:
     ended: Exit | None = None
     path = supervisor.store.report(record.name, record.incarnation)
     if record.live and os.path.exists(path):
-        for event in held.read_report(path):
-            if isinstance(event, held.Exited):
+        for event in told.read_report(path):
+            if isinstance(event, told.Exited):
                 ended = exit_of(event.status)
     now = asyncio.get_running_loop().time()
     supervisor.engine.adopt(record.name, record, alive=False, ready=False, exit=ended, now=now)
     supervisor.store.forget_incarnation(record.name, record.incarnation)
 
 
-async def _hear(found: list[tuple[Copy, Record | None, list[held.Event]]]) -> None:
+async def _hear(found: list[tuple[Copy, Record | None, list[told.Event]]]) -> None:
     """Wait until every keeper has said what it holds, within ANSWER_LIMIT together."""
     loop = asyncio.get_running_loop()
     silent: set[Copy] = {copy for copy, _, _ in found}
     all_heard = asyncio.Event()
 
-    def on_report(copy: Copy, said: list[held.Event]) -> None:
+    def on_report(copy: Copy, said: list[told.Event]) -> None:
         said += copy.tree.events()
-        if any(isinstance(event, (held.Spawned, held.Failed, held.KeeperGone)) for event in said):
+        if any(isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)) for event in said):
             loop.remove_reader(copy.tree.fileno())
             silent.discard(copy)
             if not silent:
@@ -117,13 +117,13 @@ async def _hear(found: list[tuple[Copy, Record | None, list[held.Event]]]) -> No
 
 
 def _adopt_living(
-    supervisor: Supervisor, copy: Copy, record: Record | None, said: list[held.Event]
+    supervisor: Supervisor, copy: Copy, record: Record | None, said: list[told.Event]
 ) -> None:
     now = asyncio.get_running_loop().time()
     if record is None:
         record = Record(copy.name, incarnation=copy.incarnation, live=True, reason="its record was lost")
-    if any(isinstance(event, held.KeeperGone) for event in said) and not any(
-        isinstance(event, held.Spawned) for event in said
+    if any(isinstance(event, told.KeeperGone) for event in said) and not any(
+        isinstance(event, told.Spawned) for event in said
     ):
         # It ended between our connection and its first word: then it has written its report.
         copy.close()

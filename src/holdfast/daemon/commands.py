@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from holdfast.engine import events as ev
-from holdfast.engine.engine import ServiceView, outcome
+from holdfast.engine.outcome import outcome
+from holdfast.engine.service import ServiceView
 from holdfast.process.options import signal_number
 
 from .processes import Table
@@ -15,7 +17,8 @@ from .show import service_status
 from .status import Outcome
 from .supervisor import Supervisor
 
-ASKED = {"start": ev.StartAsked, "stop": ev.StopAsked, "restart": ev.RestartAsked}
+Verb = Literal["start", "stop", "restart"]
+ASKED: dict[Verb, type[ev.Command]] = {"start": ev.StartAsked, "stop": ev.StopAsked, "restart": ev.RestartAsked}
 GLOB = "*?["
 
 
@@ -61,7 +64,7 @@ def resolve(supervisor: Supervisor, given: Sequence[str]) -> list[tuple[str, int
 
 
 async def command(
-    supervisor: Supervisor, verb: str, names: Sequence[str], *, wait: bool = True, timeout: float | None = None
+    supervisor: Supervisor, verb: Verb, names: Sequence[str], *, wait: bool = True, timeout: float | None = None
 ) -> list[Outcome]:
     """start, stop or restart services; with wait, return when each has got there or cannot, or at the timeout.
 
@@ -97,7 +100,7 @@ async def command(
 
 
 async def _wait(
-    supervisor: Supervisor, verb: str, names: list[str], before: dict[str, ServiceView], timeout: float | None
+    supervisor: Supervisor, verb: Verb, names: list[str], before: dict[str, ServiceView], timeout: float | None
 ) -> set[str]:
     """Those that were not done at the timeout."""
     open_ = set(names)

@@ -21,7 +21,7 @@ from holdfast.engine import events as ev
 from holdfast.engine.engine import Engine
 from holdfast.engine.effects import Record
 from holdfast.engine.events import Exit
-from holdfast.process import held
+from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
@@ -191,32 +191,32 @@ class Supervisor:
         for event in copy.tree.events():
             self.on_event(copy, event)
 
-    def on_event(self, copy: Copy, event: held.Event) -> None:
+    def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
-        if isinstance(event, held.Spawned):
+        if isinstance(event, told.Spawned):
             self.post(ev.Spawned(name, incarnation))
-        elif isinstance(event, held.Failed):
+        elif isinstance(event, told.Failed):
             copy.tree.acknowledge(empty=True)
             self.let_go(copy)
             reason = f"{event.stage}: {os.strerror(event.errno)}"
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
-        elif isinstance(event, held.Exited):
+        elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
             copy.tree.acknowledge(exited=True)  # only now: it is on record
-        elif isinstance(event, held.StopReported):
+        elif isinstance(event, told.StopReported):
             copy.tree.acknowledge(stopped=True)
-            if event.report.survivors:
-                self.post(ev.Emptied(name, incarnation, event.report.survivors))
-        elif isinstance(event, held.Empty):
+            if not event.report.empty:
+                self.post(ev.Emptied(name, incarnation, max(1, len(event.report.survivors))))
+        elif isinstance(event, told.Empty):
             self.post(ev.Emptied(name, incarnation, 0))
             copy.tree.acknowledge(empty=True)
             self.let_go(copy)
-        elif isinstance(event, held.LogState):
+        elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
-        elif isinstance(event, held.KeeperGone) and not copy.closed:
+        elif isinstance(event, told.KeeperGone) and not copy.closed:
             self._on_keeper_gone(copy)
 
-    def _on_log_state(self, copy: Copy, event: held.LogState) -> None:
+    def _on_log_state(self, copy: Copy, event: told.LogState) -> None:
         if event.lost > copy.lost or event.dropped > copy.dropped:
             why = os.strerror(event.error) if event.error else "past the cap"
             self.events.add(
