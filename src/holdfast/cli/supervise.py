@@ -16,12 +16,11 @@ import sys
 from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
 from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, Anchor
+from holdfast.daemon.commands import Commands
 from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
-from holdfast.engine import events as ev
-
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +54,7 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
 
     from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for
 
-    server = ControlServer(supervisor, socket.socket(fileno=CONTROL_FD))
+    server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD))
     await server.start()
     anchor.tell_caller()
     try:
@@ -85,22 +84,18 @@ def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> No
     loop = asyncio.get_running_loop()
     interactive = os.isatty(0)
 
-    def stop() -> None:
-        supervisor.state = "stopping"
-        supervisor.post(ev.ShutdownAsked())
-
     def quit_() -> None:
         if not leave.done():
             leave.set_result(0)
 
     def hang_up() -> None:
         if interactive and not _terminal_is_there():
-            stop()  # the window was closed: as with Ctrl-C
+            supervisor.shut_down()  # the window was closed: as with Ctrl-C
         else:
             supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
 
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGTERM, supervisor.shut_down)
+    loop.add_signal_handler(signal.SIGINT, supervisor.shut_down)
     loop.add_signal_handler(signal.SIGQUIT, quit_)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,144 +1,160 @@
-"""What clients ask for: names and patterns to services, a request to the engine, an answer when it is done."""
+"""What clients may ask of a supervisor: to look, and to act on names, patterns and single incarnations."""
 
 from __future__ import annotations
 
 import asyncio
-import fnmatch
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from holdfast.engine import events as ev
 from holdfast.engine.outcome import outcome
 from holdfast.engine.service import ServiceView
-from holdfast.process.options import signal_number
+from holdfast.process.options import SCOPE, signal_number
 
+from .events import EventLog
+from .logs import LogReader
+from .names import UnknownService, matching
 from .processes import Table
-from .show import service_status
-from .status import Outcome
+from .show import service_status, signal_name, supervisor_status
+from .status import Outcome, ServiceStatus, SupervisorStatus
 from .supervisor import Supervisor
 
 Verb = Literal["start", "stop", "restart"]
-ASKED: dict[Verb, type[ev.Command]] = {"start": ev.StartAsked, "stop": ev.StopAsked, "restart": ev.RestartAsked}
-GLOB = "*?["
+ASKED: dict[str, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
+    "start": ev.StartAsked,
+    "stop": ev.StopAsked,
+    "restart": ev.RestartAsked,
+}
 
 
-class UnknownService(ValueError):
-    """A name that is no service's, or a pattern that matches none; `name` is what was given."""
+class Commands:
+    """A supervisor's counter.  For the loop's thread.  UnknownService, ValueError: nothing was done."""
 
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        self.name = name
-        self.known = list(known)
-        super().__init__(f"no service matches {name!r}" if is_pattern(name) else f"no service is called {name!r}")
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    # ---- looking
+
+    @property
+    def events(self) -> EventLog:
+        return self._supervisor.events
+
+    def overview(self) -> SupervisorStatus:
+        return supervisor_status(self._supervisor)
+
+    def services(self, patterns: Iterable[str] = ()) -> list[ServiceStatus]:
+        """The state of those that match, in start order; all without patterns."""
+        table = Table()
+        return [self._status(name, table) for name in matching(self._supervisor.engine.order, patterns)]
+
+    def service(self, name: str) -> ServiceStatus:
+        self._known(name)
+        return self._status(name, Table())
+
+    def log_reader(self, name: str) -> LogReader:
+        self._known(name)
+        return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
+
+    def _known(self, name: str) -> None:
+        order = self._supervisor.engine.order
+        if name not in order:
+            raise UnknownService(name, order)
+
+    def _status(self, name: str, table: Table) -> ServiceStatus:
+        return service_status(self._supervisor, name, table)
+
+    # ---- acting
+
+    async def command(
+        self, verb: str, names: Sequence[str], *, wait: bool, timeout: float | None, peer: object
+    ) -> list[Outcome]:
+        """start, stop or restart; with wait, return when each has got there or cannot, or after timeout seconds.
+
+        May be cancelled, and `timed_out` is no end either: what was asked for goes on.
+        """
+        assert verb in ("start", "stop", "restart")
+        engine = self._supervisor.engine
+        meant = self._resolve(names)
+        gone = [name for name, incarnation in meant if engine.is_gone(name, incarnation)]
+        asked = tuple((name, incarnation) for name, incarnation in meant if name not in gone)
+        before = {name: engine.view(name) for name, _ in asked}
+        if asked:
+            self._tell(verb, asked, peer)
+            self._supervisor.post(ASKED[verb](asked))
+        late = await self._wait(verb, before, timeout) if wait else set()
+        table = Table()
+        answers = []
+        for name, incarnation in meant:
+            status = self._status(name, table)
+            if name in gone:
+                answers.append(_gone(status, incarnation))
+            elif name in late:
+                answers.append(Outcome(name, "timed_out", f"still {status.state}: {status.reason}", status))
+            else:
+                came_of_it = outcome(verb, before[name], engine.view(name))
+                answers.append(Outcome(name, came_of_it or "asked", status.reason, status))
+        return answers
+
+    def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: object) -> list[Outcome]:
+        """Send a signal to services that run: to the main process, its group or the whole tree."""
+        number = signal_number(signal)
+        if scope not in SCOPE:
+            raise ValueError(f"scope must be main, group or tree, not {scope!r}")
+        table = Table()
+        answers = []
+        for name, incarnation in self._resolve(names):
+            copy = self._supervisor.copies.get(name)
+            status = self._status(name, table)
+            if incarnation is not None and status.incarnation != incarnation:
+                answers.append(_gone(status, incarnation))
+            elif copy is None:
+                answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
+            else:
+                copy.tree.signal(number, scope)
+                self.events.add("signal", f"{signal_name(number)} to its {scope} ({peer})", name, copy.incarnation)
+                answers.append(Outcome(name, "done", f"{signal_name(number)} was sent", status))
+        return answers
+
+    def shut_down(self, *, peer: object) -> None:
+        """Begin to stop everything; returns at once."""
+        self.events.add("asked", f"to stop everything ({peer})")
+        self._supervisor.shut_down()
+
+    # ---- parts of them
+
+    def _resolve(self, given: Sequence[str]) -> list[tuple[str, int | None]]:
+        """`web`, `web*`, `web@41` to names, in start order, and the incarnations that are meant."""
+        order = self._supervisor.engine.order
+        meant: dict[str, int | None] = {}
+        for text in given:
+            pattern, at, number = text.partition("@")
+            if at and not (number.isascii() and number.isdecimal()):
+                raise ValueError(f"{text!r}: after the @ stands the number of an incarnation, as status shows it")
+            for name in matching(order, [pattern]):
+                meant[name] = int(number) if at else None
+        return [(name, meant[name]) for name in order if name in meant]
+
+    def _tell(self, verb: str, asked: tuple[tuple[str, int | None], ...], peer: object) -> None:
+        for name, _ in asked:
+            self.events.add("asked", f"to {verb} ({peer})", name, self._supervisor.engine.view(name).incarnation or None)
+
+    async def _wait(self, verb: str, before: dict[str, ServiceView], timeout: float | None) -> set[str]:
+        """Those that were not done at the timeout."""
+        engine = self._supervisor.engine
+        open_ = set(before)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    open_ -= {name for name in open_ if outcome(verb, before[name], engine.view(name))}
+                    if not open_:
+                        break
+                    await self._supervisor.changed()
+        except TimeoutError:
+            pass
+        return open_
 
 
-def is_pattern(text: str) -> bool:
-    return any(c in GLOB for c in text)
-
-
-def matching(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
-    """The names that match one of the patterns, in the order of names; all without patterns.  UnknownService."""
-    patterns = list(patterns)
-    if not patterns:
-        return list(names)
-    wanted = set()
-    for pattern in patterns:
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)] if is_pattern(pattern) else (
-            [pattern] if pattern in names else []
-        )
-        if not hits:
-            raise UnknownService(pattern, names)
-        wanted.update(hits)
-    return [name for name in names if name in wanted]
-
-
-def resolve(supervisor: Supervisor, given: Sequence[str]) -> list[tuple[str, int | None]]:
-    """`web`, `web*`, `web@41` to names and the incarnations that are meant.  UnknownService, ValueError."""
-    meant: dict[str, int | None] = {}
-    for text in given:
-        pattern, at, number = text.partition("@")
-        if at and (not number.isascii() or not number.isdecimal()):
-            raise ValueError(f"{text!r}: after the @ stands the number of an incarnation, as status shows it")
-        for name in matching(supervisor.engine.order, [pattern]):
-            meant[name] = int(number) if at else None
-    return [(name, meant[name]) for name in supervisor.engine.order if name in meant]
-
-
-async def command(
-    supervisor: Supervisor, verb: Verb, names: Sequence[str], *, wait: bool = True, timeout: float | None = None
-) -> list[Outcome]:
-    """start, stop or restart services; with wait, return when each has got there or cannot, or at the timeout.
-
-    UnknownService, ValueError: nothing was done.  May be cancelled: what was asked for goes on.
-    """
-    meant = resolve(supervisor, names)
-    engine = supervisor.engine
-    before = {name: engine.view(name) for name, _ in meant}
-    gone = {
-        name: incarnation
-        for name, incarnation in meant
-        if incarnation is not None and engine.view(name).incarnation != incarnation
-    }
-    asked = tuple((name, incarnation) for name, incarnation in meant if name not in gone)
-    if asked:
-        supervisor.post(ASKED[verb](asked))
-    late: set[str] = set()
-    if wait:
-        late = await _wait(supervisor, verb, [name for name, _ in asked], before, timeout)
-    table = Table()
-    answers = []
-    for name, _ in meant:
-        status = service_status(supervisor, name, table)
-        if name in gone:
-            text, message = "gone", f"incarnation {gone[name]} is gone: it is {status.incarnation} now"
-        elif name in late:
-            text, message = "timed_out", f"still {status.state}: {status.reason}"
-        else:
-            text = outcome(verb, before[name], engine.view(name)) or ("asked" if not wait else "failed")
-            message = status.reason
-        answers.append(Outcome(name, text, message, status))
-    return answers
-
-
-async def _wait(
-    supervisor: Supervisor, verb: Verb, names: list[str], before: dict[str, ServiceView], timeout: float | None
-) -> set[str]:
-    """Those that were not done at the timeout."""
-    open_ = set(names)
-
-    def look() -> None:
-        open_.difference_update(
-            [name for name in open_ if outcome(verb, before[name], supervisor.engine.view(name)) is not None]
-        )
-
-    look()
-    try:
-        async with asyncio.timeout(timeout):
-            while open_:
-                await supervisor.changed()
-                look()
-    except TimeoutError:
-        pass
-    return open_
-
-
-def send_signal(supervisor: Supervisor, names: Sequence[str], signal: int | str, scope: str) -> list[Outcome]:
-    """Send a signal to services that run.  UnknownService, ValueError: nothing was done."""
-    signo = signal_number(signal)
-    if scope not in ("main", "group", "tree"):
-        raise ValueError(f"scope must be main, group or tree, not {scope!r}")
-    meant = resolve(supervisor, names)
-    table = Table()
-    answers = []
-    for name, incarnation in meant:
-        copy = supervisor.copies.get(name)
-        status = service_status(supervisor, name, table)
-        if incarnation is not None and status.incarnation != incarnation:
-            message = f"incarnation {incarnation} is gone: it is {status.incarnation} now"
-            answers.append(Outcome(name, "gone", message, status))
-        elif copy is None:
-            answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
-        else:
-            copy.tree.signal(signo, scope)
-            supervisor.events.add("signal", f"signal {signo} to its {scope}", name, copy.incarnation)
-            answers.append(Outcome(name, "done", f"signal {signo} sent", status))
-    return answers
+def _gone(status: ServiceStatus, incarnation: int | None) -> Outcome:
+    message = f"incarnation {incarnation} is gone: the last one is {status.incarnation}"
+    return Outcome(status.name, "gone", message, status)

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import holdfast
 from holdfast.engine.events import Exit
 
 from .processes import Table
@@ -31,7 +32,7 @@ def last_exit(ended: Exit | None) -> LastExit | None:
 
 def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceStatus:
     view = supervisor.engine.view(name)
-    spec = supervisor.spec(name)
+    spec = supervisor.config.services.get(name)
     copy = supervisor.copies.get(name)
     tree = held_by = log = uptime = pid = None
     if copy is not None:
@@ -65,7 +66,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
     )
 
 
-def supervisor_status(supervisor: Supervisor, version: str) -> SupervisorStatus:
+def supervisor_status(supervisor: Supervisor) -> SupervisorStatus:
     places = supervisor.config.supervisor
     return SupervisorStatus(
         pid=os.getpid(),
@@ -73,7 +74,7 @@ def supervisor_status(supervisor: Supervisor, version: str) -> SupervisorStatus:
         anchor_pid=supervisor.anchor_pid,
         restarts=supervisor.restarts,
         uptime_seconds=round(time.monotonic() - supervisor.started, 3),
-        version=version,
+        version=holdfast.__version__,
         config=supervisor.config.path,
         run_dir=places.run_dir,
         log_dir=places.log_dir,

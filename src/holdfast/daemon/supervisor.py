@@ -14,12 +14,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-import holdfast
-from holdfast.config.model import Config, Service
+from holdfast.config.model import Config
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
-from holdfast.engine.engine import Engine
 from holdfast.engine.effects import Record
+from holdfast.engine.engine import Engine
 from holdfast.engine.events import Exit
 from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
@@ -30,8 +29,6 @@ from .events import EventLog
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan
 from .processes import Table
-from .show import service_status, supervisor_status
-from .status import ServiceStatus, SupervisorStatus
 from .store import Store
 
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
@@ -291,30 +288,12 @@ class Supervisor:
         if fields.get("READY") == "1":
             self.post(ev.BecameReady(name, incarnation))
 
-    # ---- looking
-
-    def names(self, patterns: Iterable[str] = ()) -> list[str]:
-        from .commands import matching
-
-        return matching(self.engine.order, patterns)
-
-    def services(self, patterns: Iterable[str] = ()) -> list[ServiceStatus]:
-        """The state of those that match, in start order; all without patterns."""
-        table = Table()
-        return [service_status(self, name, table) for name in self.names(patterns)]
-
-    def service(self, name: str) -> ServiceStatus | None:
-        if name not in self.engine.order:
-            return None
-        return service_status(self, name, Table())
-
-    def overview(self) -> SupervisorStatus:
-        return supervisor_status(self, holdfast.__version__)
-
-    def spec(self, name: str) -> Service | None:
-        return self.config.services.get(name)
-
     # ---- the end
+
+    def shut_down(self) -> None:
+        """Stop everything, in order; `finished` tells when that is done."""
+        self.state = "stopping"
+        self.post(ev.ShutdownAsked())
 
     def leave(self) -> None:
         """Give the trees up without stopping them: their on_owner_loss rules."""
