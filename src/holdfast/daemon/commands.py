@@ -21,7 +21,7 @@ from .status import Outcome, ServiceStatus, SupervisorStatus
 from .supervisor import Supervisor
 
 Verb = Literal["start", "stop", "restart"]
-ASKED: dict[str, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
+ASKED: dict[Verb, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
     "start": ev.StartAsked,
     "stop": ev.StopAsked,
     "restart": ev.RestartAsked,
@@ -67,13 +67,12 @@ class Commands:
     # ---- acting
 
     async def command(
-        self, verb: str, names: Sequence[str], *, wait: bool, timeout: float | None, peer: object
+        self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: object
     ) -> list[Outcome]:
         """start, stop or restart; with wait, return when each has got there or cannot, or after timeout seconds.
 
         May be cancelled, and `timed_out` is no end either: what was asked for goes on.
         """
-        assert verb in ("start", "stop", "restart")
         engine = self._supervisor.engine
         meant = self._resolve(names)
         gone = [name for name, incarnation in meant if engine.is_gone(name, incarnation)]
@@ -137,9 +136,10 @@ class Commands:
 
     def _tell(self, verb: str, asked: tuple[tuple[str, int | None], ...], peer: object) -> None:
         for name, _ in asked:
-            self.events.add("asked", f"to {verb} ({peer})", name, self._supervisor.engine.view(name).incarnation or None)
+            incarnation = self._supervisor.engine.view(name).incarnation
+            self.events.add("asked", f"to {verb} ({peer})", name, incarnation or None)
 
-    async def _wait(self, verb: str, before: dict[str, ServiceView], timeout: float | None) -> set[str]:
+    async def _wait(self, verb: Verb, before: dict[str, ServiceView], timeout: float | None) -> set[str]:
         """Those that were not done at the timeout."""
         engine = self._supervisor.engine
         open_ = set(before)
