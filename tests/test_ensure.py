@@ -247,8 +247,8 @@ def test_change_of_a_source_builds_again(checkout, name):
 
 def test_removal_of_a_source_builds_again(checkout):
     """What was removed must not live on in the installation."""
-    (checkout / "src/holdfast/cli/units.py").unlink()
-    os.utime(checkout / "src/holdfast/cli", (2.1e9, 2.1e9))
+    (checkout / "src/holdfast/config/units.py").unlink()
+    os.utime(checkout / "src/holdfast/config", (2.1e9, 2.1e9))
     assert "--force-reinstall" in would_do(checkout, ".venv/installed")
 
 

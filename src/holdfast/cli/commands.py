@@ -10,6 +10,10 @@ import click
 
 import holdfast
 
+from .check import check
+from .init import init
+from .schema import schema
+
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
@@ -32,6 +36,10 @@ def run(args: tuple[str, ...]) -> None:
     from .run import main  # reached as `holdfast -h run` and the like; `holdfast run` never comes here
 
     sys.exit(main(list(args)))
+
+
+for command in (check, init, schema):
+    cli.add_command(command)
 
 
 @cli.command()

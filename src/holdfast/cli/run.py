@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .units import milliseconds
+from holdfast.config.units import milliseconds
 
 USAGE = """\
 Usage: holdfast run [options] -- command [argument ...]

@@ -1,1 +1,1 @@
-"""Text to specs: what `holdfast.toml` says, checked.  Pure but for reading the file."""
+"""Text to specs: `load` reads and checks a `holdfast.toml`, `model` is what comes out, `places` is where things lie."""

@@ -1,0 +1,82 @@
+"""`holdfast check`: what is wrong with a configuration, or what would run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from holdfast.config.model import Config
+
+BAD_CONFIG = 78  # as in sysexits.h
+
+
+@click.command()
+@click.option(
+    "-c", "--config", "path", metavar="FILE", help="The file; else ./holdfast.toml, upward, or the default one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check(path: str | None, as_json: bool) -> None:
+    """Check a configuration, and show what would run, in the order of its start.
+
+    Exit code 0: it can be used. 78: it cannot; every mistake is on a line of its own, with file and line.
+    """
+    from holdfast.config.load import ConfigError, Problem, load
+    from holdfast.config.places import FILE, find_config
+
+    found = find_config(path, os.environ)
+    if found is not None and path is None and found.startswith(os.path.join(os.getcwd(), "")):
+        found = os.path.relpath(found)  # what was found here is shown as it would be typed
+    try:
+        if found is None:
+            missing = f"there is no {FILE} here, above, or in the default place"
+            raise ConfigError([Problem(FILE, 0, "", "", missing, "`holdfast init` writes one")])
+        config = load(found)
+    except ConfigError as error:
+        if as_json:
+            problems = [each._asdict() for each in error.errors]
+            click.echo(json.dumps({"file": found, "valid": False, "errors": problems}, indent=2))
+        else:
+            click.echo("\n".join(map(str, error.errors)), err=True)
+        sys.exit(BAD_CONFIG)
+    if as_json:
+        click.echo(json.dumps(_document(found, config), indent=2))
+    else:
+        _table(found, config)
+
+
+def _document(file: str, config: Config) -> dict[str, object]:
+    """For programs.  Without the values of `env`, which are nobody's business."""
+    import msgspec
+
+    from holdfast.config.graph import start_order
+
+    services = []
+    for name in start_order(config.services):
+        service: dict[str, object] = msgspec.to_builtins(config.services[name])
+        service["env"] = sorted(config.services[name].env)
+        services.append(service)
+    supervisor = msgspec.to_builtins(config.supervisor)
+    return {"file": file, "valid": True, "errors": [], "supervisor": supervisor, "services": services}
+
+
+def _table(file: str, config: Config) -> None:
+    import shlex
+
+    from holdfast.config.graph import start_order
+
+    rows = [("SERVICE", "TYPE", "RESTART", "REQUIRES", "COMMAND")]
+    for name in start_order(config.services):
+        spec = config.services[name]
+        command = spec.command[0] if spec.shell else shlex.join(spec.command)
+        rows.append((name, spec.type, spec.restart, ", ".join(spec.requires) or "-", " ".join(command.split())))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        *cells, command = row
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        click.echo(f"{line}  {command if len(command) <= 60 else command[:59] + '…'}")
+    click.echo(f"\n{file}: {len(rows) - 1} service{'s' if len(rows) > 2 else ''}, no mistakes")

@@ -1,0 +1,257 @@
+"""What a `holdfast.toml` says, resolved: the specs that engine and daemon work with.
+
+The structs below are the one table of keys and defaults.  Loader, JSON Schema and docs/configuration.md are made from
+it: each field carries an `About`, which names the form of its text (forms.py) and says what it means.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+KB, MB, GB = 1000, 1000**2, 1000**3
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+SECONDS_MAX = 366 * 24 * 3600  # no duration of a service is longer than a year
+COUNT_MAX = 1_000_000
+ROTATE_COUNT_MAX = 10_000
+SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
+ROTATE_SIZE_LEAST = 1024
+NAME_LENGTH_MAX = 64
+SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
+
+Type = Literal["simple", "notify", "oneshot"]
+Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
+Scope = Literal["main", "group", "tree"]
+OnOwnerLoss = Literal["keep", "stop", "kill"]
+
+
+class About(NamedTuple):
+    """How a key is written and what it means."""
+
+    form: str  # name of a form in forms.py; "table" for a struct of its own
+    text: str
+    low: float | None = None
+    high: float | None = None
+    key: str = ""  # dotted, where the text nests it differently from the struct
+    without: str = ""  # what holds where the default is no constant
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """How long a restart waits.  Durations in seconds."""
+
+    first: Annotated[float, About("duration", "Wait before the first restart.", 0, SECONDS_MAX)] = 0.0
+    then: Annotated[float, About("duration", "Wait before the second restart.", 0, SECONDS_MAX)] = 0.1
+    factor: Annotated[float, About("number", "Each further wait is this many times the one before.", 1, 100)] = 2.0
+    max: Annotated[float, About("duration", "No wait is longer.", 0, SECONDS_MAX)] = 60.0
+    jitter: Annotated[float, About("number", "Each wait is made longer or shorter by up to this part of it.", 0, 1)] = (
+        0.1
+    )
+    reset_after: Annotated[
+        float,
+        About("duration", "A life of this length clears the wait and the count of `start_limit`.", 0, SECONDS_MAX),
+    ] = 1.0
+
+
+class Log(msgspec.Struct, frozen=True):
+    """What becomes of a service's output.  Sizes in bytes."""
+
+    rotate_size: Annotated[
+        int,
+        About(
+            "size",
+            "A file of this size is closed, at the end of a line, and the next begun.",
+            ROTATE_SIZE_LEAST,
+            SIZE_MAX,
+            "rotate.size",
+        ),
+    ] = 16 * MIB
+    rotate_count: Annotated[
+        int,
+        About("integer", "Closed files that are kept; older ones are removed.", 1, ROTATE_COUNT_MAX, "rotate.count"),
+    ] = 8
+    cap: Annotated[
+        int,
+        About(
+            "size",
+            "All files of the service together. What would go past it is dropped, counted and shown, so keep it above "
+            "what rotation keeps: `size` times (`count` + 1), twice that with `merge = false`.",
+            ROTATE_SIZE_LEAST,
+            SIZE_MAX,
+        ),
+    ] = 512 * MIB  # above what rotation keeps, with two streams, too: else nothing would make room again
+    timestamps: Annotated[bool, About("boolean", "Write the time before each line.")] = False
+    merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: stderr has files of its own.")] = (
+        True
+    )
+
+
+class Service(msgspec.Struct, frozen=True):
+    """One `[service.NAME]`."""
+
+    name: str
+    command: Annotated[
+        tuple[str, ...],
+        About("command", "What is run: a list of words, or a string that is split as a shell would, without a shell."),
+    ]  # with `shell`: one element, the text for /bin/sh -c
+    shell: Annotated[bool, About("boolean", "Give `command`, one string then, to `/bin/sh -c`.")] = False
+    cwd: Annotated[str | None, About("path", "Directory it runs in.", without="the directory of the file")] = (
+        None  # always set by load()
+    )
+    env: Annotated[
+        dict[str, str],
+        About("env", "Environment variables, added to what the supervisor has; `PATH` finds the command, too."),
+    ] = {}
+    user: Annotated[
+        str | int | None, About("user", "User it runs as, by name or number. Only as root.", without="ours")
+    ] = None
+    group: Annotated[
+        str | int | None,
+        About("group", "Group it runs as, by name or number. Only as root.", without="that of `user`, else ours"),
+    ] = None
+    umask: Annotated[int | None, About("umask", "File mode creation mask, in octal digits.", without="ours")] = None
+    nice: Annotated[int | None, About("integer", "Niceness; below 0 needs root.", -20, 19, without="ours")] = None
+    rlimits: Annotated[
+        dict[str, tuple[int, int]],
+        About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),
+    ] = {}  # -1: unlimited
+    type: Annotated[
+        Type,
+        About(
+            "choice",
+            "When it is ready: `simple` once it runs, `notify` when it says `READY=1` (sd_notify), `oneshot` when it "
+            "has ended with a code of `success_exit_codes`.",
+        ),
+    ] = "simple"
+    restart: Annotated[
+        Restart,
+        About(
+            "choice",
+            "Whether it is started again when it ends: `always`, `on-failure` (a code that is no success, a signal, or "
+            "not ready in time), `on-abnormal` (the latter two), `unless-stopped` (as `always`, but one that was "
+            "stopped by hand stays so over a restart of the supervisor), `never`.",
+        ),
+    ] = "on-failure"
+    backoff: Annotated[Backoff, About("table", "How long a restart waits.")] = Backoff()
+    start_limit: Annotated[
+        int,
+        About(
+            "integer",
+            "Consecutive starts that did not live `backoff.reset_after`; then it is `fatal`. 0: no limit.",
+            0,
+            COUNT_MAX,
+        ),
+    ] = 10
+    success_exit_codes: Annotated[tuple[int, ...], About("codes", "Exit codes that are no failure.", 0, 255)] = (0,)
+    requires: Annotated[
+        tuple[str, ...],
+        About("names", "Services that are started with it, are ready before it starts, and stop after it."),
+    ] = ()
+    after: Annotated[
+        tuple[str, ...], About("names", "Services that, if they are started too, start before it and stop after it.")
+    ] = ()
+    stop_signal: Annotated[int, About("signal", "Signal that asks it to stop, by name.")] = 15
+    stop_scope: Annotated[
+        Scope,
+        About(
+            "choice",
+            "Who gets `stop_signal`: the `main` process, its `group`, or the whole `tree`. What is left gets it when "
+            "main has ended; what is left after `grace` is killed, wherever it is.",
+        ),
+    ] = "group"
+    grace: Annotated[float, About("duration", "Time between `stop_signal` and KILL.", 0, SECONDS_MAX)] = 10.0
+    log: Annotated[Log, About("table", "What becomes of its output.")] = Log()
+    essential: Annotated[
+        bool, About("boolean", "When it has ended for good, the supervisor stops all others and ends with its status.")
+    ] = False
+    on_owner_loss: Annotated[
+        OnOwnerLoss,
+        About(
+            "choice",
+            "What becomes of it when supervisor and anchor are gone: `keep` it for the next supervisor, `stop` it, or "
+            "`kill` it at once.",
+        ),
+    ] = "keep"
+    ready_timeout: float = 90.0  # seconds; not settable yet
+
+
+class StartBudget(msgspec.Struct, frozen=True):
+    """How many restarts all services together may have.  First starts are not counted."""
+
+    at_once: Annotated[int, About("integer", "Restarts that may happen at once.", 1, COUNT_MAX)] = 50
+    per_second: Annotated[
+        float, About("number", "Restarts per second that are allowed after those.", 0.01, COUNT_MAX)
+    ] = 25.0
+
+
+class Supervisor(msgspec.Struct, frozen=True):
+    """`[supervisor]`.  Directories are absolute."""
+
+    run_dir: Annotated[
+        str, About("path", "Sockets and records of what runs.", without="`/run/holdfast`; see [Places](#places)")
+    ]
+    log_dir: Annotated[
+        str, About("path", "The services' output.", without="`/var/log/holdfast`; see [Places](#places)")
+    ]
+    state_dir: Annotated[
+        str, About("path", "What outlives a reboot.", without="`/var/lib/holdfast`; see [Places](#places)")
+    ]
+    start_budget: Annotated[
+        StartBudget, About("table", "Restarts of all services together, so that a storm does not take the machine.")
+    ] = StartBudget()
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A whole file, checked.  `services` keeps the file's order."""
+
+    path: str  # absolute
+    supervisor: Supervisor
+    services: dict[str, Service]
+
+
+def encode(config: Config) -> bytes:
+    """The config as JSON, for accepted.json.  Any thread."""
+    return msgspec.json.encode(config)
+
+
+def decode(data: bytes) -> Config:
+    """What `encode` made; keys that were added since have their defaults.  ValueError: it is something else."""
+    try:
+        return msgspec.json.decode(data, type=Config)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"not an accepted configuration: {error}") from None
+
+
+class Key(NamedTuple):
+    """One key of the text: the field it fills, and how."""
+
+    field: str
+    about: About
+    type: object
+    default: object  # msgspec.NODEFAULT where the key must be given
+
+
+Keys = dict[str, "Key | Keys"]  # a dict: a table of the text that is no struct of its own
+
+
+@functools.cache
+def keys_of(struct: type[msgspec.Struct]) -> Keys:
+    """The keys of a table, in the order of the struct, nested as the text nests them."""
+    hints = typing.get_type_hints(struct, include_extras=True)
+    result: Keys = {}
+    for field in msgspec.structs.fields(struct):
+        about = next((each for each in getattr(hints[field.name], "__metadata__", ()) if isinstance(each, About)), None)
+        if about is None:
+            continue
+        *tables, last = (about.key or field.name).split(".")
+        place = result
+        for table in tables:
+            inner = place.setdefault(table, {})
+            assert isinstance(inner, dict)
+            place = inner
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        place[last] = Key(field.name, about, hints[field.name].__origin__, default)
+    return result

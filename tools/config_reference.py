@@ -1,0 +1,100 @@
+"""Writes the tables of docs/configuration.md from the model; with --check only compares (exit code 1: they differ).
+
+Run it after a change of src/holdfast/config/model.py, with the interpreter that holdfast is installed for.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+from typing import get_args
+
+from holdfast.config import model, units
+from holdfast.config.forms import BYTE_LIMITS, COUNT_LIMITS, TIME_LIMITS
+from holdfast.config.model import Key, Keys, keys_of
+from holdfast.config.schema import default_text
+
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/configuration.md"
+WORDS = {
+    "duration": "duration",
+    "size": "size",
+    "boolean": "true or false",
+    "command": "string or list",
+    "path": "path",
+    "env": "table of strings",
+    "user": "name or number",
+    "group": "name or number",
+    "umask": "string",
+    "rlimits": "table",
+    "codes": "list of integers",
+    "names": "list of services",
+    "signal": "signal's name",
+    "integer": "integer",
+    "number": "number",
+}
+
+
+def default(key: Key) -> str:
+    if key.about.without:
+        return key.about.without
+    value = default_text(key)
+    return "must be given" if value is None else f"`{json.dumps(value)}`"
+
+
+def type_words(key: Key) -> str:
+    low, high, form = key.about.low, key.about.high, key.about.form
+    if form == "choice":
+        return ", ".join(f'`"{each}"`' for each in get_args(key.type))
+    if low is None or high is None:
+        return WORDS[form]
+    show = {"duration": units.duration_text, "size": units.size_text}.get(form, lambda n: f"{n:,}")
+    return f"{WORDS[form]}, {show(low)} to {show(high)}"
+
+
+def rows(keys: Keys, prefix: str = "") -> list[str]:
+    result = []
+    for name, key in keys.items():
+        if isinstance(key, dict):
+            result += rows(key, f"{prefix}{name}.")
+        elif key.about.form == "table":
+            assert isinstance(key.type, type)
+            result += rows(keys_of(key.type), f"{prefix}{name}.")
+        else:
+            result.append(f"| `{prefix}{name}` | {type_words(key)} | {default(key)} | {key.about.text} |")
+    return result
+
+
+def table(struct: type) -> str:
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows(keys_of(struct))])
+
+
+def parts() -> dict[str, str]:
+    def words(names: object) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(names))  # type: ignore[call-overload]
+
+    return {
+        "supervisor": table(model.Supervisor),
+        "service": table(model.Service),
+        "rlimits": f"sizes: {words(BYTE_LIMITS)}; durations: {words(TIME_LIMITS)}; integers: {words(COUNT_LIMITS)}.",
+    }
+
+
+def main() -> int:
+    page = PAGE.read_text()
+    wanted = page
+    for name, text in parts().items():
+        pattern = rf"(<!-- {name}: made by tools/config_reference.py -->\n).*?(<!-- end -->)"
+        wanted, found = re.subn(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", wanted, flags=re.S)  # noqa: B023
+        assert found == 1, name
+    if "--check" in sys.argv:
+        if page != wanted:
+            print("docs/configuration.md is not what the model says: run tools/config_reference.py")
+        return int(page != wanted)
+    PAGE.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
