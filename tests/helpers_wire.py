@@ -181,18 +181,24 @@ def raw_record(tag: int, body: bytes = b"", length: int | None = None) -> bytes:
     return head + body.ljust(align(len(body)), b"\0")
 
 
-def read_spec(path: str = os.path.join(ROOT, "docs", "wire.md")) -> Spec:
+def read_spec(path: str = os.path.join(ROOT, "docs", "wire.md"), *, anchor: bool = False) -> Spec:
+    """What the page says of owner and keeper; with `anchor`, of anchor and supervisor too."""
     records: dict[str, Record] = {}
     numbers: dict[str, int] = {}
     current = None
+    section = ""
     with open(path, encoding="utf-8") as file:
         for line in file:
+            if line.startswith("## "):
+                section = line[3:].strip()
+            if section == "The anchor" and not anchor:
+                continue
             if line.startswith("#"):
                 heading = line.lstrip("#").strip()
                 current = records.setdefault(heading, Record(heading)) if line.startswith("### ") else None
             elif line.startswith("An rlimit:"):
                 current = records.setdefault("rlimit", Record("rlimit", struct_name="hf_rlimit"))
-            if current and (found := re.match(r"Tag (\d+), (owner to keeper|keeper to owner)\.", line)):
+            if current and (found := re.match(r"Tag (\d+), (\w+ to \w+)\.", line)):
                 current.tag, current.to_keeper = int(found[1]), found[2] == "owner to keeper"
             if current and not current.struct_name and (found := re.search(r"`struct (\w+)`", line)):
                 current.struct_name = found[1]

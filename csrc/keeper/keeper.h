@@ -74,6 +74,8 @@ void hf_stop_begin(uint32_t id, int signo, enum hf_scope scope, uint64_t grace_m
 void hf_stop_step(uint64_t now_ns);
 /* When hf_stop_step wants to be called at the latest; 0: no deadline. */
 uint64_t hf_stop_deadline(void);
+/* State Z with threads alive is a living process; its pidfd knows. */
+int hf_is_dead(int pidfd, const struct hf_stat *stat);
 /* List the members as they are now into hf_stop_members (only while no stop runs). */
 void hf_stop_list_members(void);
 void hf_stop_reset(void);
@@ -99,7 +101,14 @@ int hf_signalfd(hf_sigmask mask);
 struct pollfd;
 int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns);
 
+/* A caller may have closed 0, 1 or 2.  What we open must not get their numbers: it would be written
+ * to as stderr, or replaced.  Close-on-exec, so a child finds them closed as it would without us. */
+void hf_occupy_standard_descriptors(void);
+/* Close everything from 3 on but these. */
+void hf_close_all_but(const int *own, size_t n);
+
 int hf_kept_main(void);
 int hf_run_main(char **arguments, char **envp);
+int hf_anchor_main(char **arguments, char **envp);
 
 #endif

@@ -1,7 +1,8 @@
 /* holdfast-keeper: parent, subreaper, reaper, stopper and guard of one process tree.
  *
  *   holdfast-keeper                      kept: descriptor 3 is the control socket, 4 a pidfd of the owner
- *   holdfast-keeper run KEY=VALUE... -- COMMAND...   stand-alone: what `holdfast run` execs into
+ *   holdfast-keeper run KEY=VALUE... -- COMMAND...      stand-alone: what `holdfast run` execs into
+ *   holdfast-keeper anchor [fds=N,...] -- COMMAND...    anchor: what `holdfast up` execs into
  *
  * Start-up order: 1. all signals blocked, before anything can be lost or kill us half-way;
  * 2. SIGCHLD to default, for with SIG_IGN the kernel would reap behind our back and no pid of a
@@ -12,6 +13,7 @@
 #include "keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -41,6 +43,28 @@ int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns)
     }
     int r = ppoll(fds, n, timeout, NULL);
     return r < 0 ? -errno : r;
+}
+
+void hf_occupy_standard_descriptors(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            open("/dev/null", O_RDWR | O_CLOEXEC);
+}
+
+void hf_close_all_but(const int *own, size_t n)
+{
+    for (int from = 3; from >= 0;) {
+        int next = -1; /* the lowest of ours that is not below from */
+        for (size_t i = 0; i < n; i++)
+            if (own[i] >= from && (next < 0 || own[i] < next))
+                next = own[i];
+        unsigned last = next < 0 ? ~0U : (unsigned)next - 1;
+        if ((next < 0 || from < next) && HF_CALL3(HF_SYS_close_range, from, last, 0) < 0)
+            for (int fd = from; fd < 65536 && (unsigned)fd <= last; fd++) /* before 5.9 */
+                close(fd);
+        from = next < 0 ? -1 : next + 1;
+    }
 }
 
 static void handle_sigchld(void (*handler)(int), struct sigaction *old)
@@ -78,7 +102,9 @@ int main(int argc, char **argv, char **envp)
         return hf_kept_main();
     if (strcmp(argv[1], "run") == 0)
         return hf_run_main(argv + 2, envp);
-    static const char usage[] = "holdfast-keeper is started by holdfast: see `holdfast run --help`\n";
+    if (strcmp(argv[1], "anchor") == 0)
+        return hf_anchor_main(argv + 2, envp);
+    static const char usage[] = "holdfast-keeper is started by holdfast: see `holdfast --help`\n";
     ssize_t ignored = write(2, usage, sizeof usage - 1);
     (void)ignored;
     return 125;

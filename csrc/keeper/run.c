@@ -52,15 +52,6 @@ static const struct hf_mode run_mode = {on_exited, on_stopped, on_continued};
 
 /* ---- start ----------------------------------------------------------------------------------- */
 
-/* A caller may have closed 0, 1 or 2.  What we open must not get their numbers: it would be written
- * to as stderr, or replaced.  Close-on-exec, so the command finds them closed as it would without us. */
-static void occupy_standard_descriptors(void)
-{
-    for (int fd = 0; fd < 3; fd++)
-        if (fcntl(fd, F_GETFD) < 0)
-            open("/dev/null", O_RDWR | O_CLOEXEC);
-}
-
 /* What the caller left open is the command's.  We must not hold a pipe open that the command has
  * closed, so everything but stderr (for the report) and our own goes. */
 static void let_go_of_inherited(int signals)
@@ -72,17 +63,7 @@ static void let_go_of_inherited(int signals)
             dup2(null, fd);
         else
             close(fd);
-    for (int from = 3; from >= 0;) {
-        int next = -1; /* the lowest of ours that is not below from */
-        for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-            if (own[i] >= from && (next < 0 || own[i] < next))
-                next = own[i];
-        unsigned last = next < 0 ? ~0U : (unsigned)next - 1;
-        if ((next < 0 || from < next) && HF_CALL3(HF_SYS_close_range, from, last, 0) < 0)
-            for (int fd = from; fd < 65536 && (unsigned)fd <= last; fd++) /* before 5.9 */
-                close(fd);
-        from = next < 0 ? -1 : next + 1;
-    }
+    hf_close_all_but(own, sizeof own / sizeof *own);
 }
 
 static int parse(char **arguments)
@@ -190,7 +171,7 @@ static void loop(int signals)
 int hf_run_main(char **arguments, char **envp)
 {
     hf_mode = &run_mode;
-    occupy_standard_descriptors();
+    hf_occupy_standard_descriptors();
     if (parse(arguments) < 0)
         return hf_complain(125, "bad arguments: the keeper is started by `holdfast run`", NULL, 0);
     char **command = hf_run.command;

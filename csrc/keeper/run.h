@@ -37,6 +37,8 @@ void hf_terminal_die_with_main(void);
 int hf_exit_code(void);
 int hf_complain(int code, const char *what, const char *name, int error);
 void hf_note(const char *what, int n);
+/* For the anchor: the supervisor ended without a farewell. */
+void hf_report_restart(int pid, const siginfo_t *end, uint64_t pause_ms);
 void hf_note_signal(const char *what, int signo);
 void hf_report_line(void);
 void hf_report_json(void);

@@ -97,6 +97,27 @@ void hf_note_signal(const char *what, int signo)
     say(&t, 0);
 }
 
+void hf_report_restart(int pid, const siginfo_t *end, uint64_t pause_ms)
+{
+    struct hf_text t = line();
+    put(&t, "the supervisor, pid ");
+    put_signed(&t, pid);
+    put(&t, end->si_code == CLD_EXITED ? ", exited with code " : ", was ended by signal ");
+    if (end->si_code == CLD_EXITED)
+        put_signed(&t, end->si_status);
+    else
+        put_signal(&t, end->si_status);
+    put(&t, ", out of order; the services run on, and it is started again ");
+    if (pause_ms) {
+        put(&t, "in ");
+        put_rounded(&t, pause_ms);
+        put(&t, " s");
+    } else {
+        put(&t, "now");
+    }
+    say(&t, 0);
+}
+
 static uint64_t elapsed_ns(void)
 {
     return (hf_run.ended_ns ? hf_run.ended_ns : hf_clock_ns(CLOCK_MONOTONIC)) - hf_run.began_ns;

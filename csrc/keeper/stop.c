@@ -52,8 +52,7 @@ static struct hf_member *enter(int pid, const struct hf_stat *stat)
     return m;
 }
 
-/* State Z with threads alive is a living process; its pidfd knows. */
-static int is_dead(int pidfd, const struct hf_stat *stat)
+int hf_is_dead(int pidfd, const struct hf_stat *stat)
 {
     struct pollfd fd = {.fd = pidfd, .events = POLLIN};
     return stat->state == 'Z' && poll(&fd, 1, 0) == 1;
@@ -67,7 +66,7 @@ static void mark_denied(struct hf_member *m, int error)
 
 static void ask_member(int pid, int pidfd, const struct hf_stat *stat)
 {
-    if (is_dead(pidfd, stat))
+    if (hf_is_dead(pidfd, stat))
         return;
     struct hf_member *m = enter(pid, stat);
     if (m ? (m->flags & HF_SIGNALLED) != 0 : rest_signalled)
@@ -91,7 +90,7 @@ static void ask_member(int pid, int pidfd, const struct hf_stat *stat)
  * between two signals and leave a child that nobody told. */
 static void note_group_member(int pid, int pidfd, const struct hf_stat *stat)
 {
-    if (is_dead(pidfd, stat))
+    if (hf_is_dead(pidfd, stat))
         return;
     struct hf_member *m = enter(pid, stat);
     if (stat->pgrp != hf_tree.main_group)
@@ -108,7 +107,7 @@ static void note_group_member(int pid, int pidfd, const struct hf_stat *stat)
 static void kill_member(int pid, int pidfd, const struct hf_stat *stat)
 {
     hit_in_pass++;
-    int dead = is_dead(pidfd, stat);
+    int dead = hf_is_dead(pidfd, stat);
     int error = hf_pidfd_signal(pidfd, SIGKILL, 0); /* also to a dead one: its threads */
     if (dead)
         return;
@@ -124,7 +123,7 @@ static void kill_member(int pid, int pidfd, const struct hf_stat *stat)
 
 static void count_survivor(int pid, int pidfd, const struct hf_stat *stat)
 {
-    if (is_dead(pidfd, stat))
+    if (hf_is_dead(pidfd, stat))
         return;
     struct hf_member *m = enter(pid, stat);
     hf_stop.report.survivors++;
@@ -134,7 +133,7 @@ static void count_survivor(int pid, int pidfd, const struct hf_stat *stat)
 
 static void list_member(int pid, int pidfd, const struct hf_stat *stat)
 {
-    if (!is_dead(pidfd, stat))
+    if (!hf_is_dead(pidfd, stat))
         enter(pid, stat);
 }
 
