@@ -1,4 +1,5 @@
-# make run    build and install into .venv, then a short guided run
+# make run    build and install into .venv, then the supervisor on the services of examples/ (Ctrl-C stops it)
+# make tour   a short guided run of `holdfast run`
 # make test   everything CI runs
 # make bench  measures; writes benchmarks/results/library.json and the figures in docs/benchmarks.md
 # make lint, make clean
@@ -12,8 +13,11 @@ PIP := $(V) -m pip install -qq --disable-pip-version-check
 SOURCES := meson.build meson_options.txt pyproject.toml tools/launcher \
 	$(shell find csrc src -name __pycache__ -prune -o -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper -print)
 
-.PHONY: run test install lint bench clean
+.PHONY: run tour test install lint bench clean
 run: install
+	@exec sh examples/run.sh .venv/bin/holdfast
+
+tour: install
 	@sh examples/tour.sh .venv/bin/holdfast
 
 install: .venv/installed
