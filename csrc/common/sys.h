@@ -31,6 +31,7 @@
 
 #define HF_CLOSE_RANGE_CLOEXEC 4            /* Linux 5.11 */
 #define HF_PIDFD_SIGNAL_PROCESS_GROUP 4     /* Linux 6.9 */
+#define HF_SO_PEERPIDFD 77                  /* Linux 6.5 */
 
 /* PIDFD_GET_INFO (Linux 6.13), exit information since 6.15: only the 64 bytes of version 0 are used. */
 struct hf_pidfd_info {

@@ -29,7 +29,8 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
 {
     struct hf_plan plan;
     struct hf_child_result result = {0, 0};
-    if (hf_tree.main_pid && (!hf_tree.empty || hf_reports.empty)) { /* what the last tree left to tell comes first */
+    /* What the last tree left to tell comes first; a held keeper has one tree in its life. */
+    if (hf_tree.main_pid && (!hf_tree.empty || hf_reports.empty || hf_holding.listener >= 0)) {
         hf_reports_failed(HF_STAGE_RECEIVE, EBUSY);
         return;
     }
@@ -105,7 +106,7 @@ static void launch(const int *fds, int n_fds)
 static void begin_stop(uint32_t id, int signo, uint32_t scope, uint64_t grace_ms)
 {
     hf_stop_begin(id, signo, scope, grace_ms);
-    hf_reports.stop = 0;
+    hf_reports_acknowledge(HF_ACK_STOP_REPORT);
 }
 
 static void obey(char *request, size_t size, const int *fds, int n_fds)
@@ -114,14 +115,14 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     struct hf_record record;
     const char *body;
     union { struct hf_hello hello; struct hf_signal signal; struct hf_stop stop; struct hf_query query;
-            struct hf_loss loss; struct hf_log_state log; } u;
+            struct hf_loss loss; struct hf_held held; struct hf_ack ack; struct hf_log_state log; } u;
     while (hf_wire_next(request, size, &at, &record, &body) == 1) {
         /* There is one place for an answer: a packet may hold one request that has one. */
         if (hf_reports.answer && (record.tag == HF_SPAWN || record.tag == HF_SPAWN_MAP || record.tag == HF_LAUNCH))
             continue;
         switch (record.tag) {
         case HF_HELLO:
-            if (hf_wire_get(&record, body, &u, sizeof u.hello) == 0)
+            if (hf_wire_get(&record, body, &u, sizeof u.hello) == 0 && hf_holding.listener < 0)
                 hf_kept.hello_flags = u.hello.flags;
             break;
         case HF_SPAWN:
@@ -157,6 +158,18 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
             break;
         case HF_LOG:
             hf_log_request(&record, body, fds, n_fds);
+            break;
+        case HF_HELD: {
+            int r = hf_wire_get(&record, body, &u, sizeof u.held);
+            if (r == 0)
+                r = hf_held_begin(&u.held, fds, n_fds);
+            if (r < 0)
+                hf_reports_failed(HF_STAGE_RECEIVE, -r);
+            break;
+        }
+        case HF_ACK:
+            if (hf_wire_get(&record, body, &u, sizeof u.ack) == 0 && hf_holding.listener >= 0)
+                hf_reports_acknowledge(u.ack.what);
             break;
         default:
             break; /* a later version's: skipped, as the wire says */
@@ -202,6 +215,8 @@ static void owner_lost(void)
     if (hf_kept.owner >= 0)
         close(hf_kept.owner);
     hf_kept.control = hf_kept.owner = -1;
+    if (hf_holding.listener >= 0)
+        hf_reports_forget(); /* the next one is told from the beginning */
     if (hf_tree.main_pid == 0 || hf_tree.empty || policy.on_owner_loss == HF_LOSS_KEEP)
         return;
     if (policy.on_owner_loss == HF_LOSS_KILL)
@@ -213,6 +228,8 @@ static void owner_lost(void)
 /* Nothing left to hold, nobody left to tell: the keeper ends. */
 static int is_finished(void)
 {
+    if (hf_holding.listener >= 0)
+        return hf_held_finished();
     if (hf_kept.control < 0)
         return hf_tree.main_pid == 0 || hf_tree.empty ||
                (policy.on_owner_loss != HF_LOSS_KEEP && hf_stop.phase == STOP_DONE);
@@ -223,59 +240,77 @@ static int is_finished(void)
     return hf_reports.empty_told;
 }
 
+static void reap(void)
+{
+    int had_ended = hf_tree.main_ended;
+    hf_tree_reap();
+    if (hf_tree.empty) {
+        hf_log_end();
+        hf_reports_emptied();
+    }
+    else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
+        hf_reports_note_adopted();
+    /* A stop that is under way takes care of the rest by itself. */
+    if ((hf_holding.flags & HF_HELD_STOP_REST) && hf_tree.main_ended && !had_ended && !hf_tree.empty &&
+        hf_stop.phase != STOP_GRACE && hf_stop.phase != STOP_KILL)
+        begin_stop(0, policy.stop_signal, HF_SCOPE_TREE, policy.grace_ms);
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return !a || (b && b < a) ? b : a;
+}
+
+/* The order of poll's array, in which it looks: held.c says why the listener is first. */
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, N_FDS };
+
 int hf_kept_main(void)
 {
     hf_mode = &hf_kept_mode;
     /* Launch had to leave 3 and 4 open; the process must not get them: it could speak as its owner. */
     hf_close_on_exec_from(HF_CONTROL_FD);
+    hf_kept.first_group = getpgrp();
     setpgid(0, 0); /* a signal to the owner's group is not meant for its keeper */
     int signals = hf_signalfd(1ULL << (SIGCHLD - 1));
     if (signals < 0)
         return 125;
     while (!is_finished()) {
-        uint64_t wake = hf_stop_deadline();
-        if (hf_reports.resend_ns && (!wake || hf_reports.resend_ns < wake))
-            wake = hf_reports.resend_ns;
-        uint64_t log = hf_log_deadline();
-        if (log && (!wake || log < wake))
-            wake = log;
+        uint64_t wake = earlier(earlier(hf_stop_deadline(), hf_reports.resend_ns),
+                                earlier(hf_held_deadline(), hf_log_deadline()));
         /* No new request before the last answer is out: its place would be needed again. */
         int events = (hf_reports.answer ? 0 : POLLIN) | (hf_reports_pending() && !hf_reports.resend_ns ? POLLOUT : 0);
-        struct pollfd fds[3 + LOG_STREAMS] = {
-            {.fd = hf_kept.control, .events = (short)events},
-            {.fd = hf_kept.owner, .events = POLLIN},
-            {.fd = signals, .events = POLLIN},
+        struct pollfd fds[N_FDS + LOG_STREAMS] = {
+            [LISTENER] = {.fd = hf_held_poll_fd(), .events = POLLIN},
+            [CANDIDATE] = {.fd = hf_holding.candidate, .events = POLLIN},
+            [CONTROL] = {.fd = hf_kept.control, .events = (short)events},
+            [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
+            [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
-        hf_log_watch(fds + 3);
-        int r = hf_poll_until(fds, 3 + LOG_STREAMS, wake);
+        hf_log_watch(fds + N_FDS);
+        int r = hf_poll_until(fds, N_FDS + LOG_STREAMS, wake);
         if (r < 0 && r != -EINTR)
-            return 125; /* cannot happen: valid descriptors */
+            return 125; /* cannot happen: all are valid, or -1 */
         int lost = 0;
-        if (hf_kept.control >= 0 && (fds[0].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
-            lost = receive() < 0;
-        if (hf_kept.owner >= 0 && fds[1].revents)
+        if (hf_kept.control >= 0 && (fds[CONTROL].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
+            lost = receive() < 0 || (hf_holding.listener >= 0 && (fds[CONTROL].revents & POLLHUP));
+        if (hf_kept.owner >= 0 && fds[OWNER].revents)
             lost = 1;
-        if (fds[2].revents) {
+        if (fds[SIGNALS].revents) {
             char record[128]; /* SIGCHLD alone is read here, and it does not queue: one record */
             ssize_t ignored = read(signals, record, sizeof record);
             (void)ignored;
-            if (hf_tree.main_pid && !hf_tree.empty) {
-                hf_tree_reap();
-                if (hf_tree.empty) {
-                    hf_log_end();
-                    hf_reports.empty = hf_kept.control >= 0;
-                }
-                else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
-                    hf_reports_note_adopted();
-            }
+            if (hf_tree.main_pid && !hf_tree.empty)
+                reap();
         }
-        hf_log_step(fds + 3);
+        hf_log_step(fds + N_FDS);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;
         hf_stop_step(hf_clock_ns(CLOCK_MONOTONIC));
         if (hf_stop.phase == STOP_DONE && !was_done)
-            hf_reports.stop = hf_kept.control >= 0;
+            hf_reports_stopped();
+        if (hf_holding.listener >= 0) /* after the stop, whose report belongs into the file */
+            hf_held_step(fds[LISTENER].revents, fds[CANDIDATE].revents, hf_clock_ns(CLOCK_MONOTONIC));
         int failed = hf_kept.control >= 0 ? hf_reports_flush() : 0;
         if (failed == -EPIPE || failed == -ECONNRESET)
             hf_reports_forget(); /* nobody hears them; requests sent before the end are still read */

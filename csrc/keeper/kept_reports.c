@@ -2,7 +2,8 @@
  *
  * Sends never block: what cannot be sent now waits in a fixed place.  Main's exit, the stop report
  * and "empty" have a slot each; events of members share a ring, and what falls out of it is counted.
- * On a socketpair a sent report is a delivered one, for nobody else can ever hold the other end.
+ * On a socketpair a sent report is a delivered one, for nobody else can ever hold the other end.  A held
+ * keeper's owner may die between hearing and writing down: what he has not acknowledged is told again.
  */
 #define _GNU_SOURCE
 #include "kept.h"
@@ -25,6 +26,10 @@ struct event { uint16_t tag; int fd; struct hf_exited body; };
 struct hf_reports hf_reports;
 static int hello_sent, exited_pending;
 static struct hf_exited main_exit;
+static struct hf_spawned main_start;
+static struct hf_empty tree_end;
+/* A held keeper's copy of the last stop's report: a QUERY writes over the original. */
+HF_RARELY_USED static struct { struct hf_stop_report report; struct hf_member members[HF_MEMBERS_MAX]; } stop_copy;
 HF_RARELY_USED static struct event ring[RING];
 static unsigned ring_first, ring_count;
 static uint64_t ring_lost;
@@ -66,6 +71,7 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
         main_exit = e;
         exited_pending = 1;
         hf_log_main_ended(info);
+        hf_reports.unacknowledged |= HF_ACK_EXITED;
         return;
     }
     for (int i = 0; i < n_adopted; i++)
@@ -144,14 +150,29 @@ int hf_reports_pending(void)
            hf_reports.members || hf_reports.log;
 }
 
-static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size)
+static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size, const struct hf_member *list,
+                          uint32_t n)
 {
-    size_t members = hf_stop.report.n_members * sizeof(struct hf_member);
+    size_t members = n * sizeof *list;
     struct hf_record record = {.tag = tag, .length = (uint32_t)(head_size + members)};
     memcpy(hf_scratch.out + at, &record, sizeof record);
     memcpy(hf_scratch.out + at + sizeof record, head, head_size);
-    memcpy(hf_scratch.out + at + sizeof record + head_size, hf_stop_members, members);
+    memcpy(hf_scratch.out + at + sizeof record + head_size, list, members);
     return at + sizeof record + head_size + members; /* all multiples of 8 */
+}
+
+static size_t put_stop_report(size_t at)
+{
+    int held = hf_holding.listener >= 0;
+    const struct hf_stop_report *report = held ? &stop_copy.report : &hf_stop.report;
+    return put_members(at, HF_STOP_REPORT, report, sizeof *report, held ? stop_copy.members : hf_stop_members,
+                       report->n_members);
+}
+
+static void put_hello(size_t *at)
+{
+    struct hf_keeper_hello hello = {HF_WIRE_VERSION, getpid()};
+    hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, at, HF_KEEPER_HELLO, &hello, sizeof hello);
 }
 
 /* Send what waits: at most one descriptor and one long record a packet. */
@@ -164,10 +185,8 @@ int hf_reports_flush(void)
         unsigned events = 0;
         int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0, took_log = 0;
         struct hf_log_state log;
-        if (!hello_sent) {
-            struct hf_keeper_hello hello = {HF_WIRE_VERSION, getpid()};
-            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_KEEPER_HELLO, &hello, sizeof hello);
-        }
+        if (!hello_sent)
+            put_hello(&at);
         if (hf_reports.answer) {
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, reply.tag, &reply.body, reply.size);
             fd = reply.fd;
@@ -199,18 +218,17 @@ int hf_reports_flush(void)
         }
         if (!more && at < 1024) { /* the long ones: 256 members are 6 KiB */
             if (hf_reports.stop) {
-                at = put_members(at, HF_STOP_REPORT, &hf_stop.report, sizeof hf_stop.report);
+                at = put_stop_report(at);
                 took_report = 1;
             } else if (hf_reports.members) {
                 if (hf_stop.phase == STOP_NONE || hf_stop.phase == STOP_DONE)
                     hf_stop_list_members(); /* during a stop its own list is the answer */
                 struct hf_members head = {hf_reports.members_id, hf_stop.report.n_members, hf_stop.report.unlisted, 0};
-                at = put_members(at, HF_MEMBERS, &head, sizeof head);
+                at = put_members(at, HF_MEMBERS, &head, sizeof head, hf_stop_members, head.n_members);
                 took_members = 1;
             }
             if (hf_reports.empty && (took_report || !hf_reports.stop)) {
-                struct hf_empty empty = {hf_clock_ns(CLOCK_MONOTONIC), hf_tree.reaped, 0, hf_tree.usage};
-                hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EMPTY, &empty, sizeof empty);
+                hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EMPTY, &tree_end, sizeof tree_end);
                 took_empty = 1;
             }
         }
@@ -267,20 +285,86 @@ void hf_reports_failed(int stage, int error)
     reply.body.failed = (struct hf_failed){(uint32_t)stage, error};
     reply.fd = -1;
     hf_reports.answer = hf_reports.failed = 1;
+    if (!hf_tree.main_pid) /* the last word on a tree that never was */
+        hf_reports.unacknowledged |= HF_ACK_EMPTY;
 }
 
-void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns)
+static void answer_spawned(void)
 {
     reply.tag = HF_SPAWNED;
     reply.size = sizeof reply.body.spawned;
     reply.fd = hf_tree.main_pidfd;
-    reply.body.spawned = (struct hf_spawned){.pid = hf_tree.main_pid, .identity = identity(hf_tree.main_pidfd),
-                                             .started_ns = started_ns, .started_at_ns = started_at_ns};
+    reply.body.spawned = main_start;
     hf_reports.answer = 1;
+}
+
+void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns)
+{
+    main_start = (struct hf_spawned){.pid = hf_tree.main_pid, .identity = identity(hf_tree.main_pidfd),
+                                     .started_ns = started_ns, .started_at_ns = started_at_ns};
+    answer_spawned();
 }
 
 void hf_reports_begin_tree(void)
 {
     n_adopted = exited_pending = 0;
     hf_reports.empty_told = hf_reports.empty = hf_reports.stop = 0;
+    hf_reports.unacknowledged = 0;
+}
+
+void hf_reports_emptied(void)
+{
+    tree_end = (struct hf_empty){hf_clock_ns(CLOCK_MONOTONIC), hf_tree.reaped, 0, hf_tree.usage};
+    hf_reports.empty = hf_kept.control >= 0;
+    hf_reports.unacknowledged |= HF_ACK_EMPTY;
+}
+
+void hf_reports_stopped(void)
+{
+    hf_reports.stop = hf_kept.control >= 0;
+    hf_reports.unacknowledged |= HF_ACK_STOP_REPORT;
+    if (hf_holding.listener >= 0) {
+        stop_copy.report = hf_stop.report;
+        memcpy(stop_copy.members, hf_stop_members, hf_stop.report.n_members * sizeof *hf_stop_members);
+    }
+}
+
+void hf_reports_acknowledge(uint32_t what)
+{
+    hf_reports.unacknowledged &= ~what;
+    exited_pending &= !(what & HF_ACK_EXITED);
+    hf_reports.stop &= !(what & HF_ACK_STOP_REPORT);
+    hf_reports.empty &= !(what & HF_ACK_EMPTY);
+}
+
+void hf_reports_greet(void)
+{
+    uint32_t owed = hf_reports.unacknowledged;
+    hello_sent = 0;
+    if (hf_tree.main_pid)
+        answer_spawned();
+    else
+        hf_reports.answer = 1; /* the failure that `reply` still holds: else we would have ended */
+    exited_pending = (owed & HF_ACK_EXITED) != 0;
+    hf_reports.stop = (owed & HF_ACK_STOP_REPORT) != 0;
+    hf_reports.empty = hf_tree.main_pid && (owed & HF_ACK_EMPTY);
+    n_adopted = 0; /* he has no descriptor of any of them */
+    if (hf_stop.phase != STOP_KILL)
+        hf_reports_note_adopted();
+}
+
+size_t hf_reports_record(void)
+{
+    size_t at = 0, room = sizeof hf_scratch.out;
+    put_hello(&at);
+    if (!hf_tree.main_pid) {
+        hf_wire_put(hf_scratch.out, room, &at, HF_FAILED, &reply.body.failed, sizeof reply.body.failed);
+        return at;
+    }
+    hf_wire_put(hf_scratch.out, room, &at, HF_SPAWNED, &main_start, sizeof main_start);
+    hf_wire_put(hf_scratch.out, room, &at, HF_EXITED, &main_exit, sizeof main_exit);
+    if (stop_copy.report.signo) /* there was a stop */
+        at = put_stop_report(at);
+    hf_wire_put(hf_scratch.out, room, &at, HF_EMPTY, &tree_end, sizeof tree_end);
+    return at;
 }

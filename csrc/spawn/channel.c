@@ -1,4 +1,4 @@
-/* The owner's end of a keeper's socket: launch, requests, reports. */
+/* The owner's end of a keeper's socket: launching, and waiting for what the keeper says. */
 #define _GNU_SOURCE
 #include "native.h"
 
@@ -6,105 +6,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-static int send_packet(int sock, const char *packet, size_t size, const void *more, size_t more_size,
-                       const int *fds, int n_fds)
-{
-    union { char space[CMSG_SPACE(253 * sizeof(int))]; struct cmsghdr align; } ancillary;
-    struct iovec iov[2] = {{(char *)packet, size}, {(void *)more, more_size}};
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = more_size ? 2 : 1};
-    if (n_fds) {
-        memset(&ancillary, 0, CMSG_SPACE(sizeof(int) * (size_t)n_fds));
-        message.msg_control = &ancillary;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)n_fds);
-        struct cmsghdr *c = &ancillary.align; /* the first one, and the only */
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)n_fds);
-        memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)n_fds);
-    }
-    /* The keeper reads as fast as it can; should it be frozen with a full socket, EAGAIN beats a hang. */
-    return sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
-}
-
-/* The spawn request, inside the packet or, when long, in a memfd that is sealed against changes. */
-static int send_spawn(int sock, int hello_flags, const char *body, size_t size, const int *fds, int n_fds)
-{
-    char packet[64];
-    size_t at = 0;
-    if (hello_flags >= 0) {
-        struct hf_hello hello = {HF_WIRE_VERSION, (uint32_t)hello_flags};
-        hf_wire_put(packet, sizeof packet, &at, HF_HELLO, &hello, sizeof hello);
-    }
-    if (size == 0)
-        return send_packet(sock, packet, at, NULL, 0, NULL, 0);
-    if (size <= HF_INLINE_MAX) {
-        struct hf_record record = {.tag = HF_SPAWN, .length = (uint32_t)size};
-        memcpy(packet + at, &record, sizeof record);
-        int r = send_packet(sock, packet, at + sizeof record, body, size, fds, n_fds);
-        if (r != -EMSGSIZE) /* net.core.wmem_default is set below 64 KiB: then as if it were long */
-            return r;
-    }
-    int all[HF_FDS_MAX + 1];
-    int memfd = memfd_create("holdfast-spawn", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (memfd < 0)
-        return -errno;
-    int r = 0;
-    for (size_t done = 0; r == 0 && done < size;) {
-        ssize_t n = write(memfd, body + done, size - done);
-        if (n <= 0)
-            r = n < 0 ? -errno : -EIO;
-        else
-            done += (size_t)n;
-    }
-    if (r == 0 && fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL))
-        r = -errno;
-    if (r == 0) {
-        struct hf_spawn_map map = {size};
-        hf_wire_put(packet, sizeof packet, &at, HF_SPAWN_MAP, &map, sizeof map);
-        all[0] = memfd;
-        memcpy(all + 1, fds, sizeof(int) * (size_t)n_fds);
-        r = send_packet(sock, packet, at, NULL, 0, all, n_fds + 1);
-    }
-    close(memfd);
-    return r;
-}
-
-/* hang_up(socket): the owner is gone, whoever else holds a copy of our end: a program forked off while
- * the keeper was launched, or a thread in the middle of a call. */
-PyObject *hf_channel_hang_up(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int sock;
-    if (!PyArg_ParseTuple(args, "i", &sock))
-        return NULL;
-    shutdown(sock, SHUT_RDWR); /* it fails where the keeper is gone */
-    Py_RETURN_NONE;
-}
-
-/* send(socket, tag, body) */
-PyObject *hf_channel_send(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int sock, tag;
-    const char *body;
-    Py_ssize_t size;
-    char packet[128];
-    size_t at = 0;
-    if (!PyArg_ParseTuple(args, "iiy#", &sock, &tag, &body, &size))
-        return NULL;
-    int r = hf_wire_put(packet, sizeof packet, &at, (uint16_t)tag, body, (size_t)size);
-    if (r == 0)
-        r = send_packet(sock, packet, at, NULL, 0, NULL, 0);
-    if (r < 0)
-        return hf_raise(r);
-    Py_RETURN_NONE;
-}
 
 enum { FD_ROOM = 16 };
 struct packet {
@@ -301,6 +206,20 @@ static int is_child(int pidfd)
     return hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != -ECHILD;
 }
 
+/* The descriptors of reports that nobody will read.  It may run with an exception set, which stays. */
+static void drop_inbox(PyObject *inbox)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    for (Py_ssize_t i = 0; inbox && i < PyList_Size(inbox); i++) {
+        PyObject *fds = PyTuple_GetItem(PyList_GetItem(inbox, i), 1);
+        for (Py_ssize_t j = 0; j < PyList_Size(fds); j++)
+            close((int)PyLong_AsLong(PyList_GetItem(fds, j)));
+    }
+    Py_XDECREF(inbox);
+    PyErr_Restore(type, value, trace);
+}
+
 /* Nothing came of a launch: hang up, so that whatever was started ends, and reap a keeper that ends at once. */
 static PyObject *give_up(int sock, struct started *s)
 {
@@ -308,12 +227,12 @@ static PyObject *give_up(int sock, struct started *s)
     size_t at = 0;
     struct hf_loss loss = {HF_LOSS_KILL, 0}; /* it may run already; nothing of it shall be left */
     hf_wire_put(packet, sizeof packet, &at, HF_ON_OWNER_LOSS, &loss, sizeof loss);
-    send_packet(sock, packet, at, NULL, 0, NULL, 0);
+    hf_send_packet(sock, packet, at, NULL, 0, NULL, 0);
     shutdown(sock, SHUT_RDWR);
     close(sock);
     if (s->pidfd >= 0)
         close(s->pidfd);
-    Py_XDECREF(s->early);
+    drop_inbox(s->early);
     if (s->keeper_pidfd >= 0) {
         if (is_child(s->keeper_pidfd)) {
             struct pollfd fd = {.fd = s->keeper_pidfd, .events = POLLIN};
@@ -361,7 +280,7 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
         Py_DECREF(s.early);
         return hf_raise_stage(&result);
     }
-    int r = send_spawn(pair[0], hello_flags, body, (size_t)size, fds, n_fds);
+    int r = hf_send_spawn(pair[0], hello_flags, body, (size_t)size, fds, n_fds);
     /* The owner's own pidfd goes along, opened before the clone: a forked copy of the owner may
      * hold the socket open, but nothing holds the owner's death back.  (These two also keep room in
      * our table for the two descriptors that come back.) */
@@ -394,6 +313,29 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
                          s.spawned.started_at_ns);
 }
 
+/* launch_on(keeper, socket) -> pid: a keeper at the other end of a socketpair, in which its requests wait already.
+ * Waits for the exec of the keeper alone; everything else is told in the reports. */
+PyObject *hf_channel_launch_on(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *path;
+    int sock;
+    struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
+    if (!PyArg_ParseTuple(args, "yi", &path, &sock))
+        return NULL;
+    int owner = hf_pidfd_open(getpid());
+    if (owner < 0) {
+        result.error = -owner;
+        return hf_raise_stage(&result);
+    }
+    long pid;
+    Py_BEGIN_ALLOW_THREADS
+    pid = hf_launch(path, sock, owner, &result);
+    Py_END_ALLOW_THREADS
+    close(owner);
+    return pid < 0 ? hf_raise_stage(&result) : PyLong_FromLong(pid);
+}
+
 /* launch_from(template_socket, own_keeper) -> own_keeper(socket, keeper_pidfd, is_child): a new keeper that
  * the template started */
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
@@ -412,9 +354,9 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
         return hf_raise_stage(&result);
     }
     hf_wire_put(packet, sizeof packet, &at, HF_LAUNCH, NULL, 0);
-    int r = send_spawn(pair[0], HF_KEEPER_REUSED, NULL, 0, NULL, 0);
+    int r = hf_send_spawn(pair[0], HF_KEEPER_REUSED, NULL, 0, NULL, 0);
     if (r == 0)
-        r = send_packet(sock, packet, at, NULL, 0, &pair[1], 1);
+        r = hf_send_packet(sock, packet, at, NULL, 0, &pair[1], 1);
     close(pair[1]);
     if (r < 0) {
         result.error = -r;
@@ -442,7 +384,7 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
         return NULL;
     /* The answer brings a descriptor: see that there is room for it before anything runs. */
     int room = fcntl(sock, F_DUPFD_CLOEXEC, 0);
-    int r = room < 0 ? -errno : send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
+    int r = room < 0 ? -errno : hf_send_spawn(sock, -1, body, (size_t)size, fds, n_fds);
     if (room >= 0)
         close(room);
     if (r < 0) {

@@ -17,12 +17,19 @@ PyObject *hf_usage_tuple(const struct hf_usage *usage);
 
 /* plan.c */
 PyObject *hf_spawn_body(PyObject *self, PyObject *args);
+/* requests.c: both give 0 or -errno */
+int hf_send_packet(int sock, const char *packet, size_t size, const void *more, size_t more_size, const int *fds,
+                   int n_fds);
+/* HELLO unless hello_flags is -1, and SPAWN unless size is 0: inside the packet or, when long, in a memfd. */
+int hf_send_spawn(int sock, int hello_flags, const char *body, size_t size, const int *fds, int n_fds);
+PyObject *hf_request_hang_up(PyObject *self, PyObject *args);
+PyObject *hf_request_send(PyObject *self, PyObject *args);
+PyObject *hf_request_send_spawn(PyObject *self, PyObject *args);
 /* channel.c */
 PyObject *hf_channel_launch(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
-PyObject *hf_channel_hang_up(PyObject *self, PyObject *args);
+PyObject *hf_channel_launch_on(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
-PyObject *hf_channel_send(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);
 /* reports.c */
 /* A packet's records as a list of tuples; ValueError when it is malformed. */

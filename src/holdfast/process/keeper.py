@@ -60,6 +60,23 @@ def _reap_retired(patience: Seconds) -> None:
             os.close(fd)
 
 
+def reap_retired() -> None:
+    """Reap those that have ended, without waiting."""
+    if _retired:
+        _reap_retired(0.0)
+
+
+def retire(pidfd: int) -> None:
+    """Close the pidfd of a keeper; where we are a subreaper or PID 1, only when it has ended and was reaped."""
+    try:
+        if _native.wait_status(pidfd) is None:
+            _retired.append(pidfd)
+            return
+    except ChildProcessError:
+        pass  # not ours, as a rule
+    os.close(pidfd)
+
+
 def _abandon_all() -> None:
     """In a forked child: its copies of our sockets must not keep trees alive."""
     for keeper in list(_open):
@@ -95,8 +112,7 @@ def launch(plan: Plan) -> tuple[Keeper, Inbox, int, Descriptor, int, int]:
         started = _native.launch(_KEEPER, 0, plan.body, plan.fds, Keeper, Descriptor)
     except OSError as error:
         raise spawn_error(error, plan) from None
-    if _retired:
-        _reap_retired(0.0)
+    reap_retired()
     return started
 
 

@@ -1,0 +1,390 @@
+"""A process tree whose keeper outlives its owner: started here, or found again by the keeper's socket.
+
+In: the records of one keeper (docs/wire.md); out: events, in their order.  Nothing in here waits for anything,
+but for the exec of the keeper itself, and one thread alone may use a `HeldTree`: there are no locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _native, keeper
+from .events import (
+    ADOPTED,
+    EXITED,
+    LAUNCHED,
+    SPAWNED,
+    Account,
+    Adopted,
+    Continued,
+    Empty,
+    EventsLost,
+    Exited,
+    Failed,
+    KeeperGone,
+    LogState,
+    MemberExited,
+    Members,
+    Spawned,
+    Stopped,
+    StopReported,
+    read_report,
+)  # fmt: skip
+from .keeper import ON_OWNER_LOSS, SIGCONT, SIGKILL, STOP, spawn_error, stop_body, try_signal
+from .options import LOSS, SCOPE
+from .status import from_wait_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .events import Event
+    from .options import Plan
+    from .status import ExitStatus, Seconds
+
+__all__ = [
+    "Adopted", "Continued", "Empty", "EventsLost", "Exited", "Failed", "HeldTree", "KeeperGone", "LogPlan", "LogState",
+    "MemberExited", "Members", "Spawned", "StopReported", "Stopped", "read_report",
+]  # fmt: skip
+
+# Tags and numbers of the wire (csrc/common/wire.h).
+HELLO, SIGNAL, QUERY, HELD, LOG, ACK = 1, 4, 6, 9, 10, 11
+HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
+ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
+
+ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
+REPORT_NAME_MAX, LABEL_MAX = 63, 159  # bytes, without the zero that ends them
+_SO_PEERPIDFD = 77  # Linux 6.5
+_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
+
+class LogPlan(NamedTuple):
+    """What the keeper does with the output: files in `directory`, sizes in bytes (docs/wire.md, LOG)."""
+
+    directory: str
+    rotate_size: int
+    rotate_count: int
+    cap: int
+    timestamps: bool
+    merge: bool
+    label: str
+
+
+# ---- the socket
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """The path, or a shorter name of the same place that holds inside the block."""
+    if len(os.fsencode(path)) <= ADDRESS_MAX:
+        yield path
+        return
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def _bind(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
+        with _short(address) as path:
+            sock.bind(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _peer_pidfd(sock: socket.socket) -> int:
+    """A pidfd of the keeper, who listens; -1 when it is gone."""
+    try:
+        return struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]  # type: ignore[no-any-return]
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            return -1
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        fd = _native.pidfd_open(pid)
+    except OSError:
+        return -1
+    # The number was the keeper's when it listened.  If its end of the socket is open now, it lived when
+    # the number was opened.
+    if _native.poll(sock.fileno(), 0, 0):
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _record(tag: int, body: bytes) -> bytes:
+    return struct.pack("<HHI", tag, 0, len(body)) + body  # all bodies here are multiples of 8
+
+
+def _directory(path: str) -> int:
+    return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _fitting(what: str, text: str, most: int) -> bytes:
+    data = os.fsencode(text)
+    if not data or len(data) > most or b"\0" in data:
+        raise ValueError(f"{what} must have 1 to {most} bytes: {text!r}")
+    return data
+
+
+class HeldTree(Account):
+    """One process tree and its owner's end of the keeper's socket.  For one thread alone; nothing blocks.
+
+    `pid` is 0 until `Spawned`; `pidfd` and `keeper_pidfd` are ours, open until `close`, and -1 while unknown;
+    `members` are pidfds of what the keeper has adopted, by pid.  A keeper that is frozen, with its socket full,
+    makes the requests raise BlockingIOError: `thaw` it, or `kill_keeper` and wait for `KeeperGone`.  Requests
+    to a keeper that is gone do nothing.
+    """
+
+    def __init__(self, sock: socket.socket, keeper_pid: int, keeper_pidfd: int) -> None:
+        super().__init__()
+        self._sock = sock
+        self._inbox: list[tuple[list[Any] | None, list[int]]] = []
+        self._gone = False
+        self.keeper_pid = keeper_pid
+        self.keeper_pidfd = keeper_pidfd
+        self.pidfd = -1
+        self.members: dict[int, int] = {}
+        # Milliseconds since boot: no earlier owner of this keeper has used it, and never 0.
+        self._id = time.monotonic_ns() // 1_000_000 % (1 << 31) + 1
+
+    @classmethod
+    def start(
+        cls, plan: Plan, *, address: str, report: str, stop_rest: bool = True, log: LogPlan | None = None
+    ) -> HeldTree:
+        """Start a keeper with its process; returns without waiting for the exec (`Spawned` or `Failed` tells).
+
+        `address` is the path of the socket, `report` that of the report file.  `stop_rest`: the end of the main
+        process stops the rest of the tree, with the plan's stop signal and grace.  SpawnError, OSError,
+        ValueError: nothing was started and nothing is left; the plan's descriptors are closed in every case.
+        """
+        files: list[int] = []
+        keep = ours = theirs = None
+        try:
+            directory, name = os.path.split(report)
+            packets = []
+            name_bytes = _fitting("report's name", name, REPORT_NAME_MAX)
+            held = struct.pack("<II64s", HELD_STOP_REST * stop_rest, 0, name_bytes)
+            files.append(_directory(directory))
+            if log:
+                flags = LOG_TIMESTAMPS * log.timestamps | LOG_MERGE * log.merge
+                label = _fitting("label", log.label, LABEL_MAX)
+                body = struct.pack("<IIQQ160s", flags, log.rotate_count, log.rotate_size, log.cap, label)
+                files.append(_directory(log.directory))
+                packets.append((_record(LOG, body), files[1:]))
+            keep = _bind(address)
+            try:
+                hello = _record(HELLO, struct.pack("<II", 1, 0)) + _record(HELD, held)
+                packets.insert(0, (hello, [keep.fileno(), files[0]]))
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                for packet, fds in packets:
+                    socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                try:
+                    _native.send_spawn(ours.fileno(), plan.body, plan.fds)
+                    pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
+                except OSError as error:
+                    raise spawn_error(error, plan) from None
+            except BaseException:
+                os.unlink(address)
+                if ours:  # a keeper that runs all the same shall leave nothing
+                    _request(ours, ON_OWNER_LOSS, struct.pack("<II", LOSS["kill"], 0))
+                    ours.close()
+                raise
+        except BaseException:
+            plan.discard()
+            raise
+        finally:
+            for fd in files:
+                os.close(fd)
+            for end in (keep, theirs):
+                if end:
+                    end.close()
+        plan.close_child_files()
+        keeper.reap_retired()
+        return cls(ours, pid, -1)
+
+    @classmethod
+    def attach(cls, address: str) -> HeldTree:
+        """The tree of the keeper that listens at `address`: its events tell what it is.
+
+        FileNotFoundError, ConnectionRefusedError: no keeper is there.  BlockingIOError: too many wait for it
+        already; it is frozen.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.setblocking(False)
+            with _short(address) as path:
+                sock.connect(path)
+            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            _request(sock, HELLO, struct.pack("<II", 1, 0))
+            return cls(sock, pid, _peer_pidfd(sock))
+        except BaseException:
+            sock.close()
+            raise
+
+    def __del__(self) -> None:
+        if hasattr(self, "members"):
+            self.close()
+
+    # ---- hearing
+
+    def fileno(self) -> int:
+        """Readable when `events` has something; for a loop's add_reader.  -1 after `close`."""
+        return self._sock.fileno()
+
+    def events(self) -> list[Event]:
+        """Everything that the keeper has said, in its order.  After `KeeperGone` always empty."""
+        found: list[Event] = []
+        self._receive()
+        while self._inbox:
+            records, fds = self._inbox.pop(0)
+            for record in records or ():
+                self._take_descriptor(record, fds)
+                event = self.take_in(record)
+                if event is not None:
+                    found.append(event)
+            for fd in fds:
+                os.close(fd)
+            if records is None:
+                found.append(KeeperGone())
+        return found
+
+    def _receive(self) -> None:
+        while not self._gone:
+            try:
+                # Also looks at the keeper's pidfd: a copy of its end of the socket must not hide its death.
+                if not _native.receive(self._sock.fileno(), self.keeper_pidfd, -1, 0, self._inbox):
+                    return
+            except (OSError, ValueError):  # no keeper of ours speaks like this
+                self._inbox.append((None, []))
+            self._gone = self._inbox[-1][0] is None
+
+    def _take_descriptor(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        tag = record[0]
+        if tag == EXITED and not record[2] and record[1] in self.members:
+            os.close(self.members.pop(record[1]))
+        if not fds:
+            return
+        if tag == LAUNCHED and self.keeper_pidfd < 0:
+            self.keeper_pidfd = fds.pop()
+        elif tag == SPAWNED and self.pidfd < 0:
+            self.pidfd = fds.pop()
+        elif tag == ADOPTED:
+            if record[1] in self.members:  # the report of its end was lost, and the number came back
+                os.close(self.members.pop(record[1]))
+            self.members[record[1]] = fds.pop()
+
+    # ---- asking
+
+    def stop(self, signo: int, scope: str, grace: Seconds) -> int:
+        """The signal once, the grace in seconds, SIGKILL until the tree is empty.  The id of its `StopReported`."""
+        self._id += 1
+        self._ask(STOP, stop_body(self._id, signo, scope, grace))
+        return self._id
+
+    def signal(self, signo: int, scope: str) -> None:
+        """Send a signal to `main`, its `group` or the whole `tree`.  PermissionError, for main."""
+        if scope != "main" or self.pidfd < 0:
+            self._ask(SIGNAL, struct.pack("<iI", signo, SCOPE[scope]))
+        elif self.status is None:
+            try:
+                _native.pidfd_signal(self.pidfd, signo)
+            except ProcessLookupError:
+                pass
+
+    def query(self) -> int:
+        """Ask who is in the tree.  The id of the `Members` that answers."""
+        self._id += 1
+        self._ask(QUERY, struct.pack("<II", self._id, 0))
+        return self._id
+
+    def acknowledge(self, *, exited: bool = False, empty: bool = False, stopped: bool = False) -> None:
+        """We have it on record: `Exited`, `Empty` (or `Failed`), `StopReported`.  A new owner is not told again.
+
+        When the tree is empty, acknowledging that is the end of the keeper.
+        """
+        what = ACK_EXITED * exited | ACK_EMPTY * empty | ACK_STOP_REPORT * stopped
+        self._ask(ACK, struct.pack("<II", what, 0))
+
+    def _ask(self, tag: int, body: bytes) -> None:
+        if not self._gone:
+            _request(self._sock, tag, body)
+
+    # ---- the worst case
+
+    def thaw(self) -> None:
+        """SIGCONT to the keeper: one that somebody has stopped goes on."""
+        self._signal_keeper(SIGCONT)
+
+    def kill_keeper(self) -> None:
+        """SIGKILL to the keeper.  `KeeperGone` follows, and the tree lives on without it."""
+        self._signal_keeper(SIGKILL)
+
+    def _signal_keeper(self, signo: int) -> None:
+        if self.keeper_pidfd < 0:  # it lies in the socket since the start
+            self._receive()
+            for records, fds in self._inbox:
+                for record in records or ():
+                    if record[0] == LAUNCHED:
+                        self._take_descriptor(record, fds)
+        if self.keeper_pidfd >= 0:
+            try_signal(self.keeper_pidfd, signo, 0)
+
+    def kill_held(self) -> None:
+        """After the loss of the keeper: SIGKILL to main, to its group as far as it led one, and to adopted members.
+
+        Their other descendants are unknown to us.
+        """
+        if self.pidfd >= 0:
+            try_signal(self.pidfd, SIGKILL, _GROUP)
+            try_signal(self.pidfd, SIGKILL, 0)
+        for fd in self.members.values():
+            try_signal(fd, SIGKILL, 0)
+
+    def recover_status(self) -> ExitStatus | None:
+        """After the loss of the keeper, when `pidfd` shows the end: main's status as far as the kernel still knows.
+
+        None: it still runs, is not reaped, or the kernel (before 6.15) does not tell.  Without usage.
+        """
+        if self.status is None and self.pidfd >= 0:
+            info = _native.exit_info(self.pidfd)
+            if info is not None:
+                self.status = from_wait_status(info, self.started_at, time.monotonic() - self._started_ns / 1e9)
+        return self.status
+
+    def close(self) -> None:
+        """Leave.  The tree goes on, or meets what its plan says of the loss of its owner."""
+        self._gone = True
+        self._sock.close()
+        while self._inbox:
+            for fd in self._inbox.pop()[1]:
+                os.close(fd)
+        while self.members:
+            os.close(self.members.popitem()[1])
+        fds = self.pidfd, self.keeper_pidfd
+        self.pidfd = self.keeper_pidfd = -1
+        if fds[0] >= 0:
+            os.close(fds[0])
+        if fds[1] >= 0:
+            keeper.retire(fds[1])
+
+
+def _request(sock: socket.socket, tag: int, body: bytes) -> None:
+    """Does not block: BlockingIOError.  A keeper that is gone hears nothing, and its end will be read."""
+    try:
+        _native.send(sock.fileno(), tag, body)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
