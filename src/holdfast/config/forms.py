@@ -43,7 +43,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     import difflib
 
     words = {str(each).lower(): str(each) for each in known}
-    near = difflib.get_close_matches(word.lower()[:WORD_MAX], words, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower()[:WORD_MAX], words, n=1, cutoff=0.6 if len(word) > 3 else 0.5)
     return f'did you mean "{words[near[0]]}"?' if near else ""
 
 

@@ -239,7 +239,8 @@ class _File:
                     if other == name:
                         self.wrong(at / key, "names the service itself", f"leave {one_line(name)} out")
                     elif other not in services:
-                        hint = did_you_mean(other, [each for each in services if each != name])
+                        others = [each for each in services if each != name]
+                        hint = did_you_mean(other, others) or f"there is {', '.join(others[:8]) or 'no other'}"
                         self.wrong(at / key, f"there is no service {one_line(other)}", hint)
         for cycle in graph.cycles(specs):
             key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"

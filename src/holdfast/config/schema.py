@@ -73,6 +73,9 @@ def default_text(key: Key) -> object:
     if form == "size":
         assert isinstance(value, int)
         return units.size_text(value)
+    if form == "number":
+        assert isinstance(value, float)
+        return int(value) if value.is_integer() else value
     if form == "signal":
         return next(name for name, number in SIGNALS.items() if number == value)
     return list(value) if isinstance(value, tuple) else value

@@ -16,8 +16,13 @@ def _starts_name(char: str) -> bool:
     return char.isascii() and (char.isalpha() or char == "_")
 
 
-def _is_name(text: str) -> bool:
-    return text != "" and _starts_name(text[0]) and all(c.isascii() and (c.isalnum() or c == "_") for c in text)
+def _name_end(text: str, at: int) -> int:
+    """Where the name that begins there ends: at itself, if none does."""
+    if at < len(text) and _starts_name(text[at]):
+        at += 1
+        while at < len(text) and (_starts_name(text[at]) or text[at] in "0123456789"):
+            at += 1
+    return at
 
 
 def expand(text: str, environ: Mapping[str, str]) -> str:
@@ -41,10 +46,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
             result.append(_value(text[at:end], environ))
             at = end + 1
         elif _starts_name(following):
-            end = at
-            while end < len(text) and (_starts_name(text[end]) or text[end] in "0123456789"):
-                end += 1
-            name = text[dollar + 1 : end]
+            name = text[dollar + 1 : _name_end(text, dollar + 1)]
             raise ValueError(f"`${name}` has no braces: write ${{{name}}}, or $${name} for the text itself")
         else:
             result.append("$")
@@ -52,14 +54,18 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
 
 
 def _value(inside: str, environ: Mapping[str, str]) -> str:
-    name, colon, default = inside.partition(":")
-    if not _is_name(name) or (colon and not default.startswith("-")):
-        raise ValueError(f"`${{{inside}}}` is no variable: ${{VAR}} and ${{VAR:-default}} are")
+    # The text itself is not shown, beyond the name: it may be a secret that was not meant as a variable.
+    end = _name_end(inside, 0)
+    name, colon, default = inside[:end], inside[end : end + 2], inside[end + 2 :]
+    if not name or colon not in ("", ":-"):
+        raise ValueError(
+            f"`${{{name}…}}` is no variable: ${{VAR}} and ${{VAR:-default}} are; write $${{ for the text itself"
+        )
     if "${" in default:
-        raise ValueError(f"`${{{inside}}}`: a default cannot have variables of its own")
+        raise ValueError(f"the default of ${{{name}}} has a variable of its own: it cannot")
     value = environ.get(name, "")
     if value == "" and colon:
-        return default[1:]
+        return default
     if name not in environ:
         raise ValueError(f"the variable {name} is not set: set it, or write ${{{name}:-default}}")
     try:

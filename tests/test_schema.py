@@ -1,0 +1,165 @@
+"""The JSON Schemas: both accept what the loader accepts, and refuse the mistakes that can be seen in one value."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import jsonschema
+import pytest
+from helpers_config import document
+from hypothesis import given
+from hypothesis import strategies as st
+from test_config import ROOT, fenced
+from test_config_errors import ANY, KEYS, TEXT, VALUES
+
+from holdfast.config.load import ConfigError, load
+from holdfast.config.model import Service, Supervisor, keys_of
+from holdfast.config.schema import default_text, json_schema, json_schema_draft4
+from holdfast.config.starter import STARTER
+
+VALIDATORS = [
+    jsonschema.Draft202012Validator(json_schema()),
+    jsonschema.Draft4Validator(json_schema_draft4()),
+]
+both = pytest.mark.parametrize("validator", VALIDATORS, ids=["2020-12", "draft4"])
+
+
+@both
+def test_schema_is_one(validator):
+    validator.check_schema(validator.schema)
+
+
+def test_draft4_has_no_words_of_later_drafts():
+    text = json.dumps(json_schema_draft4())
+    later = ("$defs", "$id", "const", "examples", "propertyNames", "dependentRequired", "2020-12")
+    assert not [word for word in later if f'"{word}"' in text or f"{word}/" in text]
+    assert text.count("#/definitions/") == json.dumps(json_schema()).count("#/$defs/")
+
+
+def examples() -> list[tuple[str, str]]:
+    files = [(str(path.relative_to(ROOT)), path.read_text()) for path in sorted((ROOT / "examples").rglob("*.toml"))]
+    return [("docs/configuration.md", fenced("docs/configuration.md")[0]), ("starter", STARTER), *files]
+
+
+@both
+@pytest.mark.parametrize(("name", "text"), examples(), ids=[name for name, _ in examples()])
+def test_examples_are_accepted(validator, name, text):
+    assert not [error.message for error in validator.iter_errors(tomllib.loads(text))]
+
+
+@both
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[service]",
+        "colour = 1\n[service.a]\ncommand = 'x'",
+        "[services.a]\ncommand = 'x'",
+        "[supervisor]\nrundir = 'x'\n[service.a]\ncommand = 'x'",
+        "[supervisor]\nstart_budget = { at_once = 0 }\n[service.a]\ncommand = 'x'",
+        "[service.a]",
+        "[service.'a@1']\ncommand = 'x'",
+        f"[service.{'a' * 65}]\ncommand = 'x'",
+        "[service.a]\ncommand = []",
+        "[service.a]\ncommand = ''",
+        "[service.a]\ncommand = ['x', 1]",
+    ],
+)
+def test_mistakes_of_tables_are_refused(validator, text):
+    assert list(validator.iter_errors(tomllib.loads(text)))
+
+
+@both
+@pytest.mark.parametrize(
+    "key",
+    [
+        "comand = 'x'", "ready = {}", "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
+        "group = -1", "umask = 22", "umask = '9'", "nice = 20", "nice = 1.5", "rlimits = { nofil = 1 }",
+        "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",
+        "type = 'forking'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
+        "success_exit_codes = [256]", "success_exit_codes = []", "success_exit_codes = 0", "requires = 'db'",
+        "requires = ['a b']", "after = [1]", "stop_signal = 15", "stop_signal = 'TREM'", "stop_signal = 'STOP'",
+        "stop_scope = 'all'", "grace = 10", "grace = '10'", "grace = '10 s'", "grace = '1d'", "backoff = '1s'",
+        "backoff = { fist = '1s' }", "backoff = { jitter = 2 }", "backoff = { max = 60 }", "log = { cap = 1 }",
+        "log = { cap = '16M' }", "log = { rotate = '1MB' }", "log = { rotate = { size = 1 } }",
+        "log = { rotate = { count = 0 } }", "log = { merge = 1 }", "essential = 1", "on_owner_loss = 'die'",
+    ],
+)  # fmt: skip
+def test_mistakes_of_values_are_refused(validator, key):
+    good = "[service.a]\ncommand = 'x'\n"
+    assert not list(validator.iter_errors(tomllib.loads(good)))
+    assert list(validator.iter_errors(tomllib.loads(good + key)))
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"\A[a-z]{1,3}\Z") | TEXT, st.dictionaries(KEYS, VALUES).map(lambda d: {"command": "x"} | d)
+    ),
+    st.dictionaries(st.sampled_from(["run_dir", "log_dir", "start_budget"]), VALUES),
+)
+@ANY
+def test_schema_accepts_whatever_the_loader_accepts(tmp_path, services, supervisor):
+    path = tmp_path / "holdfast.toml"
+    data = {"service": services, "supervisor": supervisor}
+    path.write_bytes(document(data).encode())
+    try:
+        load(str(path), environ={"A": "1"})
+    except ConfigError:
+        return
+    for validator in VALIDATORS:
+        assert not [error.message for error in validator.iter_errors(tomllib.loads(path.read_text()))]
+
+
+@pytest.mark.parametrize("struct", [Service, Supervisor])
+def test_defaults_of_the_schema_are_what_the_loader_takes_for_them(tmp_path, struct):
+    """Each default, written out, is the default."""
+
+    def written(keys: dict) -> dict:
+        result = {}
+        for name, key in keys.items():
+            if isinstance(key, dict):
+                result[name] = written(key)
+            elif key.about.form == "table":
+                result[name] = written(keys_of(key.type))
+            elif (text := default_text(key)) is not None:
+                result[name] = text
+        return result
+
+    given_ = written(keys_of(struct))
+    assert len(given_) >= (14 if struct is Service else 1)
+    path = tmp_path / "holdfast.toml"
+    plain = {"service": {"a": {"command": "x"}}, "supervisor": {}}
+    path.write_text(document(plain))
+    expected = load(str(path), environ={})
+    plain["service" if struct is Service else "supervisor"] = (
+        {"a": {"command": "x"} | given_} if struct is Service else given_
+    )
+    path.write_text(document(plain))
+    assert load(str(path), environ={}) == expected
+
+
+def test_every_key_is_described():
+    def walk(keys: dict) -> None:
+        for key in keys.values():
+            if isinstance(key, dict):
+                walk(key)
+                continue
+            assert key.about.text.endswith(".")
+            if key.about.form == "table":
+                walk(keys_of(key.type))
+
+    walk(keys_of(Service))
+    walk(keys_of(Supervisor))
+
+
+@pytest.mark.parametrize(("option", "schema"), [((), json_schema()), (("--draft4",), json_schema_draft4())])
+def test_command_prints_the_schema(option, schema, tmp_path: pathlib.Path):
+    command = [sys.executable, "-m", "holdfast", "schema", *option]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60)
+    assert json.loads(done.stdout) == schema
+    assert re.search(r"draft[-/]", schema["$schema"])
