@@ -51,12 +51,12 @@ class Journal:
 
     def event(self, record: EventRecord) -> None:
         text = record.text
-        if record.event == "spawned":
-            self._starting.setdefault(record.service, record.time)
+        if record.event == "starting":
+            self._starting[record.service] = record.time
         elif record.event in ("ready", "completed"):
             began = self._starting.pop(record.service, None)
             if began is not None:
-                text += f" after {_duration(record.time - began)}"
+                text = f"{text} after {_duration(record.time - began)}".strip()
         elif record.event in ("exited", "fatal", "stopped"):
             self._starting.pop(record.service, None)
         self._write(record, text)
@@ -68,7 +68,7 @@ class Journal:
         event = record.event.replace("_", " ")
         if not self._terminal:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
-            line = f"{stamp}.{int(record.time % 1 * 1000):03d}Z {who or 'holdfast'} {event}: {text}"
+            line = f"{stamp}.{int(record.time % 1 * 1000):03d}Z {who or 'holdfast'} {event}: {text}".rstrip(": ")
         else:
             stamp = time.strftime("%H:%M:%S", time.localtime(record.time))
             colour = GREEN if record.event in GOOD else RED if record.event in BAD else ""
