@@ -363,7 +363,7 @@ type = "oneshot"
 env = {{ GREETING = "hello", NOT = "${{UNSET_HERE:-default}}" }}
 umask = "027"
 nice = 3
-rlimits = {{ core = 0 }}
+rlimits = {{ core = "0KB" }}
 cwd = "/"
 """
     with Running(tmp_path, services, NOTIFY_SOCKET="/nowhere", LISTEN_FDS="3") as up:
@@ -393,7 +393,7 @@ def test_another_user(tmp_path):
     services = """
 [service.who]
 type = "oneshot"
-command = ["sh", "-c", "id -un; id -Gn; echo $HOME $USER"]
+command = ["sh", "-c", "id -un; id -Gn; echo $$HOME $$USER"]
 user = "nobody"
 cwd = "/"
 """
