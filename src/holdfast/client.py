@@ -135,7 +135,7 @@ class Client:
 
         The last `lines`, or what follows `cursor` (the `cursor` attribute of an earlier iteration).  Ends with
         what is there; with `follow` it waits for more, as `events` does.  `partial` in an entry: the line goes on
-        in the next one of its stream.  `missing_bytes` of the iterator: expired before they could be read.
+        in the next one of its stream.  `missing_files` of the iterator: how many were removed unread.
         """
         query = _query(lines=lines, cursor=cursor, stream=stream, follow=1 if follow else None)
         address = f"/v1/services/{_quote(name)}/logs"
@@ -181,7 +181,7 @@ class Stream:
 
     def __init__(self, client: Client, target: str, pages: Any = None) -> None:
         self.cursor: str | None = None
-        self.missing_bytes = 0
+        self.missing_files = 0
         self._client = client
         self._pages = pages
         self._waiting: list[JSON] = []
@@ -219,19 +219,19 @@ class Stream:
             return
         try:
             event, data = self._connection.next_event()
+            if event == "end":
+                problem = _problem(data)
+                if problem.code != "stopping":
+                    raise problem
+                self._more = False
+            else:
+                self._take(data)
         except (ClientError, OSError):
             closed = self._closed
             self.close()
             if closed:  # by another thread, which is how it asked us to end
                 return
             raise
-        if event != "end":
-            self._take(data)
-        elif data["code"] == "stopping":
-            self._more = False
-        else:
-            self.close()
-            raise ClientError(data["code"], data["message"], data["hint"])
 
     def _take(self, data: JSON) -> None:
         if "entries" not in data:  # an event
@@ -239,7 +239,7 @@ class Stream:
             return
         self._waiting.extend(data["entries"])
         self.cursor = data["cursor"]
-        self.missing_bytes += data["missing_bytes"]
+        self.missing_files += data["missing_files"]
         self._more = data["more"] or not self._pages
 
     def _forget(self) -> None:
@@ -362,7 +362,7 @@ class _Connection:
         while line := self._line():
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
-                length = int(value)
+                length = _number(value.strip(), 10)
             elif name.lower() == b"transfer-encoding":
                 self.chunked = value.strip().lower() == b"chunked"
         self.left = 0 if self.chunked else length
@@ -371,7 +371,7 @@ class _Connection:
     def _body(self) -> bytes:
         """The next piece of the body, b"" after the last."""
         if self.chunked and self.left == 0:
-            size = int(self._line().partition(b";")[0], 16)
+            size = _number(self._line().partition(b";")[0], 16)
             if size == 0:
                 self.chunked = False  # and `left` is 0: the end
                 return b""
@@ -450,12 +450,24 @@ def _checked(status: int, body: bytes) -> Any:
     value = _decoded(body)
     if status == 200:
         return value
+    raise _problem(value.get("error") if isinstance(value, dict) else None)
+
+
+def _problem(error: Any) -> ClientError:
+    """The supervisor's own words, if they are."""
     try:
-        error = value["error"]
-        problem = ClientError(error["code"], error["message"], error["hint"])
+        return ClientError(error["code"], error["message"], error["hint"])
     except (KeyError, TypeError):
-        problem = _bad_answer()
-    raise problem
+        return _bad_answer()
+
+
+def _number(digits: bytes, base: int) -> int:
+    if not digits.isalnum():  # int would take signs, spaces and underscores
+        raise _bad_answer()
+    try:
+        return int(digits, base)
+    except ValueError:
+        raise _bad_answer() from None
 
 
 def _quote(text: str) -> str:

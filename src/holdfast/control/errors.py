@@ -1,0 +1,75 @@
+"""Refusals: what is wrong with a request, in words for a program (code) and for people (message, hint)."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from holdfast.daemon.names import UnknownService
+
+log = logging.getLogger("holdfast.control")
+
+
+class Refusal(Exception):
+    """Becomes the answer.  `code` is a word of docs/api.md and decides the HTTP status; `allow`: methods there are."""
+
+    def __init__(self, code: str, message: str, hint: str = "", *, allow: str = "") -> None:
+        super().__init__(code, message, hint)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.allow = allow
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.code]
+
+    @property
+    def body(self) -> bytes:
+        error = {"code": self.code, "message": self.message, "hint": self.hint}
+        return msgspec.json.encode({"error": error}) + b"\n"
+
+    @property
+    def end(self) -> bytes:
+        """The same as the last event of a stream."""
+        error = {"code": self.code, "message": self.message, "hint": self.hint}
+        return b"event: end\ndata: " + msgspec.json.encode(error) + b"\n\n"
+
+
+STATUS = {
+    "bad_request": 400,
+    "not_permitted": 403,
+    "unknown_service": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "too_slow": 408,
+    "too_large": 413,
+    "not_json": 415,
+    "internal": 500,
+    "busy": 503,
+    "stopping": 503,
+    "unavailable": 503,
+}
+
+
+def explain(error: Exception) -> Refusal:
+    """What an exception means to the client.  Those that nobody has foreseen are logged, and the daemon goes on."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, UnknownService):
+        return Refusal("unknown_service", str(error), did_you_mean(error.name, error.known))
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return Refusal("bad_request", str(error))
+    if isinstance(error, OSError):
+        return Refusal("unavailable", str(error))
+    log.error("a request failed", exc_info=error)
+    return Refusal("internal", "an error of the supervisor", "its log says more")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A hint, or "" where nothing is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else ""

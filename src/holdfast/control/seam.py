@@ -1,0 +1,69 @@
+"""What the control layer needs of a supervisor, and no more.  All of it is called in the loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from holdfast.daemon.logs import LogReader
+from holdfast.daemon.status import EventRecord, Outcome, ServiceStatus, SupervisorStatus
+
+
+class Peer(NamedTuple):
+    """Who asks: the process at the other end of the socket, as it was when it connected.  The pid is for printing."""
+
+    pid: int
+    uid: int
+
+    def __str__(self) -> str:
+        return f"pid {self.pid}, uid {self.uid}"
+
+
+class Events(Protocol):
+    """What has happened, numbered."""
+
+    @property
+    def last(self) -> int:
+        """The number of the newest event."""
+        ...
+
+    def after(self, seq: int) -> Sequence[EventRecord]:
+        """Those with larger numbers that are still remembered, oldest first."""
+        ...
+
+    async def wait(self, seq: int) -> None:
+        """Return when there is an event with a larger number.  May be cancelled."""
+        ...
+
+
+class Supervised(Protocol):
+    """The supervisor as clients see it.  UnknownService (daemon/names.py) and ValueError: nothing was done."""
+
+    @property
+    def events(self) -> Events: ...
+
+    def overview(self) -> SupervisorStatus: ...
+
+    def services(self, patterns: Iterable[str]) -> Sequence[ServiceStatus]:
+        """The status of those that one of the patterns matches, all without patterns.  UnknownService."""
+        ...
+
+    def service(self, name: str) -> ServiceStatus:
+        """UnknownService."""
+        ...
+
+    def log_reader(self, name: str) -> LogReader:
+        """UnknownService."""
+        ...
+
+    async def command(
+        self, verb: str, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
+    ) -> Sequence[Outcome]:
+        """start, stop or restart.  When it is cancelled only the waiting ends."""
+        ...
+
+    def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Peer) -> Sequence[Outcome]: ...
+
+    def shut_down(self, *, peer: Peer) -> None:
+        """Begin to stop everything; returns at once."""
+        ...

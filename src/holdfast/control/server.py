@@ -1,0 +1,237 @@
+"""Serves the API on a unix socket that is bound already: who may connect, how many, how slowly.
+
+uvicorn's protocol does the HTTP, one object a connection.  Its server is not used: it changes the socket's mode, takes
+over signals, may exit, and wakes up ten times a second.  Nothing here runs while no client does anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+import struct
+import sys
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from holdfast.daemon.watch import Watcher
+
+from .app import Api
+from .errors import Refusal
+from .seam import Peer, Supervised
+
+CONNECTIONS_MAX = 256
+BACKLOG = 1024  # that may wait to be accepted; more wait in connect
+HEAD_MAX = 16384  # bytes of a request's line and headers
+REQUEST_LIMIT = 10  # seconds for a request, from its first byte (of a new connection: from then) to its last
+IDLE_LIMIT = 30  # seconds between two requests
+UNREAD_LIMIT = 20  # seconds that an answer may stay unread
+STOP_LIMIT = 2  # seconds that answers get when the server stops
+
+log = logging.getLogger("holdfast.control")
+
+
+class ControlServer:
+    """The control socket of a supervisor.  For the loop's thread.  Takes the socket over and closes it."""
+
+    def __init__(self, supervisor: Supervised, sock: socket.socket) -> None:
+        _quiet.setLevel(logging.ERROR)  # a client's mistakes are its own
+        self._sock = sock
+        self._watcher = Watcher()
+        self._stop = asyncio.Event()
+        self._state = ServerState()
+        self._state.default_headers = []
+        self._empty = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._config = Config(
+            Api(supervisor, self._watcher, self._stop).app(),
+            loop="none",
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_LIMIT,
+            h11_max_incomplete_event_size=HEAD_MAX,
+        )
+
+    async def start(self) -> None:
+        """Accept clients from now on."""
+        self._config.load()
+        loop = asyncio.get_running_loop()
+        # A name of its own, not create_unix_server: that one looks at the path, and removes it in the end.
+        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=BACKLOG)
+
+    async def stop(self) -> None:
+        """Accept no more; streams get their last event, what waits an answer.  Returns within STOP_LIMIT seconds."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._stop.set()
+        for connection in list(self._connections):
+            connection.leave()
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                while self._state.tasks or self._state.connections:
+                    self._empty.clear()
+                    if self._state.tasks:
+                        await asyncio.wait(self._state.tasks)
+                    else:
+                        await self._empty.wait()
+        except TimeoutError:
+            pass
+        for connection in list(self._connections):
+            connection.transport.abort()
+        for task in list(self._state.tasks):
+            task.cancel()
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks)
+        await asyncio.sleep(0)  # the connections hear of their end
+        self._watcher.close()
+        self._server = None
+
+    @property
+    def _connections(self) -> set[_Connection]:
+        return self._state.connections  # type: ignore[return-value]
+
+    def _connection(self) -> _Connection:
+        connection = _Connection(self._config, self._state, {})
+        connection.on_lost = self._empty.set
+        return connection
+
+
+class _Connection(H11Protocol):
+    """uvicorn's connection, with our manners."""
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self.logger = _quiet
+        self.access_log = False
+        self.app = self._with_peer
+        self.on_lost: Any = None
+        self.peer = Peer(0, 0)
+        self._api = config.loaded_app
+        self._patience: float = UNREAD_LIMIT
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+
+    async def _with_peer(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["holdfast.peer"] = self.peer
+        scope["holdfast.connection"] = self
+        await self._api(scope, receive, send)
+
+    # ---- the beginning and the end
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Every byte that the kernel does not take counts as unread, or a little would be left for ever.
+        transport.set_write_buffer_limits(high=0)
+        sock = transport.get_extra_info("socket")
+        pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.peer = Peer(pid, uid)
+        if uid not in (0, os.geteuid()):
+            self._refuse(Refusal("not_permitted", f"user {uid} may not command this supervisor"))
+        elif len(self.connections) > CONNECTIONS_MAX:
+            self._refuse(Refusal("busy", f"{CONNECTIONS_MAX} clients are connected already", "try again"))
+        else:
+            self._request_timer = self.loop.call_later(REQUEST_LIMIT, self._request_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for timer in (self._request_timer, self._unread_timer):
+            if timer is not None:
+                timer.cancel()
+        self.on_lost()
+
+    def leave(self) -> None:
+        """The server ends: now where nothing is asked, else after the answer."""
+        try:
+            self.shutdown()
+        except h11.LocalProtocolError:
+            self.transport.abort()
+
+    # ---- requests
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception:
+            log.exception("a connection failed")
+            self.transport.abort()
+            return
+        if not self._incomplete:
+            if self._request_timer is not None:
+                self._request_timer.cancel()
+                self._request_timer = None
+        elif self._request_timer is None:
+            self._request_timer = self.loop.call_later(REQUEST_LIMIT, self._request_is_late)
+
+    @property
+    def _incomplete(self) -> bool:
+        """Of the request that is due, something is missing."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+
+    def _request_is_late(self) -> None:
+        self._request_timer = None
+        self._refuse(Refusal("too_slow", f"the request was not complete after {REQUEST_LIMIT} seconds"))
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Half-closed by the client: it gets the answer to a whole request.  Closed: nobody waits for it."""
+        if self.cycle is None or self.cycle.response_complete or self._incomplete:
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        if any(mask & select.POLLHUP for _, mask in poll.poll(0)):
+            return False
+        self.cycle.keep_alive = False
+        return True
+
+    # ---- answers
+
+    def be_patient(self, seconds: float) -> None:
+        """The client of this answer may leave it unread for longer; UNREAD_LIMIT comes on top, for the last word."""
+        self._patience = seconds + UNREAD_LIMIT
+
+    def unblock(self) -> None:
+        """Let what is sent next go behind what the client has not read."""
+        super().resume_writing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(self._patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls where h11 has raised RemoteProtocolError."""
+        self._refuse(Refusal("bad_request", f"this is not HTTP: {sys.exc_info()[1]}"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, unless an answer is under way, and close."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = refusal.body
+            head = (
+                f"HTTP/1.1 {refusal.status} {refusal.code}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+_quiet = logging.getLogger("holdfast.control.http")

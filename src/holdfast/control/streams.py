@@ -1,0 +1,112 @@
+"""Answers that take their time: server-sent events, and commands that wait.  They end when the client goes or we do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from holdfast.daemon.logs import LogReader
+from holdfast.daemon.watch import Watcher
+
+from .errors import Refusal, explain
+from .seam import Events
+
+STALL_LIMIT = 600  # seconds that the client of a stream may not read: a pager that waits for its user is no fault
+EVENTS_AT_ONCE = 100
+T = TypeVar("T")
+
+# One event in its own words, and the id that a client goes on from.
+Source = AsyncGenerator[bytes, None]
+
+
+def message(ident: object, data: object) -> bytes:
+    return b"id: %s\ndata: %s\n\n" % (str(ident).encode(), msgspec.json.encode(data))
+
+
+async def events_after(events: Events, seq: int) -> Source:
+    """Every event with a larger number, as it happens."""
+    while True:
+        records = events.after(seq)[:EVENTS_AT_ONCE]
+        if records:
+            seq = records[-1].seq
+            yield b"".join(message(record.seq, record) for record in records)
+        else:
+            await events.wait(seq)
+
+
+async def log_after(reader: LogReader, cursor: str | None, watcher: Watcher, streams: tuple[str, ...]) -> Source:
+    """Every page of a log, as it grows."""
+    pages = reader.follow(cursor, watcher, streams)
+    try:
+        async for page in pages:
+            yield message(page.cursor, page)
+    finally:
+        await pages.aclose()  # type: ignore[attr-defined]
+
+
+def stopping() -> Refusal:
+    return Refusal("stopping", "the supervisor ends")
+
+
+async def attended(work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio.Event) -> T | None:
+    """The result of work; None when the client goes first.  Refusal "stopping" when we do.  Work is cancelled then."""
+    doing = asyncio.ensure_future(work)
+    going = asyncio.ensure_future(_gone(receive))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({doing, going, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        if going.done():
+            return None
+        raise stopping()
+    finally:
+        for each in (doing, going, stopped):
+            each.cancel()
+        await asyncio.gather(doing, going, stopped, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """A response of server-sent events.  Its last one, `end`, says why it ends, unless the client went."""
+
+    def __init__(self, source: Source, stop: asyncio.Event) -> None:
+        self.source = source
+        self.stop = stop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # After a stream comes nothing: how it ends is seen by its last event.
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"connection", b"close")]
+        scope["holdfast.connection"].be_patient(STALL_LIMIT)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        last = b""
+        try:
+            if scope["method"] != "HEAD":
+                await attended(self._pump(send), receive, self.stop)
+        except Exception as error:
+            last = explain(error).end
+        finally:
+            await self.source.aclose()
+        # What a client that does not read has not taken is in the way; the last word goes behind it all the same.
+        scope["holdfast.connection"].unblock()
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pump(self, send: Send) -> None:
+        async for text in self.source:
+            await _in_time(send({"type": "http.response.body", "body": text, "more_body": True}))
+
+
+async def _in_time(sending: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(STALL_LIMIT):
+            await sending
+    except TimeoutError:
+        raise Refusal("too_slow", f"nothing was read for {STALL_LIMIT} seconds", "read on from the last id") from None
