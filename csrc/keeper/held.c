@@ -34,13 +34,12 @@ static char report_name[sizeof ((struct hf_held *)0)->report];
 static int report_written;
 static uint64_t candidate_end_ns, report_again_ns, accept_again_ns;
 
-static int is_fresh_socket(int fd)
+static int is_our_kind_of_socket(int fd)
 {
-    int domain = 0, type = 0, listening = 1;
+    int domain = 0, type = 0;
     socklen_t size = sizeof domain;
     return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET &&
-           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && !listening;
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
 int hf_held_begin(const struct hf_held *held, const int *fds, int n_fds)
@@ -48,11 +47,11 @@ int hf_held_begin(const struct hf_held *held, const int *fds, int n_fds)
     struct stat st;
     if (hf_holding.listener >= 0 || hf_tree.main_pid)
         return -EBUSY;
-    if (hf_kept.hello_flags || n_fds != 2 || !is_fresh_socket(fds[0]) || fstat(fds[1], &st) || !S_ISDIR(st.st_mode) ||
+    if (hf_kept.hello_flags || n_fds != 2 || !is_our_kind_of_socket(fds[0]) || fstat(fds[1], &st) || !S_ISDIR(st.st_mode) ||
         !held->report[0] || held->report[0] == '.' || held->report[sizeof held->report - 1] || strchr(held->report, '/'))
         return -EBADMSG;
     int listener = fcntl(fds[0], F_DUPFD_CLOEXEC, 3), dir = fcntl(fds[1], F_DUPFD_CLOEXEC, 3);
-    /* We listen, not who made the socket: the kernel then names us to who connects. */
+    /* Who made the socket may listen already, so that nobody is told meanwhile that there is no keeper. */
     if (listener < 0 || dir < 0 || fcntl(listener, F_SETFL, O_NONBLOCK) || listen(listener, BACKLOG_MAX)) {
         int error = errno;
         close(listener);

@@ -6,7 +6,6 @@ but for the exec of the keeper itself, and one thread alone may use a `HeldTree`
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -18,6 +17,7 @@ from . import _native, keeper
 from .events import (
     ADOPTED,
     EXITED,
+    KEEPER_HELLO,
     LAUNCHED,
     SPAWNED,
     Account,
@@ -60,7 +60,7 @@ ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
 
 ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
 REPORT_NAME_MAX, LABEL_MAX = 63, 159  # bytes, without the zero that ends them
-_SO_PEERPIDFD = 77  # Linux 6.5
+QUEUE = 8  # owners that may wait to be heard
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
@@ -99,26 +99,22 @@ def _bind(address: str) -> socket.socket:
         os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
         with _short(address) as path:
             sock.bind(path)
+        # The keeper listens once more, for itself.  But from here on, until the last one who may still become
+        # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
+        sock.listen(QUEUE)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _peer_pidfd(sock: socket.socket) -> int:
-    """A pidfd of the keeper, who listens; -1 when it is gone."""
-    try:
-        return struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]  # type: ignore[no-any-return]
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            return -1
-    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+def _keeper_pidfd(sock: socket.socket, pid: int) -> int:
+    """A pidfd of the keeper that has just said its number; -1 when it is gone."""
     try:
         fd = _native.pidfd_open(pid)
     except OSError:
         return -1
-    # The number was the keeper's when it listened.  If its end of the socket is open now, it lived when
-    # the number was opened.
+    # If its end of the socket is open now, it lived when the number was opened.
     if _native.poll(sock.fileno(), 0, 0):
         os.close(fd)
         return -1
@@ -154,6 +150,7 @@ class HeldTree(Account):
         self._sock = sock
         self._inbox: list[tuple[list[Any] | None, list[int]]] = []
         self._gone = False
+        self._attached = keeper_pid == 0  # the pidfd does not come from the launch, then
         self.keeper_pid = keeper_pid
         self.keeper_pidfd = keeper_pidfd
         self.pidfd = -1
@@ -228,9 +225,8 @@ class HeldTree(Account):
             sock.setblocking(False)
             with _short(address) as path:
                 sock.connect(path)
-            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             _request(sock, HELLO, struct.pack("<II", 1, 0))
-            return cls(sock, pid, _peer_pidfd(sock))
+            return cls(sock, 0, -1)
         except BaseException:
             sock.close()
             raise
@@ -274,6 +270,8 @@ class HeldTree(Account):
 
     def _take_descriptor(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tag = record[0]
+        if tag == KEEPER_HELLO and self._attached and self.keeper_pidfd < 0:
+            self.keeper_pidfd = _keeper_pidfd(self._sock, record[2])
         if tag == EXITED and not record[2] and record[1] in self.members:
             os.close(self.members.pop(record[1]))
         if not fds:
