@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from typing import Self
 
 from holdfast.client import Client, ClientError
 
@@ -131,7 +132,7 @@ class Running:
         self.process = None
         return status
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         self.up()
         self.wait_for_socket()
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, did_you_mean, explain
 from .requests import LINES_MAX, Command, Nothing, Query, Signal, body_of
-from .seam import Peer, Supervised
+from .seam import Peer, Supervised, Verb
 from .streams import EventStream, attended, events_after, log_after
 
 SEQ_MAX = 10**18
@@ -89,12 +89,12 @@ class Api:
 
     async def command(self, request: Request) -> Answer:
         body = await body_of(request, Command)
-        verb = request.url.path.rpartition("/")[2]
+        verb = cast("Verb", request.url.path.rpartition("/")[2])  # the routes have no other
         work = self._command(verb, body, _peer(request))
         results = await attended(work, request.receive, self.stop)
         return {"results": results or []}  # none: the client is gone
 
-    async def _command(self, verb: str, body: Command, peer: Peer) -> Answer:
+    async def _command(self, verb: Verb, body: Command, peer: Peer) -> Answer:
         return await self.supervisor.command(
             verb, body.names, wait=body.wait, timeout=body.timeout_seconds, peer=peer
         )
