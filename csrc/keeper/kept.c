@@ -156,9 +156,6 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_LAUNCH:
             launch(fds, n_fds);
             break;
-        case HF_LOG:
-            hf_log_request(&record, body, fds, n_fds);
-            break;
         case HF_HELD: {
             int r = hf_wire_get(&record, body, &u, sizeof u.held);
             if (r == 0)
@@ -170,6 +167,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_ACK:
             if (hf_wire_get(&record, body, &u, sizeof u.ack) == 0 && hf_holding.listener >= 0)
                 hf_reports_acknowledge(u.ack.what);
+            break;
+        case HF_LOG:
+            hf_log_request(&record, body, fds, n_fds);
             break;
         default:
             break; /* a later version's: skipped, as the wire says */
@@ -247,8 +247,7 @@ static void reap(void)
     if (hf_tree.empty) {
         hf_log_end();
         hf_reports_emptied();
-    }
-    else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
+    } else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
         hf_reports_note_adopted();
     /* A stop that is under way takes care of the rest by itself. */
     if ((hf_holding.flags & HF_HELD_STOP_REST) && hf_tree.main_ended && !had_ended && !hf_tree.empty &&
@@ -262,7 +261,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 }
 
 /* The order of poll's array, in which it looks: held.c says why the listener is first. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, N_FDS };
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, N_FDS = LOGS + LOG_STREAMS };
 
 int hf_kept_main(void)
 {
@@ -279,15 +278,15 @@ int hf_kept_main(void)
                                 earlier(hf_held_deadline(), hf_log_deadline()));
         /* No new request before the last answer is out: its place would be needed again. */
         int events = (hf_reports.answer ? 0 : POLLIN) | (hf_reports_pending() && !hf_reports.resend_ns ? POLLOUT : 0);
-        struct pollfd fds[N_FDS + LOG_STREAMS] = {
+        struct pollfd fds[N_FDS] = {
             [LISTENER] = {.fd = hf_held_poll_fd(), .events = POLLIN},
             [CANDIDATE] = {.fd = hf_holding.candidate, .events = POLLIN},
             [CONTROL] = {.fd = hf_kept.control, .events = (short)events},
             [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
             [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
-        hf_log_watch(fds + N_FDS);
-        int r = hf_poll_until(fds, N_FDS + LOG_STREAMS, wake);
+        hf_log_watch(fds + LOGS);
+        int r = hf_poll_until(fds, N_FDS, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
         int lost = 0;
@@ -302,7 +301,7 @@ int hf_kept_main(void)
             if (hf_tree.main_pid && !hf_tree.empty)
                 reap();
         }
-        hf_log_step(fds + N_FDS);
+        hf_log_step(fds + LOGS);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;

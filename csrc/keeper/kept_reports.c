@@ -72,6 +72,7 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
         exited_pending = 1;
         hf_log_main_ended(info);
         hf_reports.unacknowledged |= HF_ACK_EXITED;
+        hf_log_main_ended(info);
         return;
     }
     for (int i = 0; i < n_adopted; i++)
@@ -340,6 +341,7 @@ void hf_reports_acknowledge(uint32_t what)
 void hf_reports_greet(void)
 {
     uint32_t owed = hf_reports.unacknowledged;
+    struct hf_log_state log;
     hello_sent = 0;
     if (hf_tree.main_pid)
         answer_spawned();
@@ -348,6 +350,7 @@ void hf_reports_greet(void)
     exited_pending = (owed & HF_ACK_EXITED) != 0;
     hf_reports.stop = (owed & HF_ACK_STOP_REPORT) != 0;
     hf_reports.empty = hf_tree.main_pid && (owed & HF_ACK_EMPTY);
+    hf_reports.log = hf_log_state(&log);
     n_adopted = 0; /* he has no descriptor of any of them */
     if (hf_stop.phase != STOP_KILL)
         hf_reports_note_adopted();
@@ -356,6 +359,7 @@ void hf_reports_greet(void)
 size_t hf_reports_record(void)
 {
     size_t at = 0, room = sizeof hf_scratch.out;
+    struct hf_log_state log;
     put_hello(&at);
     if (!hf_tree.main_pid) {
         hf_wire_put(hf_scratch.out, room, &at, HF_FAILED, &reply.body.failed, sizeof reply.body.failed);
@@ -366,5 +370,7 @@ size_t hf_reports_record(void)
     if (stop_copy.report.signo) /* there was a stop */
         at = put_stop_report(at);
     hf_wire_put(hf_scratch.out, room, &at, HF_EMPTY, &tree_end, sizeof tree_end);
+    if (hf_log_state(&log))
+        hf_wire_put(hf_scratch.out, room, &at, HF_LOG_STATE, &log, sizeof log);
     return at;
 }
