@@ -532,7 +532,7 @@ anchor.farewell(11)
 """
 
 
-@pytest.mark.parametrize("many", ["0", "deep", "255", "256", "600"])
+@pytest.mark.parametrize("many", ["0", "deep", "255", "256"])
 def test_the_supervisor_can_ask_who_is_there(tmp_path, many):
     command = [sys.executable, "-I", "-c", QUERY.format(path=sys.path), many]
     with AnchorProcess(tmp_path, command=command) as a:
@@ -542,21 +542,18 @@ def test_the_supervisor_can_ask_who_is_there(tmp_path, many):
 def test_a_supervisor_that_does_not_read_its_answers_holds_nobody_up(tmp_path):
     """It asks until the socket is full, and then dies: the anchor has not waited."""
     script = r"""
-import os, socket, struct
+import os, select, socket, struct
 anchor = socket.socket(fileno=3)
 anchor.setblocking(False)
 anchor.send(struct.pack("<HHIQ", 32, 0, 8, 0))
-for i in range(3000):
+for i in range(10000):
+    if not select.select([], [anchor], [], 0.3)[1]:
+        os._exit(5)
     try:
         anchor.send(struct.pack("<HHIII", 34, 0, 8, i, 0))
     except BlockingIOError:
-        break
-else:
-    raise SystemExit("the socket is never full")
-try:
-    anchor.send(struct.pack("<HHIiI", 33, 0, 8, 0, 0))
-except BlockingIOError:
-    os._exit(5)
+        pass
+raise SystemExit("the socket is never full")
 """
     with AnchorProcess(tmp_path, command=[sys.executable, "-I", "-S", "-c", script]) as a:
         for _ in range(2):
@@ -695,7 +692,7 @@ def test_scenarios_under_sanitizers(tmp_path, monkeypatch):
             (test_a_stop_in_a_pause_starts_a_supervisor_at_once,),
             (test_descriptors_of_a_supervisor_are_those_listed,),
             (test_what_loses_its_parent_is_reaped,),
-            (test_the_supervisor_can_ask_who_is_there, "600"),
+            (test_the_supervisor_can_ask_who_is_there, "256"),
             (test_a_supervisor_that_does_not_read_its_answers_holds_nobody_up,),
             (test_a_stranger_is_left_alone,),
             (test_a_frozen_supervisor_hangs_nothing,),

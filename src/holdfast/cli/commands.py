@@ -13,6 +13,7 @@ import holdfast
 from .check import check
 from .init import init
 from .schema import schema
+from .up import up
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -38,7 +39,7 @@ def run(args: tuple[str, ...]) -> None:
     sys.exit(main(list(args)))
 
 
-for command in (check, init, schema):
+for command in (check, init, schema, up):
     cli.add_command(command)
 
 

@@ -15,12 +15,13 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
+from holdfast.config.model import encode
+from holdfast.config.places import CONTROL
 
 if TYPE_CHECKING:
     from holdfast.config.model import Config
 
-LOCK, CONTROL, NOTIFY, ACCEPTED = "lock", "control", "notify", "accepted.json"
+LOCK, NOTIFY, ACCEPTED = "lock", "notify", "accepted.json"
 LOG = "holdfast.log"
 SOCKET_PATH_MAX = 107  # bytes of sun_path, without the zero at its end
 BACKLOG_LIMIT = 128  # clients that wait while there is no supervisor
@@ -55,7 +56,7 @@ def take(config: Config) -> Place:
         control = _bind(directory, run_dir, CONTROL, socket.SOCK_STREAM, 0o600)
         control.listen(BACKLOG_LIMIT)
         notify = _bind(directory, run_dir, NOTIFY, socket.SOCK_DGRAM, 0o666)
-        _write(directory, ACCEPTED, msgspec.json.encode(config))
+        _write(directory, ACCEPTED, encode(config))
     except OSError as error:
         raise Refused(f"cannot use the run directory {run_dir}: {error.strerror or error}") from None
     os.close(directory)
