@@ -37,7 +37,7 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     except ConfigError as error:
         click.echo("\n".join(map(str, error.errors)), err=True)
         sys.exit(BAD_CONFIG)
-    if run_dir is not None:
+    if run_dir:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
         config = msgspec.structs.replace(config, supervisor=supervisor)
     try:

@@ -138,6 +138,7 @@ def _lock(directory: int, run_dir: str) -> int:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(fd, 0o600)  # whatever the umask made of it: the next `up` must be able to open it
             return fd
         except BlockingIOError:
             if time.monotonic() > deadline:
