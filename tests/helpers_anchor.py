@@ -49,6 +49,11 @@ def do(step):
         say(32, bytes(8))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         tell("ready")
+    elif word == "up":
+        os.write(7, b"up\n")
+        os.close(7)
+    elif word == "say":
+        print(rest, file=sys.stderr, flush=True)
     elif word == "gate":
         open(sys.argv[1] + ".gate").close()
     elif word == "exit":
@@ -75,6 +80,7 @@ def do(step):
         if first == 0:
             if os.fork() == 0:
                 signal.set_wakeup_fd(-1)
+                os.closerange(3, 100)  # as a keeper has it: the lock is not its own
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
                 signal.pause()
             os._exit(0)
@@ -111,7 +117,7 @@ class Journal:
     """What stand-ins say, and the gate at which they wait."""
 
     def __init__(self, tmp_path) -> None:
-        self.fifo = str(tmp_path / f"journal-{uuid.uuid4().hex[:8]}")
+        self.fifo = os.path.join(tmp_path, f"journal-{uuid.uuid4().hex[:8]}")
         os.mkfifo(self.fifo)
         os.mkfifo(self.fifo + ".gate")
         self.journal = os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)

@@ -152,7 +152,8 @@ def test_a_killed_supervisor_is_started_again_and_its_clients_are_served(tmp_pat
             assert sock.recv(1000).decode().startswith(f"{again.pid} 1 ")
         assert again.words == f"hello {a.pid}" and again.restarts == 1
         said = a.said()
-        assert f"the supervisor, pid {first.pid}, was ended by signal KILL" in said and "again in 0.1 s" in said
+        assert f"the supervisor, pid {first.pid}, has ended unexpectedly (signal KILL); " in said
+        assert said.endswith("it is started again in 0.1 s\n")
         a.ask("farewell 0")
         a.ask("exit 0")
         assert a.wait() == 0
@@ -216,12 +217,12 @@ def test_the_anchor_ends_with_the_status_of_the_farewell(tmp_path, how, code):
 
 
 @pytest.mark.parametrize("how", ["exit 0", "exit 3", "hang_up+exit 0"])
-def test_an_end_without_farewell_is_out_of_order(tmp_path, how):
+def test_an_end_without_farewell_is_no_end(tmp_path, how):
     with AnchorProcess(tmp_path, f"ready+{how},ready") as a:
         a.started()
         again = a.started()
         assert again.restarts == 1
-        assert f"exited with code {how[-1]}" in a.said()
+        assert f"(exit code {how[-1]})" in a.said()
 
 
 def test_a_socket_that_was_closed_is_no_end(tmp_path):
@@ -418,6 +419,15 @@ def test_closed_standard_descriptors_are_open_in_the_supervisor(tmp_path):
         assert "fds=[0, 1, 2, 3, 4, 5]" in a.ask("show")
 
 
+def test_the_supervisor_does_not_ignore_its_children(tmp_path):
+    with AnchorProcess(tmp_path, wrap=["/bin/sh", "-c", 'trap "" CHLD; exec "$@"', "sh"]) as a:
+        supervisor = a.started()
+        a.ask("orphans 3")
+        with open(f"/proc/{supervisor.pid}/status") as file:
+            ignored = int(re.findall(r"SigIgn:\s*(\w+)", file.read())[0], 16)
+        assert not ignored & 1 << (signal.SIGCHLD - 1)
+
+
 def test_the_supervisor_has_the_limits_and_the_mask_that_the_anchor_was_given(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = 'ulimit -S -n 321 && exec "$@"'
@@ -532,7 +542,7 @@ anchor.farewell(11)
 """
 
 
-@pytest.mark.parametrize("many", ["0", "deep", "255", "256", "600"])
+@pytest.mark.parametrize("many", ["0", "deep", "255", "256"])
 def test_the_supervisor_can_ask_who_is_there(tmp_path, many):
     command = [sys.executable, "-I", "-c", QUERY.format(path=sys.path), many]
     with AnchorProcess(tmp_path, command=command) as a:
@@ -542,25 +552,22 @@ def test_the_supervisor_can_ask_who_is_there(tmp_path, many):
 def test_a_supervisor_that_does_not_read_its_answers_holds_nobody_up(tmp_path):
     """It asks until the socket is full, and then dies: the anchor has not waited."""
     script = r"""
-import os, socket, struct
+import os, select, socket, struct
 anchor = socket.socket(fileno=3)
 anchor.setblocking(False)
 anchor.send(struct.pack("<HHIQ", 32, 0, 8, 0))
-for i in range(3000):
+for i in range(10000):
+    if not select.select([], [anchor], [], 0.3)[1]:
+        os._exit(5)
     try:
         anchor.send(struct.pack("<HHIII", 34, 0, 8, i, 0))
     except BlockingIOError:
-        break
-else:
-    raise SystemExit("the socket is never full")
-try:
-    anchor.send(struct.pack("<HHIiI", 33, 0, 8, 0, 0))
-except BlockingIOError:
-    os._exit(5)
+        pass
+raise SystemExit("the socket is never full")
 """
     with AnchorProcess(tmp_path, command=[sys.executable, "-I", "-S", "-c", script]) as a:
         for _ in range(2):
-            assert "exited with code 5" in a.said()
+            assert "(exit code 5)" in a.said()
 
 
 def test_a_stranger_is_left_alone(tmp_path):
@@ -695,7 +702,7 @@ def test_scenarios_under_sanitizers(tmp_path, monkeypatch):
             (test_a_stop_in_a_pause_starts_a_supervisor_at_once,),
             (test_descriptors_of_a_supervisor_are_those_listed,),
             (test_what_loses_its_parent_is_reaped,),
-            (test_the_supervisor_can_ask_who_is_there, "600"),
+            (test_the_supervisor_can_ask_who_is_there, "256"),
             (test_a_supervisor_that_does_not_read_its_answers_holds_nobody_up,),
             (test_a_stranger_is_left_alone,),
             (test_a_frozen_supervisor_hangs_nothing,),

@@ -355,6 +355,7 @@ int hf_anchor_main(char **arguments, char **envp)
         return hf_complain(125, "the caller has too many children of its own; nothing was started", NULL, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     prctl(PR_SET_NAME, "holdfast-anchor");
+    hf_sigchld_was_ignored = 0; /* a supervisor needs the statuses of its children, whatever our caller did */
     hf_set_signal_mask(~JOB_CONTROL);
     int failed = start();
     if (failed)

@@ -102,12 +102,12 @@ void hf_report_restart(int pid, const siginfo_t *end, uint64_t pause_ms)
     struct hf_text t = line();
     put(&t, "the supervisor, pid ");
     put_signed(&t, pid);
-    put(&t, end->si_code == CLD_EXITED ? ", exited with code " : ", was ended by signal ");
+    put(&t, end->si_code == CLD_EXITED ? ", has ended unexpectedly (exit code " : ", has ended unexpectedly (signal ");
     if (end->si_code == CLD_EXITED)
         put_signed(&t, end->si_status);
     else
         put_signal(&t, end->si_status);
-    put(&t, ", out of order; the services run on, and it is started again ");
+    put(&t, "); the services run on, and it is started again ");
     if (pause_ms) {
         put(&t, "in ");
         put_rounded(&t, pause_ms);

@@ -25,16 +25,11 @@ def check(path: str | None, as_json: bool) -> None:
 
     Exit code 0: it can be used. 78: it cannot; every mistake is on a line of its own, with file and line.
     """
-    from holdfast.config.load import ConfigError, Problem, load
-    from holdfast.config.places import FILE, find_config
+    from holdfast.config.load import ConfigError, load
 
-    found = find_config(path, os.environ)
-    if found is not None and path is None and found.startswith(os.path.join(os.getcwd(), "")):
-        found = os.path.relpath(found)  # what was found here is shown as it would be typed
+    found = path
     try:
-        if found is None:
-            missing = f"there is no {FILE} here, above, or in the default place"
-            raise ConfigError([Problem(FILE, 0, "", "", missing, "`holdfast init` writes one")])
+        found = find_file(path)
         config = load(found)
     except ConfigError as error:
         if as_json:
@@ -47,6 +42,20 @@ def check(path: str | None, as_json: bool) -> None:
         click.echo(json.dumps(_document(found, config), indent=2))
     else:
         _table(found, config)
+
+
+def find_file(path: str | None) -> str:
+    """The file that a command means; ConfigError when there is none."""
+    from holdfast.config.errors import ConfigError, Problem
+    from holdfast.config.places import FILE, find_config
+
+    found = find_config(path, os.environ)
+    if found is None:
+        missing = f"there is no {FILE} here, above, or in the default place"
+        raise ConfigError([Problem(FILE, 0, "", "", missing, "`holdfast init` writes one")])
+    if path is None and found.startswith(os.path.join(os.getcwd(), "")):
+        return os.path.relpath(found)  # what was found here is shown as it would be typed
+    return found
 
 
 def _document(file: str, config: Config) -> dict[str, object]:

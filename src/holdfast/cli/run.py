@@ -108,7 +108,7 @@ class _Environment:
         return [value for _, value in self._pairs]
 
 
-def _environment() -> _Environment:
+def original_environment() -> _Environment:
     """As it was when we were started: Python adds LC_CTYPE in the C locale, the command shall not see it."""
     try:
         with open("/proc/self/environ", "rb") as file:
@@ -135,7 +135,7 @@ def main(args: list[str]) -> int:
 
     keeper = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
     try:
-        os.execve(keeper, ["holdfast-keeper", "run", *options, "--", *command], _environment())  # type: ignore[arg-type]
+        os.execve(keeper, ["holdfast-keeper", "run", *options, "--", *command], original_environment())  # type: ignore[arg-type]
     except OSError as error:
         hint = f"; mend it with: chmod +x {keeper}" if error.errno == 13 else ""
         print(f"holdfast run: cannot start the keeper {keeper}: {error.strerror}{hint}", file=sys.stderr)

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING, cast
 
 import click
 
-BAD_CONFIG = 78
+from .check import BAD_CONFIG, find_file
+from .run import original_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @click.command()
-@click.option("-c", "config_path", metavar="FILE", help="The configuration (default: ./holdfast.toml, or upward).")
+@click.option(
+    "-c", "--config", "path", metavar="FILE", help="The file; else ./holdfast.toml, upward, or the default one."
+)
 @click.option("--run-dir", metavar="DIR", envvar="HOLDFAST_RUN_DIR", help="Use this run directory.")
 @click.option("--detach", is_flag=True, help="Go to the background once everything is up.")
-def up(config_path: str | None, run_dir: str | None, detach: bool) -> None:
+def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     """Start the supervisor, and with it the services of a holdfast.toml.
 
     In the foreground until it is told to stop (Ctrl-C, TERM, `holdfast down`).
     """
     import msgspec
 
-    from holdfast.config.load import ConfigError, find, load
+    from holdfast.config.load import ConfigError, load
     from holdfast.daemon import launch, place
+    from holdfast.process.keeper import KEEPER
 
-    from .run import _environment
-
-    config_path = config_path or find()
-    if config_path is None:
-        said = "no holdfast.toml here or above; name one with -c, or write one with `holdfast init`"
-        click.echo(f"holdfast up: {said}", err=True)
-        sys.exit(BAD_CONFIG)
     try:
-        config = load(config_path)
+        config = load(find_file(path))
     except ConfigError as error:
-        for problem in error.errors:
-            click.echo(str(problem), err=True)
+        click.echo("\n".join(map(str, error.errors)), err=True)
         sys.exit(BAD_CONFIG)
-    if run_dir is not None:
+    if run_dir:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
         config = msgspec.structs.replace(config, supervisor=supervisor)
     try:
@@ -47,12 +47,13 @@ def up(config_path: str | None, run_dir: str | None, detach: bool) -> None:
         click.echo(f"holdfast up: {error}", err=True)
         sys.exit(1)
     command = launch.supervisor_command(ours.run_dir)
-    environment = _environment()
+    # In form it is what execve takes; names may come twice in it.
+    environment = cast("Mapping[bytes, bytes]", original_environment())
     if not detach:
         try:
             launch.become_anchor(ours, config.path, command, environment)
         except OSError as error:
-            click.echo(f"holdfast up: cannot start the anchor {launch.KEEPER}: {error.strerror}", err=True)
+            click.echo(f"holdfast up: cannot start the anchor {KEEPER}: {error.strerror}", err=True)
             sys.exit(1)
     done = launch.detach(ours, config.path, command, environment, log_fd)
     log = os.path.join(config.supervisor.log_dir, place.LOG)

@@ -93,8 +93,9 @@ class Anchor:
         return self._sock.fileno() if self._sock else -1
 
     def ready(self) -> None:
-        """Say that we have started, and let signals in: every handler must be in place.  From now on an end
-        without `farewell` is out of order, and the anchor starts another supervisor."""
+        """Say that we have started, and let signals in.  After an end without `farewell`, from now on, the anchor
+        starts another supervisor.  Every handler must be in place, and no program started yet: it would inherit
+        the signals blocked."""
         self._tell(READY, struct.pack("<Q", 0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

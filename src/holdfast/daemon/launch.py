@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # How long an anchor may take to end after its supervisor has failed to start.
-END_PATIENCE_MS = 5000
+END_PATIENCE_MS = 1000
 
 
 class Detached(NamedTuple):

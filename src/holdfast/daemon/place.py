@@ -6,6 +6,7 @@ lock is decided by flock alone; the number in its text is for a person to read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,12 +16,15 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
+from holdfast.config.model import encode
+from holdfast.config.places import CONTROL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from holdfast.config.model import Config
 
-LOCK, CONTROL, NOTIFY, ACCEPTED = "lock", "control", "notify", "accepted.json"
+LOCK, NOTIFY, ACCEPTED = "lock", "notify", "accepted.json"
 LOG = "holdfast.log"
 SOCKET_PATH_MAX = 107  # bytes of sun_path, without the zero at its end
 BACKLOG_LIMIT = 128  # clients that wait while there is no supervisor
@@ -42,7 +46,7 @@ class Place(NamedTuple):
 
 
 def take(config: Config) -> Place:
-    """Make the run directory ours and put into it what a supervisor needs.
+    """Make the run directory ours and put into it what a supervisor needs.  For a program with one thread.
 
     Refused when another supervisor holds it, or when it is not safe: a symbolic link, another user's, or writable
     by others.  What was opened until then is closed by the end of the process.
@@ -55,7 +59,7 @@ def take(config: Config) -> Place:
         control = _bind(directory, run_dir, CONTROL, socket.SOCK_STREAM, 0o600)
         control.listen(BACKLOG_LIMIT)
         notify = _bind(directory, run_dir, NOTIFY, socket.SOCK_DGRAM, 0o666)
-        _write(directory, ACCEPTED, msgspec.json.encode(config))
+        _write(directory, ACCEPTED, encode(config))
     except OSError as error:
         raise Refused(f"cannot use the run directory {run_dir}: {error.strerror or error}") from None
     os.close(directory)
@@ -75,12 +79,8 @@ def open_directory(path: str, mode: int) -> int:
     Refused unless it is a directory, no symbolic link, ours, and writable by nobody else.
     """
     try:
-        _make_parents(path)
-        try:
-            os.mkdir(path, 0o700)
-            made = True
-        except FileExistsError:
-            made = False
+        with _umask(0):
+            _make(path, mode)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if os.path.islink(path):
@@ -94,8 +94,6 @@ def open_directory(path: str, mode: int) -> int:
         os.close(fd)
         bits = stat.S_IMODE(found.st_mode)
         raise Refused(f"{path} is writable by others (mode {bits:04o}): mend it with chmod go-w {path}")
-    if made:
-        os.fchmod(fd, mode)
     return fd
 
 
@@ -104,7 +102,8 @@ def open_log(log_dir: str) -> int:
     directory = open_directory(log_dir, 0o700)
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(LOG, flags, 0o600, dir_fd=directory)
+        with _umask(0):
+            return os.open(LOG, flags, 0o600, dir_fd=directory)
     except OSError as error:
         raise Refused(f"cannot write {os.path.join(log_dir, LOG)}: {error.strerror}") from None
     finally:
@@ -118,19 +117,30 @@ def _name(uid: int) -> str:
         return f"user {uid}"
 
 
-def _make_parents(path: str) -> None:
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """What is made has its mode from the first moment on: there is no time before a chmod."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _make(path: str, mode: int) -> None:
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
-        _make_parents(parent)
-        try:
-            os.mkdir(parent, 0o755)
-        except FileExistsError:
-            pass  # somebody was faster
+        _make(parent, 0o755)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        pass  # what it is will be looked at
 
 
 def _lock(directory: int, run_dir: str) -> int:
     try:
-        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        with _umask(0):
+            fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
         raise Refused(f"cannot lock {run_dir}: {error.strerror}") from None
     deadline = time.monotonic() + LOCK_PATIENCE
@@ -167,12 +177,8 @@ def _bind(directory: int, run_dir: str, name: str, kind: socket.SocketKind, mode
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         path = f"/proc/self/fd/{directory}/{name}"
     sock = socket.socket(socket.AF_UNIX, kind)
-    # The mode is there from the first moment on: nobody can connect before a chmod.
-    umask = os.umask(~mode & 0o777)
-    try:
+    with _umask(~mode & 0o777):
         sock.bind(path)
-    finally:
-        os.umask(umask)
     return sock
 
 
@@ -183,9 +189,9 @@ def _write(directory: int, name: str, data: bytes) -> None:
         os.unlink(new, dir_fd=directory)
     except FileNotFoundError:
         pass
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with _umask(0):
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     with open(fd, "wb") as file:
-        os.fchmod(fd, 0o600)
         file.write(data)
         file.flush()
         os.fsync(fd)
