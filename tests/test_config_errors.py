@@ -347,10 +347,10 @@ STRINGS = TEXT | st.sampled_from(["10s", "1MB", "web", "db", "${A}", "on-failure
 VALUES = GARBAGE | st.recursive(
     STRINGS | st.booleans() | st.integers(-3, 300),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=5,
+    max_leaves=4,
 )
 SERVICES = st.dictionaries(st.sampled_from(["web", "db", "x"]) | TEXT, st.dictionaries(KEYS | TEXT, VALUES) | VALUES)
-ANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+ANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(SERVICES | GARBAGE, st.dictionaries(st.sampled_from(["run_dir", "start_budget"]) | TEXT, VALUES) | VALUES)

@@ -22,6 +22,8 @@ from .hints import LATER, OTHER_WORDS, TABLES
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
 
+HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
+
 __all__ = ["ConfigError", "Problem", "find", "load"]
 
 
@@ -240,7 +242,8 @@ class _File:
                         self.wrong(at / key, "names the service itself", f"leave {one_line(name)} out")
                     elif other not in services:
                         others = [each for each in services if each != name]
-                        hint = did_you_mean(other, others) or f"there is {', '.join(others[:8]) or 'no other'}"
+                        near = did_you_mean(other, others) if len(self.wrongs) < HINTS_MAX else ""
+                        hint = near or f"there is {', '.join(others[:8]) or 'no other'}"
                         self.wrong(at / key, f"there is no service {one_line(other)}", hint)
         for cycle in graph.cycles(specs):
             key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"
