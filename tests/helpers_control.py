@@ -120,8 +120,10 @@ class MemorySupervisor:
         running = self.states[name] == "running"
         return ServiceStatus(
             name=name, state=self.states[name], ready=running, pid=4711 if running else None, incarnation=41,
-            uptime_seconds=12.5 if running else None, restarts=1, last_exit=LastExit(None, "SIGKILL", "killed by SIGKILL"),
-            tree=TreeStatus(2, 0.5, 4096) if running else None, held_by="keeper 4710, as subreaper" if running else None,
+            uptime_seconds=12.5 if running else None, restarts=1,
+            last_exit=LastExit(None, "SIGKILL", "killed by SIGKILL"),
+            tree=TreeStatus(2, 0.5, 4096) if running else None,
+            held_by="keeper 4710, as subreaper" if running else None,
             reason="", waiting_for=[], status_text="", on_owner_loss="keep", log=None,
         )  # fmt: skip
 
