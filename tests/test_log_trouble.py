@@ -189,8 +189,8 @@ def wait_a_moment() -> None:
 def test_both_streams_share_the_cap(tmp_path):
     with LogKeeper(tmp_path) as k:
         k.shell(
-            "i=0; while [ $i -lt 300 ]; do echo 'this is a line of thirty bytes'; echo 'so it is for the other stream' >&2;"
-            " i=$((i+1)); done", cap=6000, size=1000, count=100, merge=False, timestamps=True,
+            "i=0; while [ $i -lt 300 ]; do echo 'this is a line of thirty bytes';"
+            " echo 'so it is for the other stream' >&2; i=$((i+1)); done", cap=6000, size=1000, count=100, merge=False, timestamps=True,
         )  # fmt: skip
         state = dict(k.rest())["LOG_STATE"]
     assert size_of(tmp_path) <= 6000

@@ -98,6 +98,8 @@ def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> No
     loop.add_signal_handler(signal.SIGINT, supervisor.shut_down)
     loop.add_signal_handler(signal.SIGQUIT, quit_)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    for unused in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(unused, lambda: None)  # not SIG_IGN: services would inherit that
     # The anchor has started us with signals blocked, so that none comes before its handler.  From here on
     # nothing is: services inherit the mask.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
