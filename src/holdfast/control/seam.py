@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from holdfast.daemon.logs import LogReader
 from holdfast.daemon.status import EventRecord, Outcome, ServiceStatus, SupervisorStatus
+
+Verb = Literal["start", "stop", "restart"]
 
 
 class Peer(NamedTuple):
@@ -57,9 +59,9 @@ class Supervised(Protocol):
         ...
 
     async def command(
-        self, verb: str, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
+        self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
     ) -> Sequence[Outcome]:
-        """start, stop or restart.  When it is cancelled only the waiting ends."""
+        """The outcome for each.  When it is cancelled only the waiting ends."""
         ...
 
     def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Peer) -> Sequence[Outcome]: ...

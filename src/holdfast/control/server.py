@@ -15,7 +15,6 @@ import struct
 import sys
 from typing import Any
 
-import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -164,7 +163,7 @@ class _Connection(H11Protocol):
         """The server ends: now where nothing is asked, else after the answer."""
         try:
             self.shutdown()
-        except h11.LocalProtocolError:
+        except Exception:  # h11 has nothing to close: an error was before
             self.transport.abort()
 
     # ---- requests
@@ -188,7 +187,7 @@ class _Connection(H11Protocol):
     @property
     def _incomplete(self) -> bool:
         """Of the request that is due, something is missing."""
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        return str(self.conn.their_state) in ("IDLE", "SEND_BODY")  # h11's words
 
     def _request_is_late(self) -> None:
         self._request_timer = None
