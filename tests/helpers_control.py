@@ -117,13 +117,11 @@ class MemorySupervisor:
         return SupervisorStatus(**{key: values[key] for key in SupervisorStatus.__struct_fields__})
 
     def status(self, name):
-        running = self.states[name] == "running"
+        on = self.states[name] == "running"
         return ServiceStatus(
-            name=name, state=self.states[name], ready=running, pid=4711 if running else None, incarnation=41,
-            uptime_seconds=12.5 if running else None, restarts=1,
-            last_exit=LastExit(None, "SIGKILL", "killed by SIGKILL"),
-            tree=TreeStatus(2, 0.5, 4096) if running else None,
-            held_by="keeper 4710, as subreaper" if running else None,
+            name=name, state=self.states[name], ready=on, pid=4711 if on else None, incarnation=41,
+            uptime_seconds=12.5 if on else None, restarts=1, last_exit=LastExit(None, "SIGKILL", "killed by SIGKILL"),
+            tree=TreeStatus(2, 0.5, 4096) if on else None, held_by="keeper 4710, as subreaper" if on else None,
             reason="", waiting_for=[], status_text="", on_owner_loss="keep", log=None,
         )  # fmt: skip
 
@@ -222,8 +220,12 @@ class Served:
 
     def connect(self):
         made = socket.socket(socket.AF_UNIX)
-        made.settimeout(30)
-        made.connect(self.path)
+        try:
+            made.connect(self.path)  # blocking: it waits where the queue is full
+            made.settimeout(30)
+        except OSError:
+            made.close()
+            raise
         return made
 
     def ask(self, data):

@@ -216,7 +216,7 @@ def test_no_supervisor(tmp_path):
 
 
 @root_only
-def test_another_user_is_told(tmp_path):
+def test_another_user_is_told():
     """The socket's own mode keeps it out; the client says why."""
     script = (
         "import sys, holdfast.client\n"
@@ -226,9 +226,10 @@ def test_another_user_is_told(tmp_path):
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o711)
         # A copy: the installation may lie where another user cannot read.
-        shutil.copytree(pathlib.Path(holdfast.__file__).parent, os.path.join(place, "holdfast"))
+        shutil.copytree(pathlib.Path(holdfast.__file__).parent, os.path.join(place, "lib", "holdfast"))
+        subprocess.run(["chmod", "-R", "a+rX", os.path.join(place, "lib")], check=True)
         with Served(place):
-            done = as_nobody(["-c", script, place], env={"PYTHONPATH": place})
+            done = as_nobody(["-c", script, place], env={"PYTHONPATH": os.path.join(place, "lib")})
         assert done.stdout == "not_permitted\n", done.stderr
 
 

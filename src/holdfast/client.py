@@ -57,8 +57,8 @@ class NoSupervisor(ClientError):
 
 class Client:
     """A supervisor's API.  Finds the socket as the command line does: `run_dir`, else the one that `config` names,
-    else HOLDFAST_RUN_DIR, ./holdfast.toml upward, or the default.  Connects at each call, so a supervisor that was
-    started again in between is no matter.
+    else HOLDFAST_RUN_DIR, ./holdfast.toml upward, or the default (ConfigError where that file cannot be read).
+    Connects at each call, so a supervisor that was started again in between is no matter.
 
     Every method may be called from any thread, several at a time.  All raise ClientError, and NoSupervisor where
     nobody listens.  `timeout` is for one answer, in seconds, None for no limit; commands that wait have their own.

@@ -6,8 +6,9 @@ Whatever a client sends ends in an answer with JSON in it, and nothing of it in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from holdfast.daemon.logs import STREAMS
+from holdfast.daemon.status import Outcome
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, did_you_mean, explain
@@ -24,7 +26,7 @@ from .requests import LINES_MAX, Command, Nothing, Query, Signal, body_of
 from .seam import Peer, Supervised, Verb
 from .streams import EventStream, attended, events_after, log_after
 
-SEQ_MAX = 10**18
+_SEQ = 10**18  # more than any event's number
 
 Answer = Any  # something that is a response, or becomes one as JSON
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -40,17 +42,17 @@ class Api:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        get = {
+        get: dict[str, Handler] = {
             "/v1/supervisor": self.overview,
             "/v1/services": self.services,
             "/v1/services/{name}": self.service,
             "/v1/services/{name}/logs": self.logs,
             "/v1/events": self.events,
         }
-        post = {
-            "/v1/start": self.command,
-            "/v1/stop": self.command,
-            "/v1/restart": self.command,
+        post: dict[str, Handler] = {
+            "/v1/start": partial(self.command, "start"),
+            "/v1/stop": partial(self.command, "stop"),
+            "/v1/restart": partial(self.command, "restart"),
             "/v1/signal": self.signal,
             "/v1/shutdown": self.shutdown,
         }
@@ -87,17 +89,15 @@ class Api:
         Query(request, ())
         return self.supervisor.service(request.path_params["name"])
 
-    async def command(self, request: Request) -> Answer:
+    async def command(self, verb: Verb, request: Request) -> Answer:
         body = await body_of(request, Command)
-        verb = cast("Verb", request.url.path.rpartition("/")[2])  # the routes have no other
-        work = self._command(verb, body, _peer(request))
-        results = await attended(work, request.receive, self.stop)
-        return {"results": results or []}  # none: the client is gone
 
-    async def _command(self, verb: Verb, body: Command, peer: Peer) -> Answer:
-        return await self.supervisor.command(
-            verb, body.names, wait=body.wait, timeout=body.timeout_seconds, peer=peer
-        )
+        async def work() -> Sequence[Outcome]:
+            return await self.supervisor.command(
+                verb, body.names, wait=body.wait, timeout=body.timeout_seconds, peer=_peer(request)
+            )
+
+        return {"results": await attended(work(), request.receive, self.stop) or []}  # none: the client is gone
 
     async def signal(self, request: Request) -> Answer:
         body = await body_of(request, Signal)
@@ -109,7 +109,7 @@ class Api:
         return {}
 
     async def events(self, request: Request) -> Answer:
-        after = Query(request, ("after",)).number("after", SEQ_MAX)
+        after = Query(request, ("after",)).number("after", _SEQ)
         events = self.supervisor.events
         if after is None:
             after = events.last

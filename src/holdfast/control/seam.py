@@ -61,7 +61,7 @@ class Supervised(Protocol):
     async def command(
         self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
     ) -> Sequence[Outcome]:
-        """start, stop or restart.  When it is cancelled only the waiting ends."""
+        """The outcome for each.  When it is cancelled only the waiting ends."""
         ...
 
     def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Peer) -> Sequence[Outcome]: ...

@@ -15,7 +15,6 @@ import struct
 import sys
 from typing import Any
 
-import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -120,10 +119,18 @@ class _Connection(H11Protocol):
         self.peer = Peer(0, 0)
         self._api = config.loaded_app
         self._patience: float = UNREAD_LIMIT
+        self._streaming = False
+        self._half_closed = False
         self._request_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
     async def _with_peer(self, scope: Any, receive: Any, send: Any) -> None:
+        # h11 limits only what comes in more than one piece.
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in self.headers)
+        if size > HEAD_MAX:
+            self._refuse(Refusal("too_large", f"a request's line and headers may have {HEAD_MAX} bytes"))
+            self.cycle.disconnected = True  # so that uvicorn does not miss an answer
+            return
         scope["holdfast.peer"] = self.peer
         scope["holdfast.connection"] = self
         await self._api(scope, receive, send)
@@ -156,12 +163,14 @@ class _Connection(H11Protocol):
         """The server ends: now where nothing is asked, else after the answer."""
         try:
             self.shutdown()
-        except h11.LocalProtocolError:
+        except Exception:  # h11 has nothing to close: an error was before
             self.transport.abort()
 
     # ---- requests
 
     def data_received(self, data: bytes) -> None:
+        if self._streaming:
+            return  # no request is taken behind a stream; but reading goes on, or nobody would see the client go
         try:
             super().data_received(data)
         except Exception:
@@ -178,7 +187,7 @@ class _Connection(H11Protocol):
     @property
     def _incomplete(self) -> bool:
         """Of the request that is due, something is missing."""
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        return str(self.conn.their_state) in ("IDLE", "SEND_BODY")  # h11's words
 
     def _request_is_late(self) -> None:
         self._request_timer = None
@@ -186,20 +195,28 @@ class _Connection(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Half-closed by the client: it gets the answer to a whole request.  Closed: nobody waits for it."""
-        if self.cycle is None or self.cycle.response_complete or self._incomplete:
+        if self.cycle is None or self.cycle.response_complete or self._incomplete or self._streaming:
             return False
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         if any(mask & select.POLLHUP for _, mask in poll.poll(0)):
             return False
         self.cycle.keep_alive = False
+        self._half_closed = True
         return True
 
     # ---- answers
 
-    def be_patient(self, seconds: float) -> None:
-        """The client of this answer may leave it unread for longer; UNREAD_LIMIT comes on top, for the last word."""
-        self._patience = seconds + UNREAD_LIMIT
+    def begin_stream(self, patience: float) -> None:
+        """The answer has no end of its own.  Its client may leave it unread for `patience` seconds, and
+        UNREAD_LIMIT for the last word; it goes by closing either half, for a stream has no other end.
+        """
+        self._streaming = True
+        self._patience = patience + UNREAD_LIMIT
+        if self._half_closed:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
 
     def unblock(self) -> None:
         """Let what is sent next go behind what the client has not read."""
@@ -218,7 +235,11 @@ class _Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls where h11 has raised RemoteProtocolError."""
-        self._refuse(Refusal("bad_request", f"this is not HTTP: {sys.exc_info()[1]}"))
+        error = sys.exc_info()[1]
+        if getattr(error, "error_status_hint", 400) == 431:
+            self._refuse(Refusal("too_large", f"a request's line and headers may have {HEAD_MAX} bytes"))
+        else:
+            self._refuse(Refusal("bad_request", f"this is not HTTP: {error}"))
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer, unless an answer is under way, and close."""

@@ -85,7 +85,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # After a stream comes nothing: how it ends is seen by its last event.
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"connection", b"close")]
-        scope["holdfast.connection"].be_patient(STALL_LIMIT)
+        scope["holdfast.connection"].begin_stream(STALL_LIMIT)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         last = b""
         try:
