@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -45,7 +46,12 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
     if (!hf_tree.main_pid) /* not earlier: a template must not adopt what it launches */
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     uint64_t started_ns = hf_clock_ns(CLOCK_MONOTONIC), started_at_ns = hf_clock_ns(CLOCK_REALTIME);
-    int r = hf_tree_spawn(&plan, hf_scratch.stack, &result);
+    int r = hf_log_begin(&plan);
+    if (r < 0)
+        result = (struct hf_child_result){r == -EBADMSG ? HF_STAGE_RECEIVE : HF_STAGE_FDS, -r};
+    else
+        r = hf_tree_spawn(&plan, hf_scratch.stack, &result);
+    hf_log_started(r < 0 ? 0 : hf_tree.main_pid);
     if (r < 0) {
         hf_reports_failed(result.stage, result.error);
         return;
@@ -109,7 +115,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     struct hf_record record;
     const char *body;
     union { struct hf_hello hello; struct hf_signal signal; struct hf_stop stop; struct hf_query query;
-            struct hf_loss loss; struct hf_held held; struct hf_ack ack; } u;
+            struct hf_loss loss; struct hf_held held; struct hf_ack ack; struct hf_log_state log; } u;
     while (hf_wire_next(request, size, &at, &record, &body) == 1) {
         /* There is one place for an answer: a packet may hold one request that has one. */
         if (hf_reports.answer && (record.tag == HF_SPAWN || record.tag == HF_SPAWN_MAP || record.tag == HF_LAUNCH))
@@ -140,6 +146,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
                 hf_reports_note_adopted();
                 hf_reports.members_id = u.query.id;
                 hf_reports.members = 1;
+                hf_reports.log = hf_log_state(&u.log);
             }
             break;
         case HF_ON_OWNER_LOSS:
@@ -160,6 +167,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_ACK:
             if (hf_wire_get(&record, body, &u, sizeof u.ack) == 0 && hf_holding.listener >= 0)
                 hf_reports_acknowledge(u.ack.what);
+            break;
+        case HF_LOG:
+            hf_log_request(&record, body, fds, n_fds);
             break;
         default:
             break; /* a later version's: skipped, as the wire says */
@@ -234,9 +244,10 @@ static void reap(void)
 {
     int had_ended = hf_tree.main_ended;
     hf_tree_reap();
-    if (hf_tree.empty)
+    if (hf_tree.empty) {
+        hf_log_end();
         hf_reports_emptied();
-    else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
+    } else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
         hf_reports_note_adopted();
     /* A stop that is under way takes care of the rest by itself. */
     if ((hf_holding.flags & HF_HELD_STOP_REST) && hf_tree.main_ended && !had_ended && !hf_tree.empty &&
@@ -250,7 +261,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 }
 
 /* The order of poll's array, in which it looks: held.c says why the listener is first. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, N_FDS };
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, N_FDS = LOGS + LOG_STREAMS };
 
 int hf_kept_main(void)
 {
@@ -263,7 +274,8 @@ int hf_kept_main(void)
     if (signals < 0)
         return 125;
     while (!is_finished()) {
-        uint64_t wake = earlier(earlier(hf_stop_deadline(), hf_reports.resend_ns), hf_held_deadline());
+        uint64_t wake = earlier(earlier(hf_stop_deadline(), hf_reports.resend_ns),
+                                earlier(hf_held_deadline(), hf_log_deadline()));
         /* No new request before the last answer is out: its place would be needed again. */
         int events = (hf_reports.answer ? 0 : POLLIN) | (hf_reports_pending() && !hf_reports.resend_ns ? POLLOUT : 0);
         struct pollfd fds[N_FDS] = {
@@ -273,6 +285,7 @@ int hf_kept_main(void)
             [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
             [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
+        hf_log_watch(fds + LOGS);
         int r = hf_poll_until(fds, N_FDS, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
@@ -288,6 +301,7 @@ int hf_kept_main(void)
             if (hf_tree.main_pid && !hf_tree.empty)
                 reap();
         }
+        hf_log_step(fds + LOGS);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;
@@ -302,6 +316,7 @@ int hf_kept_main(void)
         else if (failed < 0)
             owner_lost();
     }
+    hf_log_end(); /* a tree that was given up may go on writing, but to nobody */
     /* Our own end takes longer than telling of main's: where owner and keeper share a core, the owner's
      * wait returns first. */
     sched_yield();

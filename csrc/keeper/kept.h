@@ -29,9 +29,9 @@ _Static_assert(sizeof hf_scratch % HF_PAGE == 0, "the last page is shared with o
 
 /* ---- kept_reports.c ------------------------------------------------------------------------- */
 
-/* What waits to be sent; kept.c sets the first three. */
+/* What waits to be sent; kept.c and log.c set the first four. */
 struct hf_reports {
-    int stop, empty, members;
+    int stop, empty, members, log;
     uint32_t members_id;
     int answer, failed;   /* to a request; the last start failed */
     int empty_told;

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "log.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -70,6 +71,7 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
         main_exit = e;
         exited_pending = 1;
         hf_reports.unacknowledged |= HF_ACK_EXITED;
+        hf_log_main_ended(info);
         return;
     }
     for (int i = 0; i < n_adopted; i++)
@@ -145,7 +147,7 @@ static size_t event_size(uint16_t tag)
 int hf_reports_pending(void)
 {
     return hf_reports.answer || ring_count || ring_lost || exited_pending || hf_reports.stop || hf_reports.empty ||
-           hf_reports.members;
+           hf_reports.members || hf_reports.log;
 }
 
 static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size, const struct hf_member *list,
@@ -181,7 +183,8 @@ int hf_reports_flush(void)
         size_t at = 0;
         int fd = -1;
         unsigned events = 0;
-        int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0;
+        int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0, took_log = 0;
+        struct hf_log_state log;
         if (!hello_sent)
             put_hello(&at);
         if (hf_reports.answer) {
@@ -207,6 +210,11 @@ int hf_reports_flush(void)
         if (!more && exited_pending) {
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EXITED, &main_exit, sizeof main_exit);
             took_exit = 1;
+        }
+        if (!more && hf_reports.log) {
+            took_log = 1;
+            if (hf_log_state(&log))
+                hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOG_STATE, &log, sizeof log);
         }
         if (!more && at < 1024) { /* the long ones: 256 members are 6 KiB */
             if (hf_reports.stop) {
@@ -247,6 +255,10 @@ int hf_reports_flush(void)
         exited_pending &= !took_exit;
         hf_reports.stop &= !took_report;
         hf_reports.members &= !took_members;
+        if (took_log) {
+            hf_reports.log = 0;
+            hf_log_told(&log);
+        }
         if (took_empty) {
             hf_reports.empty = 0;
             hf_reports.empty_told = 1;
@@ -262,7 +274,8 @@ void hf_reports_forget(void)
             close(ring[(ring_first + i) % RING].fd);
     ring_count = 0;
     ring_lost = 0;
-    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.empty = 0;
+    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.log =
+        hf_reports.empty = 0;
 }
 
 void hf_reports_failed(int stage, int error)
@@ -327,6 +340,7 @@ void hf_reports_acknowledge(uint32_t what)
 void hf_reports_greet(void)
 {
     uint32_t owed = hf_reports.unacknowledged;
+    struct hf_log_state log;
     hello_sent = 0;
     if (hf_tree.main_pid)
         answer_spawned();
@@ -335,6 +349,7 @@ void hf_reports_greet(void)
     exited_pending = (owed & HF_ACK_EXITED) != 0;
     hf_reports.stop = (owed & HF_ACK_STOP_REPORT) != 0;
     hf_reports.empty = hf_tree.main_pid && (owed & HF_ACK_EMPTY);
+    hf_reports.log = hf_log_state(&log);
     n_adopted = 0; /* he has no descriptor of any of them */
     if (hf_stop.phase != STOP_KILL)
         hf_reports_note_adopted();
@@ -343,6 +358,7 @@ void hf_reports_greet(void)
 size_t hf_reports_record(void)
 {
     size_t at = 0, room = sizeof hf_scratch.out;
+    struct hf_log_state log;
     put_hello(&at);
     if (!hf_tree.main_pid) {
         hf_wire_put(hf_scratch.out, room, &at, HF_FAILED, &reply.body.failed, sizeof reply.body.failed);
@@ -353,5 +369,7 @@ size_t hf_reports_record(void)
     if (stop_copy.report.signo) /* there was a stop */
         at = put_stop_report(at);
     hf_wire_put(hf_scratch.out, room, &at, HF_EMPTY, &tree_end, sizeof tree_end);
+    if (hf_log_state(&log))
+        hf_wire_put(hf_scratch.out, room, &at, HF_LOG_STATE, &log, sizeof log);
     return at;
 }
