@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from conftest import require
-from helpers_wire import SPEC, RawKeeper
+from helpers_wire import SPEC, RawKeeper, wait_until
 
 MARKER = re.compile(rb"--- holdfast: .*\n")
 STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z ")
@@ -66,6 +66,8 @@ def compile_writer(directory: Path) -> str:
 class LogKeeper(RawKeeper):
     """A keeper whose next process writes into `directory`."""
 
+    feed_fd = -1
+
     def __init__(self, directory: Path, **options) -> None:
         super().__init__(**options)
         self.directory = Path(directory)
@@ -77,17 +79,50 @@ class LogKeeper(RawKeeper):
         self.send(SPEC.record("LOG", values), [where])
         os.close(where)
 
-    def start(self, *argv: str, env=(f"PATH={os.environ['PATH']}",), **log) -> dict:
-        """Two requests, one answer."""
+    def start(self, *argv: str, env=(f"PATH={os.environ['PATH']}",), head=None, fds=(), **log) -> dict:
+        """Two requests, one answer.  `head` is the SPAWN's, the rest the LOG's."""
         self.log(**log)
-        return self.spawn(*argv, env=env)
+        return self.spawn(*argv, env=env, fds=fds, **(head or {}))
+
+    def cat(self, to: int = 1, **log) -> None:
+        """A service that says what it is fed."""
+        theirs, self.feed_fd = os.pipe()
+        script = ("-c", f"exec cat >&{to}") if to != 1 else ("-c", "exec cat")
+        started = self.start(str(shutil.which("sh")), *script, fds=[theirs], head={"fd_targets": (0,)}, **log)
+        os.close(theirs)
+        assert started["name"] == "SPAWNED"
+
+    def feed(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self.feed_fd, data) :]
+
+    def finish(self) -> dict:
+        """The end of its input ends the service; the LOG_STATE at the end, if there was one."""
+        if self.feed_fd >= 0:
+            os.close(self.feed_fd)
+            self.feed_fd = -1
+        return dict(self.rest())
+
+    def close(self) -> None:
+        if self.feed_fd >= 0:
+            os.close(self.feed_fd)
+        super().close()
 
     def shell(self, script: str, **log) -> dict:
         return self.start(str(shutil.which("sh")), "-c", script, **log)
 
+    queries = 0
+
     def state(self) -> dict:
-        self.say("QUERY", id=1)
-        return self.wait_for("LOG_STATE")[1]
+        """As it is now: those that came unasked before are passed over."""
+        self.queries += 1
+        self.say("QUERY", id=self.queries)
+        latest: dict = {}
+        while True:
+            name, values = self.wait_for("LOG_STATE", "MEMBERS")
+            if name == "MEMBERS" and values["id"] == self.queries:
+                return latest
+            latest = values if name == "LOG_STATE" else latest
 
 
 def numbered(directory: Path, prefix: str = "") -> list[Path]:
@@ -108,6 +143,13 @@ def output(directory: Path, name: str = "current") -> bytes:
     """What the service wrote: without our markers (and without what stamps they carry)."""
     lines = text(directory, name).splitlines(keepends=True)
     return b"".join(line for line in lines if b"--- holdfast: " not in line)
+
+
+def wait_for_text(path: Path, wanted: bytes) -> None:
+    def there() -> bool:
+        return path.exists() and wanted in path.read_bytes()
+
+    wait_until(there, f"{wanted!r} is not in {path.name}")
 
 
 def size_of(directory: Path) -> int:

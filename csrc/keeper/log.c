@@ -12,12 +12,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { STAMP_SIZE = 28, READS_BEFORE_GROWING = 8 };
+enum { READS_BEFORE_GROWING = 8 };
 
 static struct stream {
     struct hf_log_file file;
@@ -32,95 +33,18 @@ HF_RARELY_USED static union {
     char in[LOG_STREAMS][LOG_CHUNK];
     struct { int32_t targets[HF_FDS_MAX + LOG_STREAMS], sources[HF_FDS_MAX + LOG_STREAMS]; } plan;
 } buffers;
-HF_RARELY_USED static char stamped[LOG_CHUNK + HF_PAGE];
 
 static struct hf_log_state told;
 static uint64_t tell_ns;    /* not before */
 static int asked, refused;  /* a LOG waits for its spawn; it was wrong (errno) */
 static int active, was_used; /* a tree's output is ours now, or was */
 
-/* ---- time stamps */
-
-static char stamp[STAMP_SIZE + 1];
-static uint64_t stamp_second;
-
-static void two(char *to, unsigned n)
-{
-    to[0] = (char)('0' + n / 10 % 10);
-    to[1] = (char)('0' + n % 10);
-}
-
-/* Days since 1970 into a date: years start in March here, so that the leap day is the last of one. */
-static void write_date(char *to, uint64_t second)
-{
-    uint64_t days = second / 86400 + 719468, rest = second % 86400;
-    uint64_t era = days / 146097, day = days % 146097;
-    uint64_t year = (day - day / 1460 + day / 36524 - day / 146096) / 365;
-    unsigned of_year = (unsigned)(day - (365 * year + year / 4 - year / 100));
-    unsigned month = (5 * of_year + 2) / 153;
-    unsigned y = (unsigned)(year + era * 400) + (month >= 10);
-    memcpy(to, "0000-00-00T00:00:00.", 20);
-    two(to, y / 100);
-    two(to + 2, y % 100);
-    two(to + 5, month < 10 ? month + 3 : month - 9);
-    two(to + 8, of_year - (153 * month + 2) / 5 + 1);
-    two(to + 11, (unsigned)(rest / 3600));
-    two(to + 14, (unsigned)(rest / 60 % 60));
-    two(to + 17, (unsigned)(rest % 60));
-}
-
-static void read_clock(void)
-{
-    uint64_t ns = hf_clock_ns(CLOCK_REALTIME), second = ns / 1000000000;
-    unsigned us = (unsigned)(ns % 1000000000 / 1000);
-    if (second != stamp_second)
-        write_date(stamp, stamp_second = second);
-    two(stamp + 20, us / 10000);
-    two(stamp + 22, us / 100);
-    two(stamp + 24, us);
-    memcpy(stamp + 26, "Z ", 2);
-}
-
-size_t hf_log_stamp(char *to)
-{
-    if (!(hf_log_set.plan.flags & HF_LOG_TIMESTAMPS))
-        return 0;
-    read_clock();
-    memcpy(to, stamp, STAMP_SIZE);
-    return STAMP_SIZE;
-}
-
 /* ---- bytes into lines */
-
-static void put_stamped(struct hf_log_file *file, const char *data, size_t size)
-{
-    size_t at = 0;
-    int starts = !file->mid_line;
-    read_clock();
-    while (size) {
-        const char *end = memchr(data, '\n', size);
-        size_t line = end ? (size_t)(end - data) + 1 : size;
-        if (at + STAMP_SIZE + line > sizeof stamped) {
-            hf_log_file_put(file, stamped, at);
-            at = 0;
-        }
-        if (starts) {
-            memcpy(stamped + at, stamp, STAMP_SIZE);
-            at += STAMP_SIZE;
-        }
-        memcpy(stamped + at, data, line);
-        at += line;
-        data += line;
-        size -= line;
-        starts = 1;
-    }
-    hf_log_file_put(file, stamped, at);
-}
 
 static void pass_on(struct stream *s, char *buffer, size_t size)
 {
     if (hf_log_set.plan.flags & HF_LOG_TIMESTAMPS)
-        put_stamped(&s->file, buffer, size);
+        hf_log_put_stamped(&s->file, buffer, size);
     else
         hf_log_file_put(&s->file, buffer, size);
 }
@@ -141,6 +65,14 @@ static void grow_pipe(struct stream *s, size_t came)
     s->full = 0;
     int size = fcntl(s->fd, F_SETPIPE_SZ, LOG_PIPE_GROWN);
     s->pipe_size = size > 0 ? size : LOG_PIPE_GROWN; /* not allowed: not asked again */
+}
+
+/* An unprivileged user has 64 MiB of pipes; beyond that, new ones are a page long. */
+static void shrink_pipe(struct stream *s)
+{
+    int size = s->fd >= 0 && s->pipe_size >= LOG_PIPE_GROWN ? fcntl(s->fd, F_SETPIPE_SZ, LOG_PIPE_USUAL) : 0;
+    if (size > 0)
+        s->pipe_size = size;
 }
 
 /* One chunk.  How many bytes came; 0: none is there now, or none will come. */
@@ -186,10 +118,13 @@ static void drain(struct stream *s)
 
 static void give_back_memory(void)
 {
+    if (getauxval(AT_PAGESZ) != HF_PAGE)
+        return; /* larger pages are not these buffers' alone */
     for (int i = 0; i < LOG_STREAMS; i++)
         if (!streams[i].held)
             madvise(buffers.in[i], LOG_CHUNK, MADV_DONTNEED);
-    madvise(stamped, sizeof stamped, MADV_DONTNEED);
+    hf_log_stamp_rest();
+    hf_log_files_rest();
 }
 
 /* ---- the start */
@@ -283,7 +218,7 @@ int hf_log_begin(struct hf_plan *plan)
 
 static void mark(const char *text, int64_t number)
 {
-    char line[STAMP_SIZE + sizeof hf_log_set.plan.label + 80];
+    char line[LOG_STAMP + sizeof hf_log_set.plan.label + 80];
     struct hf_text t = {line + hf_log_stamp(line), line + sizeof line - 1};
     put(&t, "--- holdfast: ");
     put(&t, hf_log_set.plan.label);
@@ -297,8 +232,8 @@ void hf_log_started(int pid)
 {
     if (!active)
         return;
-    give_back_memory();
     if (pid == 0) {
+        give_back_memory();
         forget();
         return;
     }
@@ -317,6 +252,7 @@ void hf_log_started(int pid)
         hf_log_file_open(&streams[i].file);
     }
     mark(" started, pid ", pid);
+    give_back_memory();
 }
 
 /* ---- while it runs */
@@ -336,17 +272,18 @@ int hf_log_state(struct hf_log_state *state)
     return was_used;
 }
 
-void hf_log_told(const struct hf_log_state *state)
-{
-    told = *state;
-    tell_ns = hf_clock_ns(CLOCK_MONOTONIC) + LOG_AGAIN_MS * NS_PER_MS;
-}
-
 static int has_news(void)
 {
     struct hf_log_state now;
     return hf_log_state(&now) && (now.lost_bytes != told.lost_bytes || now.dropped_bytes != told.dropped_bytes ||
                                   now.error != told.error);
+}
+
+void hf_log_told(const struct hf_log_state *state)
+{
+    if (has_news()) /* the answer to a query holds nothing back */
+        tell_ns = hf_clock_ns(CLOCK_MONOTONIC) + LOG_AGAIN_MS * NS_PER_MS;
+    told = *state;
 }
 
 uint64_t hf_log_deadline(void)
@@ -370,6 +307,7 @@ void hf_log_step(const struct pollfd fds[LOG_STREAMS])
             take(s);
         if (s->settle_ns && now >= s->settle_ns) {
             pass_on_held(s);
+            shrink_pipe(s);
             s->settle_ns = 0;
             settled = 1;
         }

@@ -1,5 +1,5 @@
-/* The log writer: log.c reads the pipes and cuts their bytes into lines, log_files.c puts lines into files.
- * docs/logs.md says what an operator sees of both. */
+/* The log writer: log.c reads the pipes and cuts their bytes into lines, log_stamp.c puts
+ * the time before them, log_files.c puts them into files.  docs/logs.md says what an operator sees of both. */
 #ifndef HF_LOG_H
 #define HF_LOG_H
 
@@ -12,6 +12,7 @@ enum {
     LOG_CHUNK = 262144,        /* read at once, and the longest line that is held until its end is there */
     LOG_QUIET_MS = 100,        /* an unfinished line waits so long for its end, buffers for another use */
     LOG_AGAIN_MS = 1000,       /* between two looks at what others did to the files, and between two reports */
+    LOG_PIPE_USUAL = 65536,    /* what the kernel gives */
     LOG_PIPE_GROWN = 1048576,  /* a pipe that each read finds full is made so large */
 };
 
@@ -66,7 +67,16 @@ void hf_log_file_put(struct hf_log_file *file, const char *data, size_t size);
 /* A line of our own, ended by a newline; it starts on a fresh line. */
 void hf_log_file_mark(struct hf_log_file *file, const char *line, size_t size);
 void hf_log_file_close(struct hf_log_file *file);
-/* Write the marker of a gap before a line: log.c stamps it. */
+/* Give back the memory that is needed for moments. */
+void hf_log_files_rest(void);
+
+/* ---- log_stamp.c ------------------------------------------------------------------------------ */
+
+enum { LOG_STAMP = 28 };
+/* The time as a line of ours starts with it, if lines carry it: its size, LOG_STAMP or 0. */
 size_t hf_log_stamp(char *to);
+/* hf_log_file_put, each line with the time. */
+void hf_log_put_stamped(struct hf_log_file *file, const char *data, size_t size);
+void hf_log_stamp_rest(void);
 
 #endif

@@ -19,8 +19,11 @@
 enum { REMOVED_AT_ONCE = 64, NAME_SIZE = 40, RENAME_TRIES = 8 };
 
 struct hf_log_set hf_log_set = {.directory = -1};
-HF_RARELY_USED static char entries[HF_PAGE];
-static struct { uint64_t count, highest; unsigned n; uint64_t lowest[REMOVED_AT_ONCE]; } numbered;
+HF_RARELY_USED static struct __attribute__((aligned(HF_PAGE))) {
+    uint64_t count, highest, lowest[REMOVED_AT_ONCE]; /* of a stream's numbered files */
+    unsigned n;
+    _Alignas(8) char entries[3072];
+} found;
 
 static void number_name(char *name, const struct hf_log_file *file, uint64_t number)
 {
@@ -48,12 +51,12 @@ static uint64_t number_in(const char *name, const char *prefix, int *plain)
 
 static void note_number(uint64_t number)
 {
-    unsigned at = numbered.n < REMOVED_AT_ONCE ? numbered.n++ : REMOVED_AT_ONCE - 1;
-    if (numbered.count++ >= REMOVED_AT_ONCE && numbered.lowest[at] < number)
+    unsigned at = found.n < REMOVED_AT_ONCE ? found.n++ : REMOVED_AT_ONCE - 1;
+    if (found.count++ >= REMOVED_AT_ONCE && found.lowest[at] < number)
         return;
-    for (; at > 0 && numbered.lowest[at - 1] > number; at--)
-        numbered.lowest[at] = numbered.lowest[at - 1];
-    numbered.lowest[at] = number;
+    for (; at > 0 && found.lowest[at - 1] > number; at--)
+        found.lowest[at] = found.lowest[at - 1];
+    found.lowest[at] = number;
 }
 
 /* Count the bytes of all files, and this stream's numbered ones. */
@@ -61,24 +64,24 @@ static void look_through(const struct hf_log_file *file)
 {
     struct entry { uint64_t ino; int64_t off; uint16_t length; uint8_t type; char name[]; };
     uint64_t total = 0;
-    numbered.count = numbered.highest = numbered.n = 0;
+    found.count = found.highest = found.n = 0;
     hf_log_set.counted_ns = hf_log_set.now_ns;
     if (lseek(hf_log_set.directory, 0, SEEK_SET) < 0)
         return;
     for (;;) {
-        long n = HF_CALL3(SYS_getdents64, hf_log_set.directory, entries, sizeof entries);
+        long n = HF_CALL3(SYS_getdents64, hf_log_set.directory, found.entries, sizeof found.entries);
         if (n < 0)
             return; /* the old count is better than a part of the new one */
         if (n == 0)
             break;
         for (long at = 0; at < n;) {
-            struct entry *e = (struct entry *)(void *)(entries + at);
+            struct entry *e = (struct entry *)(void *)(found.entries + at);
             struct stat st;
             int plain = 0;
             at += e->length;
             uint64_t number = number_in(e->name, file->prefix, &plain);
-            if (number > numbered.highest)
-                numbered.highest = number;
+            if (number > found.highest)
+                found.highest = number;
             if (fstatat(hf_log_set.directory, e->name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
                 continue;
             total += (uint64_t)st.st_size;
@@ -87,17 +90,21 @@ static void look_through(const struct hf_log_file *file)
         }
     }
     hf_log_set.total = total;
-    madvise(entries, sizeof entries, MADV_DONTNEED);
+}
+
+void hf_log_files_rest(void)
+{
+    madvise(&found, sizeof found, MADV_DONTNEED);
 }
 
 static void remove_oldest(const struct hf_log_file *file)
 {
     look_through(file);
     uint64_t keep = hf_log_set.plan.rotate_count;
-    for (unsigned i = 0; i < numbered.n && numbered.count > keep; i++, numbered.count--) {
+    for (unsigned i = 0; i < found.n && found.count > keep; i++, found.count--) {
         char name[NAME_SIZE];
         struct stat st;
-        number_name(name, file, numbered.lowest[i]);
+        number_name(name, file, found.lowest[i]);
         if (fstatat(hf_log_set.directory, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
             unlinkat(hf_log_set.directory, name, 0) == 0)
             hf_log_set.total -= (uint64_t)st.st_size < hf_log_set.total ? (uint64_t)st.st_size : hf_log_set.total;
@@ -203,7 +210,8 @@ static size_t fitting(const struct hf_log_file *file, const char *data, size_t s
     return line <= 2 * limit - file->size ? line : (size_t)(2 * limit - file->size);
 }
 
-static size_t within_cap(const struct hf_log_file *file, const char *data, size_t size)
+/* How many bytes may be added at all, if not all of `size`. */
+static uint64_t room_below_cap(const struct hf_log_file *file, uint64_t size)
 {
     struct hf_log_set *s = &hf_log_set;
     uint64_t cap = s->plan.cap;
@@ -212,7 +220,13 @@ static size_t within_cap(const struct hf_log_file *file, const char *data, size_
     if (s->now_ns - s->counted_ns >= LOG_AGAIN_MS * NS_PER_MS)
         look_through(file); /* somebody may have made room */
     uint64_t room = s->total < cap ? cap - s->total : 0;
-    return size <= room ? size : last_line_end(data, (size_t)room);
+    return size < room ? size : room;
+}
+
+static size_t within_cap(const struct hf_log_file *file, const char *data, size_t size)
+{
+    size_t room = (size_t)room_below_cap(file, size);
+    return room == size ? size : last_line_end(data, room);
 }
 
 /* Into the open file.  How many bytes went in; when fewer, *why is an errno or LOG_OVER_CAP. */
@@ -241,6 +255,9 @@ static size_t append(struct hf_log_file *file, const char *data, size_t size, in
 static size_t place(struct hf_log_file *file, const char *data, size_t size, int *why)
 {
     size_t done = 0;
+    uint64_t limit = hf_log_set.plan.rotate_size;
+    if (file->cut && file->fd >= 0 && limit && file->size >= 2 * limit)
+        rotate(file);
     if (file->cut) {
         if (!append(file, "\n", 1, why))
             return 0;
@@ -270,8 +287,8 @@ static void lose(struct hf_log_file *file, size_t size, int ends_line, int why)
     file->mid_line = 0;
 }
 
-/* Say what is missing, before what comes after it. */
-static int mend(struct hf_log_file *file, int *why)
+/* Say what is missing, before what comes after it: `next` bytes at least, which must have room, too. */
+static int mend(struct hf_log_file *file, size_t next, int *why)
 {
     char line[160];
     if (!file->gap)
@@ -280,9 +297,13 @@ static int mend(struct hf_log_file *file, int *why)
     put(&t, "--- holdfast: ");
     put_number(&t, file->gap);
     put(&t, " bytes lost: ");
-    put(&t, file->gap_error == LOG_OVER_CAP ? "the cap of the log is reached" : strerror(file->gap_error));
+    put(&t, file->gap_error == LOG_OVER_CAP ? "log cap reached" : strerror(file->gap_error));
     *t.at++ = '\n';
     size_t size = (size_t)(t.at - line);
+    size_t all = size + next + 1; /* a newline may have to end a cut line */
+    *why = LOG_OVER_CAP;
+    if (room_below_cap(file, all) < all)
+        return -1;
     if (place(file, line, size, why) < size) {
         file->cut |= file->mid_line;
         file->mid_line = 0;
@@ -306,7 +327,9 @@ void hf_log_file_put(struct hf_log_file *file, const char *data, size_t size)
     if (size == 0)
         return;
     look_again(file);
-    size_t done = mend(file, &why) ? 0 : place(file, data, size, &why);
+    const char *end = memchr(data, '\n', size);
+    size_t first = end ? (size_t)(end - data) + 1 : size;
+    size_t done = mend(file, first, &why) ? 0 : place(file, data, size, &why);
     if (done < size)
         lose(file, size - done, data[size - 1] == '\n', why);
 }
@@ -325,7 +348,7 @@ void hf_log_file_open(struct hf_log_file *file)
     file->gap = 0;
     file->gap_error = 0;
     look_through(file);
-    file->next = numbered.highest + 1;
+    file->next = found.highest + 1;
     reopen(file);
     file->looked_ns = hf_log_set.now_ns;
 }
@@ -335,7 +358,7 @@ void hf_log_file_close(struct hf_log_file *file)
     int why;
     if (file->gap) {
         look_again(file);
-        mend(file, &why);
+        mend(file, 0, &why);
     }
     if (file->fd >= 0)
         close(file->fd);
