@@ -19,6 +19,8 @@ import helpers_wire
 import pytest
 import test_held_keeper as held
 import test_keeper_protocol as protocol
+import test_log_trouble as trouble
+import test_log_writer as log
 import test_wire as wire
 from conftest import require
 from helpers_held import Place
@@ -209,6 +211,25 @@ def test_held_under_sanitizers(sanitized, monkeypatch, tmp_path):
             test(place)
         finally:
             place.close()
+    assert_no_reports(sanitized)
+
+
+def test_logs_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    for test in (
+        log.test_streams_apart,
+        log.test_the_plans_descriptors_for_output_are_replaced_and_others_are_not,
+        log.test_rotation_counts_on_and_keeps_so_many,
+        log.test_a_line_longer_than_any_buffer,
+        log.test_a_line_without_end_is_split_at_twice_the_limit,
+        log.test_a_prompt_is_seen_and_its_answer_ends_the_line,
+        trouble.test_both_streams_share_the_cap,
+        trouble.test_a_loss_at_the_end_is_said_when_there_is_room_again,
+        trouble.test_the_directory_is_removed,
+    ):
+        test(tmp_path_factory.mktemp("log"))
+    log.test_files_are_what_the_rule_says(tmp_path_factory)
+    trouble.test_a_file_size_limit(tmp_path_factory.mktemp("log"), True)
     assert_no_reports(sanitized)
 
 
