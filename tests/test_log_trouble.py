@@ -389,6 +389,7 @@ def test_a_new_owner_and_the_report_file_are_told_of_losses(tmp_path):
         k.send(SPEC.record("HELD", {"flags": 1, "report": b"41.report"}), [bound.fileno(), where])
         os.close(where)
         k.cat(cap=1)
+        k.say("ON_OWNER_LOSS", on_owner_loss=SPEC.numbers["LOSS_KEEP"])
         bound.close()
         dropped = settled(k, 1)["dropped_bytes"]
         k.feed(b"12345\n")
