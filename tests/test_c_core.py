@@ -17,12 +17,17 @@ import sysconfig
 
 import helpers_wire
 import pytest
+import test_held_keeper as held
 import test_keeper_protocol as protocol
+import test_log_trouble as trouble
+import test_log_writer as log
 import test_wire as wire
 from conftest import require
+from helpers_held import Place
 from helpers_wire import ROOT
 
 import holdfast
+from holdfast.process import keeper
 
 CSRC = os.path.join(ROOT, "csrc")
 COMMON = sorted(glob.glob(os.path.join(CSRC, "common", "*.c")))
@@ -127,6 +132,17 @@ NOT_UNDER_VALGRIND = [  # too slow there, or with a start that fails
 ]
 
 
+HELD = [
+    held.test_held_requests_that_are_wrong,
+    held.test_what_is_not_acknowledged_is_told_again,
+    held.test_adopted_members_are_told_to_every_owner,
+    held.test_who_does_not_say_hello_is_kept_out_and_delays_nobody_for_long,
+    held.test_the_end_of_main_stops_the_rest_without_an_owner,
+    held.test_a_report_that_cannot_be_written_waits_for_an_owner,
+    held.test_a_start_that_fails_later_is_told_and_acknowledged_as_empty,
+]
+
+
 def kept(monkeypatch, program: str, wrap: list[str], tests) -> None:
     monkeypatch.setattr(helpers_wire, "KEEPER", program)
     monkeypatch.setattr(helpers_wire, "WRAP", wrap)
@@ -182,6 +198,38 @@ def test_kept_under_sanitizers(sanitized, monkeypatch, tmp_path):
     kept(monkeypatch, sanitized, [], SCENARIOS + NOT_UNDER_VALGRIND)
     protocol.test_a_mapped_plan_must_be_sealed_and_as_long_as_it_says(tmp_path)
     wire.test_golden_launch(wire.grown)
+    assert_no_reports(sanitized)
+
+
+def test_held_under_sanitizers(sanitized, monkeypatch, tmp_path):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    monkeypatch.setattr(keeper, "KEEPER", sanitized)
+    for number, test in enumerate(HELD):
+        (tmp_path / str(number)).mkdir()
+        place = Place(str(tmp_path / str(number)))
+        try:
+            test(place)
+        finally:
+            place.close()
+    assert_no_reports(sanitized)
+
+
+def test_logs_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    for test in (
+        log.test_streams_apart,
+        log.test_the_plans_descriptors_for_output_are_replaced_and_others_are_not,
+        log.test_rotation_counts_on_and_keeps_so_many,
+        log.test_a_line_longer_than_any_buffer,
+        log.test_a_line_without_end_is_split_at_twice_the_limit,
+        log.test_a_prompt_is_seen_and_its_answer_ends_the_line,
+        trouble.test_both_streams_share_the_cap,
+        trouble.test_a_loss_at_the_end_is_said_when_there_is_room_again,
+        trouble.test_the_directory_is_removed,
+    ):
+        test(tmp_path_factory.mktemp("log"))
+    log.test_files_are_what_the_rule_says(tmp_path_factory)
+    trouble.test_a_file_size_limit(tmp_path_factory.mktemp("log"), True)
     assert_no_reports(sanitized)
 
 
@@ -284,6 +332,42 @@ def test_the_extension_under_sanitizers(sanitized, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr[:5000]
     assert_no_reports(sanitized)
+
+
+EARLY_SCRIPT = """
+import os, sys
+from holdfast.process import _native
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one processor, first come first served: the keeper
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # speaks before its launcher does
+plan = _native.spawn_body(["x"], {}, "x", None, 0, 0, 0, 0, 0, 0, [], [], [], 0, 0, 15, 1, 0)
+def look():
+    return set(os.listdir("/proc/self/fd"))
+keeper, early, *_ = _native.launch(os.fsencode(sys.argv[1]), 0, plan, [], lambda *a: a, int)
+assert [records[0][0] for records, fds in early] == [68], early  # ADOPTED came early: this is the case meant
+os.close(early[0][1][0])
+before = look()
+def refuse(fd):
+    raise KeyboardInterrupt
+for _ in range(3):
+    try:
+        _native.launch(os.fsencode(sys.argv[1]), 0, plan, [], lambda *a: a, refuse)
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise AssertionError
+assert look() == before, (look(), before)
+print("through")
+"""
+
+
+def test_a_launch_that_is_given_up_closes_the_descriptors_of_early_reports(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root may choose who runs first")
+    source = os.path.join(ROOT, "tests", "c", "early_keeper.c")
+    build("gcc", "-O1", source, os.path.join(CSRC, "common", "wire.c"), "-o", str(tmp_path / "early"))
+    command = [sys.executable, "-c", EARLY_SCRIPT, str(tmp_path / "early")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr
 
 
 # ---- valgrind

@@ -212,7 +212,7 @@ IGNORED = {
     "scope 3": SPEC.record("SIGNAL", {"signo": 9, "scope": 3}),
     "stop scope 2**32 - 1": SPEC.record("STOP", {"id": 1, "signo": 9, "scope": 2**32 - 1, "grace_ms": 0}),
     "reports": b"".join(raw_record(tag, b"\1" * 96) for tag in range(64, 76)),
-    "unknown tags": raw_record(0) + raw_record(9, b"x" * 100) + raw_record(65535, b"y"),
+    "unknown tags": raw_record(0) + raw_record(63, b"x" * 100) + raw_record(65535, b"y"),
 }
 
 

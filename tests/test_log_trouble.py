@@ -10,6 +10,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,8 +190,9 @@ def wait_a_moment() -> None:
 def test_both_streams_share_the_cap(tmp_path):
     with LogKeeper(tmp_path) as k:
         k.shell(
-            "i=0; while [ $i -lt 300 ]; do echo 'this is a line of thirty bytes';"
-            " echo 'so it is for the other stream' >&2; i=$((i+1)); done", cap=6000, size=1000, count=100, merge=False, timestamps=True,
+            "i=0; while [ $i -lt 300 ]; do i=$((i+1));"
+            " echo 'this is a line of thirty bytes'; echo 'so it is for the other stream' >&2; done",
+            cap=6000, size=1000, count=100, merge=False, timestamps=True,
         )  # fmt: skip
         state = dict(k.rest())["LOG_STATE"]
     assert size_of(tmp_path) <= 6000
@@ -374,4 +376,34 @@ def test_kill_9_of_the_owner_in_a_flood_loses_nothing(tmp_path):
     numbers = [whole[at : at + 10] for at in range(0, len(whole), 100)]
     assert numbers == [b"%010d" % i for i in range(count)]
     assert text(logs).endswith(b"--- holdfast: web@41 exited with code 0\n")
-    assert SPEC.numbers["LOSS_KEEP"] == 2
+
+
+def test_a_new_owner_and_the_report_file_are_told_of_losses(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    address = tmp_path / "41.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound, LogKeeper(logs) as k:
+        bound.bind(str(address))
+        where = os.open(tmp_path, os.O_RDONLY)
+        k.send(SPEC.record("HELLO", {"version": 1, "flags": 0}))
+        k.send(SPEC.record("HELD", {"flags": 1, "report": b"41.report"}), [bound.fileno(), where])
+        os.close(where)
+        k.cat(cap=1)
+        k.say("ON_OWNER_LOSS", on_owner_loss=SPEC.numbers["LOSS_KEEP"])
+        bound.close()
+        dropped = settled(k, 1)["dropped_bytes"]
+        k.feed(b"12345\n")
+        settled(k, dropped + 6)
+        k.sock.close()
+        k.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        k.sock.connect(str(address))
+        k.seen.clear()
+        k.say("HELLO", version=1, flags=0)
+        assert k.wait_for("LOG_STATE")[1]["dropped_bytes"] == dropped + 6
+        k.sock.close()
+        os.close(k.feed_fd)
+        k.feed_fd = -1
+        assert k.wait() == 0
+    name, state = SPEC.decode((tmp_path / "41.report").read_bytes())[-1]
+    assert (name, state["written_bytes"]) == ("LOG_STATE", 0)
+    assert state["dropped_bytes"] > dropped + 6  # the exit marker's, too

@@ -279,7 +279,7 @@ lengths = st.lists(
 ).filter(lambda sizes: sum(sizes) < 30000)  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, database=None)
 @example([100] * 300, 1000, False, True)
 @example([10, 2000 - 1], 1000, False, False)
 @example([10, 4000 - 1], 1000, False, False)
@@ -309,7 +309,7 @@ def test_files_are_what_the_rule_says(tmp_path_factory, sizes, limit, timestamps
     shutil.rmtree(where)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, database=None)
 @given(
     st.lists(st.binary(min_size=1, max_size=3000).map(lambda b: b.replace(b"-", b"\n")), min_size=1, max_size=30),
     st.integers(100, 5000),

@@ -143,7 +143,10 @@ void hf_log_request(const struct hf_record *record, const char *body, const int 
         return;
     }
     hf_log_set.plan = plan;
-    hf_log_set.directory = fcntl(fds[0], F_DUPFD_CLOEXEC, HF_OWNER_FD + 1);
+    if (plan.rotate_size > INT64_MAX / 2)
+        hf_log_set.plan.rotate_size = INT64_MAX / 2; /* so that twice as much is a number, too */
+    /* Opened again: reading a directory moves a position, and that of fds[0] is the owner's as well. */
+    hf_log_set.directory = openat(fds[0], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     refused = hf_log_set.directory < 0 ? errno : 0;
 }
 

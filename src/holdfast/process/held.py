@@ -59,7 +59,8 @@ HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
 ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
 
 ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
-REPORT_NAME_MAX, LABEL_MAX = 63, 159  # bytes, without the zero that ends them
+REPORT_NAME_MAX = 63  # bytes, without the zero that ends it
+LABEL_MAX = 159  # the same
 QUEUE = 8  # owners that may wait to be heard
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 

@@ -246,6 +246,8 @@ def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[
                 raise ValueError(f"not a descriptor: {file!r}")
             source = file
         else:
+            if not hasattr(file, "fileno"):
+                raise TypeError(f"not a descriptor and not a file: {file!r}")
             source = file.fileno()
         sources.append(source)
         targets.append(target)
@@ -297,6 +299,8 @@ def make_plan(
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
     plan.cwd = cwd
+    if env is not None and not hasattr(env, "items"):
+        raise TypeError(f"env must be a mapping, not {env!r}")
     options = RESTORE_SIGNALS
     pgid = 0
     if new_session:
