@@ -58,6 +58,12 @@ def no_leaks():
     assert not _settled(lambda: set(threading.enumerate()), threads), "threads left"
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the two collections around each test need not walk through it (40 ms each)."""
+    gc.collect()
+    gc.freeze()
+
+
 def require(program: str) -> None:
     """Skip where a program is missing; under CI (HOLDFAST_NO_SKIPS) that is a failure."""
     import shutil

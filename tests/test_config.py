@@ -27,7 +27,9 @@ from holdfast.config.vars import expand
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WEB = '[service.web]\ncommand = ["sleep", "1h"]\n'
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=150, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may choose a user")
 
 

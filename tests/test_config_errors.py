@@ -350,7 +350,7 @@ VALUES = GARBAGE | st.recursive(
     max_leaves=4,
 )
 SERVICES = st.dictionaries(st.sampled_from(["web", "db", "x"]) | TEXT, st.dictionaries(KEYS | TEXT, VALUES) | VALUES)
-ANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+ANY = settings(max_examples=150, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(SERVICES | GARBAGE, st.dictionaries(st.sampled_from(["run_dir", "start_budget"]) | TEXT, VALUES) | VALUES)
