@@ -70,7 +70,6 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
     if (is_main) {
         main_exit = e;
         exited_pending = 1;
-        hf_log_main_ended(info);
         hf_reports.unacknowledged |= HF_ACK_EXITED;
         hf_log_main_ended(info);
         return;
