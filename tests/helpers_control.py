@@ -236,6 +236,12 @@ class Served:
                 made.shutdown(socket.SHUT_WR)
             return everything(made)
 
+    def ask_stream(self, data):
+        """Everything that is answered until the server ends it."""
+        with self.connect() as made:
+            made.sendall(data)
+            return everything(made)
+
 
 def everything(made):
     data = b""

@@ -148,6 +148,10 @@ def test_logs(served, tmp_path):
         os.rename(tmp_path / "logs" / "web" / "current", tmp_path / "aside")
         os.symlink(tmp_path / "aside", tmp_path / "logs" / "web" / "current")
         refused(served, request("GET", "/v1/services/web/logs"), "unavailable")
+    (tmp_path / "logs" / "db").write_text("no directory")
+    ((status, _, body),) = answers(served.ask_stream(request("GET", "/v1/services/db/logs?follow=1")))
+    assert (status, body[:11]) == (200, b"event: end\n")
+    assert json.loads(body.partition(b"data: ")[2])["code"] == "unavailable"
 
 
 @pytest.mark.parametrize(

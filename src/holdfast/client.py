@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import threading
+from collections import deque
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -184,7 +185,7 @@ class Stream:
         self.missing_files = 0
         self._client = client
         self._pages = pages
-        self._waiting: list[JSON] = []
+        self._waiting: deque[JSON] = deque()
         self._more = True
         self._closed = False
         self._connection = _Connection(client.path, client.timeout)
@@ -211,7 +212,7 @@ class Stream:
                 self.close()
                 raise StopIteration
             self._read()
-        return self._waiting.pop(0)
+        return self._waiting.popleft()
 
     def _read(self) -> None:
         if self._pages:
