@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 
+import holdfast
 from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
 from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, Anchor
@@ -39,7 +40,9 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     places = config.supervisor
     around = Surroundings(os.environ, os.path.join(places.run_dir, "notify"))
     around.raise_descriptor_limit()
-    supervisor = Supervisor(config, around, anchor_pid=anchor.pid, restarts=anchor.restarts)
+    supervisor = Supervisor(
+        config, around, version=holdfast.__version__, anchor_pid=anchor.pid, restarts=anchor.restarts
+    )
     journal = _keep_journal(supervisor)
     leave: asyncio.Future[int] = loop.create_future()
     _listen_to_signals(supervisor, leave)

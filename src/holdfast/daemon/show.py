@@ -7,7 +7,6 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import holdfast
 from holdfast.engine.events import Exit
 
 from .processes import Table
@@ -74,7 +73,7 @@ def supervisor_status(supervisor: Supervisor) -> SupervisorStatus:
         anchor_pid=supervisor.anchor_pid,
         restarts=supervisor.restarts,
         uptime_seconds=round(time.monotonic() - supervisor.started, 3),
-        version=holdfast.__version__,
+        version=supervisor.version,
         config=supervisor.config.path,
         run_dir=places.run_dir,
         log_dir=places.log_dir,

@@ -39,10 +39,17 @@ class Supervisor:
     """All services of one run directory.  For one asyncio loop; `begin` is its start, `finished` its end."""
 
     def __init__(
-        self, config: Config, around: Surroundings, *, anchor_pid: int | None = None, restarts: int = 0
+        self,
+        config: Config,
+        around: Surroundings,
+        *,
+        version: str,
+        anchor_pid: int | None = None,
+        restarts: int = 0,
     ) -> None:
         self.config = config
         self.around = around
+        self.version = version
         self.anchor_pid = anchor_pid
         self.restarts = restarts  # how often the anchor has started us again
         self.state = "adopting"

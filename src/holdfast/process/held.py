@@ -109,8 +109,8 @@ def _bind(address: str) -> socket.socket:
     return sock
 
 
-def _keeper_pidfd(sock: socket.socket, pid: int) -> int:
-    """A pidfd of the keeper that has just said its number; -1 when it is gone."""
+def _pidfd_of_peer(sock: socket.socket, pid: int) -> int:
+    """A pidfd of the process at the other end, by its number; -1 when it is gone."""
     try:
         fd = _native.pidfd_open(pid)
     except OSError:
@@ -151,7 +151,7 @@ class HeldTree(Account):
         self._sock = sock
         self._inbox: list[tuple[list[Any] | None, list[int]]] = []
         self._gone = False
-        self._attached = keeper_pid == 0  # the pidfd does not come from the launch, then
+        self._greeted = True  # False: the keeper has not said yet that it is the one whose pidfd we have
         self.keeper_pid = keeper_pid
         self.keeper_pidfd = keeper_pidfd
         self.pidfd = -1
@@ -226,8 +226,12 @@ class HeldTree(Account):
             sock.setblocking(False)
             with _short(address) as path:
                 sock.connect(path)
+            # Who listened last: the keeper, or who made its socket if the keeper has not come to it yet.
+            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             _request(sock, HELLO, struct.pack("<II", 1, 0))
-            return cls(sock, 0, -1)
+            tree = cls(sock, pid, _pidfd_of_peer(sock, pid))
+            tree._greeted = False
+            return tree
         except BaseException:
             sock.close()
             raise
@@ -263,7 +267,8 @@ class HeldTree(Account):
         while not self._gone:
             try:
                 # Also looks at the keeper's pidfd: a copy of its end of the socket must not hide its death.
-                if not _native.receive(self._sock.fileno(), self.keeper_pidfd, -1, 0, self._inbox):
+                keeper_pidfd = self.keeper_pidfd if self._greeted else -1
+                if not _native.receive(self._sock.fileno(), keeper_pidfd, -1, 0, self._inbox):
                     return
             except (OSError, ValueError):  # no keeper of ours speaks like this
                 self._inbox.append((None, []))
@@ -271,8 +276,12 @@ class HeldTree(Account):
 
     def _take_descriptor(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tag = record[0]
-        if tag == KEEPER_HELLO and self._attached and self.keeper_pidfd < 0:
-            self.keeper_pidfd = _keeper_pidfd(self._sock, record[2])
+        if tag == KEEPER_HELLO and not self._greeted:
+            self._greeted = True
+            if record[2] != self.keeper_pid:
+                if self.keeper_pidfd >= 0:
+                    os.close(self.keeper_pidfd)
+                self.keeper_pidfd = _pidfd_of_peer(self._sock, record[2])
         if tag == EXITED and not record[2] and record[1] in self.members:
             os.close(self.members.pop(record[1]))
         if not fds:
@@ -329,8 +338,12 @@ class HeldTree(Account):
         self._signal_keeper(SIGCONT)
 
     def kill_keeper(self) -> None:
-        """SIGKILL to the keeper.  `KeeperGone` follows, and the tree lives on without it."""
-        self._signal_keeper(SIGKILL)
+        """SIGKILL to the keeper.  `KeeperGone` follows, and the tree lives on without it.
+
+        One that was attached to and has not said a word yet is left alone: who it is has not been proved.
+        """
+        if self._greeted:
+            self._signal_keeper(SIGKILL)
 
     def _signal_keeper(self, signo: int) -> None:
         if self.keeper_pidfd < 0:  # it lies in the socket since the start
