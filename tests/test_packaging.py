@@ -121,6 +121,21 @@ def python_for_everybody() -> str:
     pytest.skip("no Python that an ordinary user may run")
 
 
+def needed(name: str, found: set[str] | None = None) -> set[str]:
+    """The distributions that one requires, and what those require, as they are installed here."""
+    found = set() if found is None else found
+    for requirement in importlib.metadata.requires(name) or ():
+        other = re.match(r"[\w.-]+", requirement)[0].lower()
+        if "extra ==" not in requirement and other not in found:
+            try:
+                importlib.metadata.distribution(other)
+            except importlib.metadata.PackageNotFoundError:
+                continue  # for another Python or system
+            found.add(other)
+            needed(other, found)
+    return found
+
+
 def install(wheel: pathlib.Path, venv: pathlib.Path) -> pathlib.Path:
     """A clean environment with the wheel and what it says it needs; its bin directory."""
     tool([python_for_everybody(), "-m", "venv", "--without-pip", venv])
@@ -129,10 +144,11 @@ def install(wheel: pathlib.Path, venv: pathlib.Path) -> pathlib.Path:
     (site,) = venv.glob("lib/python3.*/site-packages")
     before = os.umask(0o022)
     try:
-        for file in importlib.metadata.files("click") or ():
-            if ".." not in file.parts:
-                (site / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file.locate(), site / file)
+        for name in needed("holdfast"):
+            for file in importlib.metadata.files(name) or ():
+                if ".." not in file.parts and file.suffix != ".pyc":
+                    (site / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file.locate(), site / file)
     finally:
         os.umask(before)
     tool([*pip, "check"], cwd=venv)
