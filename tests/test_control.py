@@ -312,11 +312,18 @@ def test_a_client_that_goes_in_between(served):
             assert made.recv(12) == b"HTTP/1.1 200"
     # A stream's client that has half-closed, or asked for more behind it: its end is seen all the same.
     for tail in (b"", request("GET", "/v1/services/web") * 3, b"x" * 100_000):
-        for half_closed in (False, True):
+        for at_once in (True, False):
             with served.connect() as made:
-                made.sendall(request("GET", "/v1/events") + tail)
-                if half_closed:
-                    made.shutdown(socket.SHUT_WR)
+                made.sendall(request("GET", "/v1/events") + (tail if at_once else b""))
+                assert made.recv(12) == b"HTTP/1.1 200"
+                made.sendall(b"" if at_once else tail)
+    for pause in (False, True):
+        with served.connect() as made:
+            made.sendall(request("GET", "/v1/events"))
+            if pause:
+                assert made.recv(12) == b"HTTP/1.1 200"
+            made.shutdown(socket.SHUT_WR)
+            everything(made)  # the server ends it: a stream has no other end
     with served.connect() as made:
         made.sendall(post("/v1/start", {"names": ["slow"]}))
         assert eventually(lambda: served.supervisor.waiting == 1)
@@ -388,6 +395,19 @@ def test_answers_that_nobody_reads(tmp_path, monkeypatch):
                 while made.recv(65536):
                     pass
         assert len(get(served, "/v1/services")[1]) == 3000
+
+
+def test_small_answers_that_nobody_reads(tmp_path, monkeypatch):
+    """What is left over when the kernel's buffer is full may be a few bytes: they count, too."""
+    monkeypatch.setattr(server, "UNREAD_LIMIT", 0.3)
+    names = [f"service-{number:04}" for number in range(850)]
+    with Served(tmp_path, names=names) as served, contextlib.ExitStack() as stack:
+        served.do(setattr, served.server._config, "timeout_keep_alive", 0.1)
+        for count in range(400, 850, 50):  # steps of 17 KB, up to more than the kernel takes
+            made = stack.enter_context(served.connect())
+            made.sendall(request("GET", "/v1/services?" + "&".join(f"name={name}" for name in names[:count])))
+            assert made.recv(1) == b"H"
+        assert eventually(lambda: served.do(lambda: len(served.server._connections)) == 0)
 
 
 def test_a_stream_that_nobody_reads_is_told_so(served, monkeypatch):

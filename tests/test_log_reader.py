@@ -289,6 +289,53 @@ def test_each_line_once_and_in_order(steps, seed):
         assert joined(got) == bytes(written).decode("utf-8", "backslashreplace")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("keep", [1000, 1])
+def test_rotation_while_a_file_is_being_opened(tmp_path, monkeypatch, when, keep):
+    """Between the list of files and the opening of one, and between that and what is looked at after it."""
+    opening = logs._Files._open
+    with LogWriter(tmp_path) as log:
+        log.write(b"0\n")
+        number = 1
+        turns = 0
+
+        def rotating(self, name):
+            nonlocal number, turns
+            turns += 1
+            if turns % 3 == 0:
+                return opening(self, name)
+
+            def rotate():
+                nonlocal number
+                log.rotate(keep)
+                log.write(b"%d\n" % number)
+                number += 1
+
+            if when == "before":
+                rotate()
+                return opening(self, name)
+            fd = opening(self, name)
+            rotate()
+            return fd
+
+        monkeypatch.setattr(logs._Files, "_open", rotating)
+        reader = LogReader(str(tmp_path))
+        got, missing, cursor = [], 0, None
+        for _ in range(30):
+            page = reader.read(cursor, OUT)
+            got += [int(text) for text in texts(page.entries)]
+            missing += page.missing_files
+            cursor = page.cursor
+        monkeypatch.setattr(logs._Files, "_open", opening)
+        entries, _ = read_all(reader, cursor)
+        got += [int(text) for text in texts(entries)]
+    assert got == sorted(set(got))
+    assert got[-1] == number - 1
+    if keep == 1000:
+        assert got == list(range(number))
+        assert missing == 0
+
+
 def test_follower_beside_a_writer_in_another_thread(tmp_path):
     """The races of listing, opening and rotation, for real: 20,000 lines, a rotation every few."""
     count = 20_000
@@ -385,10 +432,17 @@ def test_follower_waits_without_reading(tmp_path):
                 log.write(b"and?")
                 page = await anext(pages)
                 assert [(e.text, e.partial) for e in page.entries] == [("and?", True)]
+                # After that it sleeps again: it does not look again.
+                looked_then = reader.pages
+                coming = asyncio.ensure_future(anext(pages))
+                await asyncio.wait({coming}, timeout=0.2)
+                looked_then = reader.pages - looked_then
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
         watcher.close()
-        return looked
+        return looked, looked_then
 
-    assert in_loop(follow()) == 1
+    assert in_loop(follow()) == (1, 0)
 
 
 def test_follower_survives_the_removal_of_the_directory(tmp_path):
