@@ -1,0 +1,110 @@
+"""What is to be done: the closed set of effects that the engine gives, in the imperative, and the record on disk.
+
+They are performed in the order in which they are given.  A Save stands before the Spawn or Stop that it announces, so
+a supervisor that dies between the two finds the intent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .events import Exit, Seconds
+from .table import State
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What outlives the supervisor of one service: JSON types only (msgspec encodes and decodes it as it is).
+
+    Times are of the clock of `now`, which must go on over restarts of the supervisor: CLOCK_MONOTONIC does within one
+    boot; times in the future are taken as now.
+    """
+
+    name: str
+    wanted: bool = True  # False: stopped by hand
+    state: State = State.STOPPED
+    incarnation: int = 0  # the last number given
+    live: bool = False  # a tree of that number may exist
+    stopping: bool = False  # that tree is to be stopped, whatever `wanted` says
+    ready_at: Seconds | None = None  # of that incarnation
+    failures: int = 0  # starts in a row that did not live `reset_after`
+    streak: int = 0  # restarts in a row without such a life: place in the back-off
+    restarts: int = 0  # by policy, ever
+    last_exit: Exit | None = None
+    since: Seconds = 0.0
+    wake_at: Seconds | None = None  # end of back-off
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write the record, whole, by rename, before what follows."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start the service's command; answer with Spawned or SpawnFailed."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop its tree: the spec's stop_signal, stop_scope and grace; answer with Exited and Emptied as they come."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """For the event stream and the log.  `what` is one of WHATS; `incarnation` None where there is none yet."""
+
+    name: str
+    incarnation: int | None
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """It is not in the configuration and nothing of it runs any more: remove its record."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing runs any more (but what KILL could not end): end with this status.  Given once."""
+
+    status: int
+
+
+Effect: TypeAlias = Save | Spawn | Stop | Tell | Forget | Finish
+
+# What a Tell can say, in the order of a life.
+WHATS = (
+    "waiting",  # for others, before it starts or before it stops
+    "starting",
+    "spawned",
+    "ready",
+    "extended",
+    "exited",
+    "lost",
+    "stopping",
+    "emptied",
+    "survived",  # something of it outlived KILL
+    "backoff",
+    "stopped",
+    "completed",
+    "ended",  # for good: not restarted
+    "fatal",
+    "wanted",  # asked to start, or not to, while its end is under way
+    "refused",
+    "shutdown",
+    "forgotten",
+)

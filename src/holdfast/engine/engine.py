@@ -1,0 +1,393 @@
+"""All services together: events in, effects out.
+
+A command or an observation becomes an input of one or more services (table.py); each of those that changed is then
+looked at with its neighbours in the graph, until nothing more follows.  Who waits keeps the set of those it waits for,
+so an event costs as much as the services it touches have neighbours, however many there are.  No clock, no input or
+output, no chance but the seed's: the same events at the same times give the same effects.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from ..config.model import Service, StartBudget
+from .effects import Effect, Finish, Forget, Record, Save, Tell
+from .events import (
+    BecameReady,
+    Emptied,
+    Event,
+    Exit,
+    Exited,
+    KeeperLost,
+    Observed,
+    RestartAsked,
+    Seconds,
+    ShutdownAsked,
+    Spawned,
+    SpawnFailed,
+    StartAsked,
+    StopAsked,
+    Targets,
+    TimeExtended,
+    Woken,
+)
+from .graph import Graph
+from .restart import Bucket
+from .service import News, ServiceView, Unit
+from .table import LEAVING, LIVE, TABLE, Input, Phase
+
+INPUTS: dict[type[Observed], Input] = {
+    Spawned: Input.SPAWNED,
+    SpawnFailed: Input.SPAWN_FAILED,
+    BecameReady: Input.READY,
+    Exited: Input.EXITED,
+    Emptied: Input.EMPTIED,
+    KeeperLost: Input.LOST,
+    TimeExtended: Input.EXTENDED,
+}
+
+
+class Engine:
+    """Decides.  `adopt` what is found, `begin` once, then `handle` each event; perform the effects in their order.
+
+    One thread.  `now` is in seconds of any clock that does not go back, CLOCK_MONOTONIC for the daemon."""
+
+    def __init__(self, specs: Mapping[str, Service], budget: StartBudget, *, seed: int, now: Seconds) -> None:
+        """ValueError: a cycle, or an unknown name in `requires` or `after`."""
+        self.now = now
+        self.rng = random.Random(seed)
+        self.closing = False
+        self._graph = Graph(specs)
+        self._units = {name: Unit(spec, now) for name, spec in specs.items()}
+        self._bucket = Bucket(budget, now)
+        self._queue: deque[Unit] = deque()  # who waits for the budget; those that do no more are skipped
+        self._turn: Unit | None = None  # whose turn it is
+        self._timers: list[tuple[Seconds, int, Unit]] = []  # those that are no more meant are skipped
+        self._timer_count = 0
+        self._changed: deque[Unit] = deque()
+        self._touched: dict[Unit, None] = {}
+        self._effects: list[Effect] = []
+        self._ended: list[tuple[Unit, Exit | None, bool]] = []  # what ended while no supervisor was there
+        self._live = 0  # services with a tree that a shutdown waits for
+        self._status = 0
+        self._finished = False
+
+    # ---- what there is to see
+
+    @property
+    def order(self) -> list[str]:
+        """Names in start order; they stop in the reverse."""
+        return list(self._graph.order)
+
+    def next_wake(self) -> Seconds | None:
+        """When Woken is due; ask again after each `handle`."""
+        while self._timers and self._timers[0][2].wake_at != self._timers[0][0]:
+            heapq.heappop(self._timers)
+        times = [self._timers[0][0]] if self._timers else []
+        if self._first_in_queue():
+            times.append(self._bucket.next_at())
+        return min(times, default=None)
+
+    def view(self, name: str) -> ServiceView:
+        """KeyError: there is no such service."""
+        return self._units[name].view()
+
+    def views(self) -> list[ServiceView]:
+        """All services, in start order."""
+        return [self._units[name].view() for name in self._graph.order]
+
+    def is_gone(self, name: str, incarnation: int | None) -> bool:
+        """Whether a command for this incarnation comes too late: it is not the one that lives."""
+        unit = self._units[name]
+        return incarnation is not None and not (unit.live and unit.incarnation == incarnation)
+
+    # ---- start-up
+
+    def adopt(
+        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds
+    ) -> None:
+        """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said so
+        (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
+        and forgotten."""
+        self.now = now
+        unit = self._units.get(name)
+        if unit is None:
+            unit = self._units[name] = Unit(Service(name=name, command=(), restart="never"), now)
+            unit.foreign = True
+            self._graph.add(name)
+        unit.restore(record, alive=alive, ready=ready, now=now)
+        unit.saved = unit.durable(False)
+        self._account(unit)
+        if unit.live and (exit is not None or not alive):
+            self._ended.append((unit, exit, alive))
+
+    def begin(self, now: Seconds) -> list[Effect]:
+        """Once: start what is wanted, go on with what was under way, end what is not wanted any more."""
+        self.now = now
+        units = [self._units[name] for name in self._graph.order]
+        for unit in units:
+            if unit.wanted and unit.phase is Phase.STOPPED:
+                self._apply(unit, Input.START, "")
+        for unit, exit, alive in self._ended:
+            name, incarnation = unit.spec.name, unit.incarnation
+            if exit is not None:
+                self._apply(unit, Input.EXITED, Exited(name, incarnation, exit))
+            if not alive:
+                self._apply(unit, Input.EMPTIED, Emptied(name, incarnation))
+        self._ended.clear()
+        for unit in reversed(units):
+            if unit.live and (unit.asked or not unit.wanted):
+                why = "not in the configuration any more" if unit.foreign else "was to be stopped"
+                self._apply(unit, Input.HALT, why)
+        self._changed.extend(units)
+        return self._flush()
+
+    # ---- events
+
+    def handle(self, event: Event, now: Seconds) -> list[Effect]:
+        """Take one event; returns what is to be done, in this order.  What concerns nobody does nothing."""
+        self.now = now
+        match event:
+            case StartAsked(targets):
+                self._start(self._meant(targets, starts=True))
+            case StopAsked(targets):
+                self._stop(self._meant(targets))
+            case RestartAsked(targets):
+                self._restart(self._meant(targets, starts=True))
+            case ShutdownAsked():
+                self._close(0)
+            case Woken():
+                while self._timers and self._timers[0][0] <= now:
+                    at, _, unit = heapq.heappop(self._timers)
+                    if unit.wake_at == at:
+                        self._apply(unit, Input.DUE, "")
+            case _:
+                known = self._units.get(event.name)
+                if known is not None and known.live and known.incarnation == event.incarnation:
+                    self._apply(known, INPUTS[type(event)], event)
+        return self._flush()
+
+    def _meant(self, targets: Targets, *, starts: bool = False) -> dict[str, Unit]:
+        """Those that the command can reach; the others are refused, and one that is gone is passed over."""
+        found = {}
+        for name, incarnation in targets:
+            unit = self._units.get(name)
+            if unit is None or (starts and (unit.foreign or self.closing)):
+                why = "the supervisor ends" if unit is not None and self.closing else "not in the configuration"
+                self.emit(Tell(name, None, "refused", why))
+            elif not self.is_gone(name, incarnation):
+                found[name] = unit
+        return found
+
+    def _start(self, named: Mapping[str, Unit]) -> None:
+        self._raise(named, Input.START, "asked to start")
+
+    def _restart(self, named: Mapping[str, Unit]) -> None:
+        # What stands on a tree that goes comes down with it, and comes back.  One that has no tree is just started.
+        going = [name for name, unit in named.items() if unit.holds]
+        for name in self._graph.above(going):
+            if name not in named:
+                self._apply(self._units[name], Input.HALT, "what it requires is restarted")
+        self._raise(named, Input.RESTART, "asked to restart")
+
+    def _raise(self, named: Mapping[str, Unit], given: Input, why: str) -> None:
+        """The named ones, and of what they require that which would not come by itself."""
+        for name in self._graph.below(named):
+            unit = self._units[name]
+            if name in named:
+                self._apply(unit, given, why)
+            elif unit.down:
+                self._apply(unit, Input.START, why)
+
+    def _stop(self, named: Mapping[str, Unit]) -> None:
+        for name in self._graph.above(named):
+            if name in named:
+                self._apply(self._units[name], Input.STOP, "asked to stop")
+            else:
+                self._apply(self._units[name], Input.HALT, "what it requires is stopped")
+
+    def _close(self, status: int) -> None:
+        if self.closing:
+            return
+        self.closing = True
+        self._status = status
+        self.emit(Tell("", None, "shutdown", "everything stops"))
+        for name in reversed(self._graph.order):
+            self._apply(self._units[name], Input.CLOSE, "the supervisor ends")
+
+    # ---- what follows
+
+    def emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def save(self, unit: Unit) -> None:
+        """Save the record, if it says something new.  A shutdown writes what has ended, not that it is to end: if we
+        are killed on the way, the next supervisor finds what is wanted."""
+        if self.closing and unit.holds:
+            return
+        durable = unit.durable(self.closing)
+        if durable != unit.saved:
+            unit.saved = durable
+            self.emit(Save(unit.record(self.closing)))
+
+    def _apply(self, unit: Unit, given: Input, news: News) -> None:
+        row = TABLE.get((unit.phase, given))
+        if row is None:
+            return
+        getattr(unit, row.action)(self, news)
+        self._account(unit)
+        self._touched[unit] = None
+        self._changed.append(unit)
+
+    def _account(self, unit: Unit) -> None:
+        """Keep the timers and the counts of trees in step with the unit."""
+        if unit.wake_at is not None and unit.wake_at != unit.timed:
+            self._timer_count += 1
+            heapq.heappush(self._timers, (unit.wake_at, self._timer_count, unit))
+        unit.timed = unit.wake_at
+        holds = unit.phase in LIVE and unit.phase is not Phase.STUCK
+        if holds == unit.holds:
+            return
+        unit.holds = holds
+        step = 1 if holds else -1
+        self._live += step
+        todo = [unit]
+        while todo:  # up to the first that is occupied all the same
+            each = todo.pop()
+            before, each.occupied = each.occupied, each.occupied + step
+            if (before == 0) != (each.occupied == 0):
+                self._changed.append(each)
+                todo += [self._units[name] for name in self._graph.requires[each.spec.name]]
+
+    def _flush(self) -> list[Effect]:
+        while True:
+            while self._changed:
+                self._notice(self._changed.popleft())
+            self._turn = None
+            first = self._first_in_queue()
+            if first is None or not self._bucket.has(self.now):
+                break
+            self._turn = self._queue.popleft()
+            self._apply(first, Input.DUE, "")
+        for unit in self._touched:
+            if unit.spec.name in self._units:
+                self.save(unit)
+        self._touched.clear()
+        if self.closing and not self._live and not self._finished:
+            self._finished = True
+            for name in self._graph.order:
+                self.save(self._units[name])  # what was down already has another record now
+            self.emit(Finish(self._status))
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _notice(self, unit: Unit) -> None:
+        """A service has changed: find who it waits for, and what it means to its neighbours."""
+        name = unit.spec.name
+        if unit.entered:
+            unit.entered = False
+            self._enter(unit)
+        graph = self._graph
+        if name not in graph.requires:
+            return  # forgotten
+        for other in graph.required_by[name]:
+            self._tell_upward(self._units[other], unit, required=True)
+        for other in graph.before[name]:
+            self._tell_upward(self._units[other], unit, required=False)
+        for other in (*graph.requires[name], *graph.after[name]):
+            self._tell_downward(self._units[other], unit, required=other in graph.requires[name])
+        if unit.spec.essential and unit.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and not unit.asked:
+            self._close(_status_of(unit))
+        if unit.foreign and not unit.live:
+            del self._units[name]
+            graph.remove(name)
+            self.emit(Tell(name, None, "forgotten", "not in the configuration any more"))
+            self.emit(Forget(name))
+
+    def _enter(self, unit: Unit) -> None:
+        """The phase is new: who does it wait for?"""
+        name, graph, units = unit.spec.name, self._graph, self._units
+        if unit.phase is Phase.WAITING:
+            down = [units[other] for other in graph.requires[name] if units[other].down]
+            if down:
+                self._withhold(unit, down)
+                return
+            unit.waits = {other for other in graph.requires[name] if not units[other].ready}
+            unit.waits.update(other for other in graph.after[name] if units[other].coming)
+            if not unit.waits:
+                self._go(unit)
+        elif unit.phase is Phase.BLOCKED:
+            unit.waits = {other for other in graph.requires[name] if units[other].down}
+            if not unit.waits:
+                self._apply(unit, Input.CLEARED, "")
+        elif unit.phase is Phase.HOLDING:
+            unit.waits = {other for other in graph.required_by[name] if units[other].occupied}
+            unit.waits.update(other for other in graph.before[name] if units[other].phase in LEAVING)
+            if not unit.waits:
+                self._apply(unit, Input.CLEARED, "")
+        elif unit.phase is Phase.QUEUED:
+            self._queue.append(unit)
+        if unit.waits and unit.phase in (Phase.WAITING, Phase.HOLDING):
+            self.emit(Tell(name, unit.incarnation or None, "waiting", unit.view().reason))
+
+    def _tell_upward(self, unit: Unit, other: Unit, *, required: bool) -> None:
+        """`unit` starts after `other`, which has changed."""
+        if unit.entered:
+            return  # it will look for itself
+        if unit.phase is Phase.WAITING:
+            if required and other.down:
+                self._withhold(unit, [other])
+            elif not other.ready if required else other.coming:
+                unit.waits.add(other.spec.name)
+            elif self._waits_no_more(unit, other):
+                self._go(unit)
+        elif unit.phase is Phase.BLOCKED and required:
+            if other.down:
+                unit.waits.add(other.spec.name)
+            elif self._waits_no_more(unit, other):
+                self._apply(unit, Input.CLEARED, "")
+
+    def _tell_downward(self, unit: Unit, other: Unit, *, required: bool) -> None:
+        """`unit` stops after `other`, which has changed."""
+        if unit.phase is not Phase.HOLDING or unit.entered:
+            return
+        if other.occupied if required else other.phase in LEAVING:
+            unit.waits.add(other.spec.name)
+        elif self._waits_no_more(unit, other):
+            self._apply(unit, Input.CLEARED, "")
+
+    def _waits_no_more(self, unit: Unit, other: Unit) -> bool:
+        """Whether `other` was the last one that it waited for."""
+        if other.spec.name not in unit.waits:
+            return False
+        unit.waits.remove(other.spec.name)
+        return not unit.waits
+
+    def _withhold(self, unit: Unit, down: Iterable[Unit]) -> None:
+        self._apply(unit, Input.WITHHELD, f"requires {', '.join(each.spec.name for each in down)}: down")
+
+    # ---- the start budget
+
+    def _go(self, unit: Unit) -> None:
+        """Nothing else is in its way; a restart takes from the budget, in turn."""
+        if unit.restart and not ((unit is self._turn or not self._first_in_queue()) and self._bucket.take(self.now)):
+            self._apply(unit, Input.RATIONED, "")
+        else:
+            self._apply(unit, Input.CLEARED, "")
+
+    def _first_in_queue(self) -> Unit | None:
+        while self._queue and self._queue[0].phase is not Phase.QUEUED:
+            self._queue.popleft()
+        return self._queue[0] if self._queue else None
+
+
+def _status_of(unit: Unit) -> int:
+    """What the supervisor ends with when an essential service has ended so: never 0 for a failure."""
+    ended = unit.last_exit
+    if ended is None or (ended.code is None and ended.signal is None):
+        return 125  # ours: it could not be started, or nobody knows
+    status = 128 + ended.signal if ended.signal is not None else ended.code or 0
+    return status or (1 if unit.phase is not Phase.EXITED else 0)

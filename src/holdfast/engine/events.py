@@ -1,0 +1,146 @@
+"""What happened: the closed set of events that the engine takes, in the past tense, and how a process ended.
+
+An event of one incarnation carries its number: an answer that comes late, about an incarnation that is gone, changes
+nothing.  Times are seconds of the clock that `now` is taken from.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Seconds: TypeAlias = float
+# Who is meant by a command: names, each with the incarnation it is meant for (None: whichever there is).
+Targets: TypeAlias = tuple[tuple[str, int | None], ...]
+
+READY_TIMEOUT = "ready_timeout"
+KEEPER_LOST = "keeper lost"
+COULD_NOT_START = "could not start"  # followed by ": " and why
+UNKNOWN = "unknown"  # it ended while nobody looked
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the main process ended: a code or a signal, or neither where it never ran or nobody knows."""
+
+    code: int | None
+    signal: int | None
+    core: bool = False
+    cause: str = ""  # why, where code and signal do not say it
+
+    @property
+    def abnormal(self) -> bool:
+        """By a signal, not ready in time, lost with its keeper, never started: no decision of the program."""
+        return self.code is None or self.cause in (READY_TIMEOUT, KEEPER_LOST)
+
+    def succeeded(self, codes: tuple[int, ...]) -> bool:
+        return not self.abnormal and self.code in codes
+
+    @property
+    def words(self) -> str:
+        """For people: "exited with code 1", "killed by SIGSEGV (core dumped)", "ready_timeout: killed by SIGTERM"."""
+        if self.signal is not None:
+            try:
+                name = signals.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            how = f"killed by {name}" + (" (core dumped)" if self.core else "")
+        elif self.code is not None:
+            how = f"exited with code {self.code}"
+        else:
+            return self.cause or UNKNOWN
+        return f"{self.cause}: {how}" if self.cause else how
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAsked:
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownAsked:
+    """Everything is to stop, in order; Finish follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time of `Engine.next_wake()` has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The program runs: exec has succeeded."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """No process came to be, and nothing is left of the attempt.  `temporary`: the same may succeed later (EAGAIN,
+    ENOMEM, EMFILE ...)."""
+
+    name: str
+    incarnation: int
+    reason: str
+    temporary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    """It said READY=1.  May overtake Spawned."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Its main process has ended; the keeper stops what is left of the tree."""
+
+    name: str
+    incarnation: int
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """Nothing of its tree is left; or, with `survivors`, that many could not be ended.  For the latter another Emptied
+    with 0 follows if they do end."""
+
+    name: str
+    incarnation: int
+    survivors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperLost:
+    """Its keeper is gone; what could be found is being killed, Emptied follows."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeExtended:
+    """It asked for more time to become ready (EXTEND_TIMEOUT_USEC)."""
+
+    name: str
+    incarnation: int
+    until: Seconds
+
+
+Observed: TypeAlias = Spawned | SpawnFailed | BecameReady | Exited | Emptied | KeeperLost | TimeExtended
+Command: TypeAlias = StartAsked | StopAsked | RestartAsked
+Event: TypeAlias = Command | Observed | ShutdownAsked | Woken
