@@ -128,9 +128,6 @@ class Engine:
         """Once: start what is wanted, go on with what was under way, end what is not wanted any more."""
         self.now = now
         units = [self._units[name] for name in self._graph.order]
-        for unit in units:
-            if unit.wanted and unit.phase is Phase.STOPPED:
-                self._apply(unit, Input.START, "")
         for unit, exit, alive in self._ended:
             name, incarnation = unit.spec.name, unit.incarnation
             if exit is not None:
@@ -138,6 +135,11 @@ class Engine:
             if not alive:
                 self._apply(unit, Input.EMPTIED, Emptied(name, incarnation))
         self._ended.clear()
+        for unit in units:
+            self._heed_essential(unit)
+        for unit in units:
+            if unit.wanted and unit.phase is Phase.STOPPED and not self.closing:
+                self._apply(unit, Input.START, "")
         for unit in reversed(units):
             if unit.live and (unit.asked or not unit.wanted):
                 why = "not in the configuration any more" if unit.foreign else "was to be stopped"
@@ -175,10 +177,13 @@ class Engine:
         found = {}
         for name, incarnation in targets:
             unit = self._units.get(name)
-            if unit is None or (starts and (unit.foreign or self.closing)):
-                why = "the supervisor ends" if unit is not None and self.closing else "not in the configuration"
-                self.emit(Tell(name, None, "refused", why))
-            elif not self.is_gone(name, incarnation):
+            if unit is None or (starts and unit.foreign):
+                self.emit(Tell(name, None, "refused", "not in the configuration"))
+            elif self.is_gone(name, incarnation):
+                continue
+            elif starts and self.closing:
+                self.emit(Tell(name, None, "refused", "the supervisor ends"))
+            else:
                 found[name] = unit
         return found
 
@@ -217,6 +222,10 @@ class Engine:
         self.emit(Tell("", None, "shutdown", "everything stops"))
         for name in reversed(self._graph.order):
             self._apply(self._units[name], Input.CLOSE, "the supervisor ends")
+
+    def _heed_essential(self, unit: Unit) -> None:
+        if unit.spec.essential and unit.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and not unit.asked:
+            self._close(_status_of(unit))
 
     # ---- what follows
 
@@ -287,6 +296,7 @@ class Engine:
     def _notice(self, unit: Unit) -> None:
         """A service has changed: find who it waits for, and what it means to its neighbours."""
         name = unit.spec.name
+        self._heed_essential(unit)
         if unit.entered:
             unit.entered = False
             self._enter(unit)
@@ -299,8 +309,6 @@ class Engine:
             self._tell_upward(self._units[other], unit, required=False)
         for other in (*graph.requires[name], *graph.after[name]):
             self._tell_downward(self._units[other], unit, required=other in graph.requires[name])
-        if unit.spec.essential and unit.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and not unit.asked:
-            self._close(_status_of(unit))
         if unit.foreign and not unit.live:
             del self._units[name]
             graph.remove(name)

@@ -257,6 +257,11 @@ class Unit:
     def wait(self, world: World, news: News) -> None:
         self._become(Phase.WAITING, world.now)
 
+    def redo(self, world: World, news: News) -> None:
+        """What was done with the help of a service that is stopped now may be undone: a oneshot runs again with it."""
+        if self.completed:
+            self.wait(world, news)
+
     def block(self, world: World, news: News) -> None:
         self._become(Phase.BLOCKED, world.now)
         self._tell(world, "stopped", str(news))

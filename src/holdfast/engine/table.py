@@ -94,6 +94,7 @@ ROWS: Rows = (
     (I.STOP, UP, "resign", (P.HOLDING,)),
     (I.STOP, (*LEAVING, P.STUCK), "unwant", ()),
     (I.HALT, (P.BACKOFF, P.QUEUED), "wait", (P.WAITING,)),
+    (I.HALT, (P.EXITED,), "redo", (P.WAITING, P.EXITED)),
     (I.HALT, (P.SPAWNING,), "yield_", (P.CANCELLED,)),
     (I.HALT, UP, "yield_", (P.HOLDING,)),
     (I.CLOSE, (P.BLOCKED, *COMING), "rest", (P.STOPPED,)),
@@ -128,7 +129,7 @@ IDLE = (*DOWN, *COMING)
 IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.START, (P.SPAWNING, *UP), "it is up, or coming up"),
     (I.STOP, (P.STOPPED,), "it is stopped"),
-    (I.HALT, DOWN, "it is down"),
+    (I.HALT, (P.STOPPED, P.BLOCKED, P.FATAL), "it is down"),
     (I.HALT, (P.WAITING,), "it waits for what it requires, and follows that"),
     (I.HALT, (*LEAVING, P.STUCK), "its end is under way; it starts again only when what it requires is ready"),
     (I.CLOSE, (P.STOPPED, P.EXITED, P.FATAL), "it is down"),

@@ -1,0 +1,291 @@
+"""Hypothesis drives the engine: any commands, ends, failures, late answers and lost supervisors, in any order.
+
+What must never be broken is checked by sim.World at every step.  At the end the world answers everything, and then
+everything must come to rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sim import KILLED, TERMINATED, World, service, services, targets
+
+from holdfast.config.model import Backoff, StartBudget
+from holdfast.engine.events import (
+    BecameReady,
+    Emptied,
+    Exit,
+    Exited,
+    KeeperLost,
+    RestartAsked,
+    ShutdownAsked,
+    Spawned,
+    SpawnFailed,
+    StartAsked,
+    StopAsked,
+    TimeExtended,
+    Woken,
+)
+from holdfast.engine.table import State
+
+NAMES = ["a", "b", "c", "d", "e", "f"]
+POLICIES = ["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
+EXITS = [Exit(0, None), Exit(1, None), Exit(3, None), TERMINATED, KILLED]
+
+
+@st.composite
+def graphs(draw):
+    """2 to 6 services that stand on earlier ones."""
+    names = NAMES[: draw(st.integers(2, len(NAMES)))]
+    result = []
+    for place, name in enumerate(names):
+        earlier = st.sampled_from(names[:place]) if place else st.nothing()
+        result.append(
+            service(
+                name,
+                type=draw(st.sampled_from(["simple", "simple", "notify", "oneshot"])),
+                restart=draw(st.sampled_from(POLICIES)),
+                requires=tuple(draw(st.lists(earlier, max_size=2, unique=True))) if place else (),
+                after=tuple(draw(st.lists(earlier, max_size=1))) if place else (),
+                backoff=Backoff(first=draw(st.sampled_from([0.0, 0.5])), jitter=draw(st.sampled_from([0.0, 0.1]))),
+                start_limit=draw(st.sampled_from([0, 1, 3])),
+                success_exit_codes=draw(st.sampled_from([(0,), (0, 3)])),
+                essential=draw(st.integers(0, 9)) == 0,
+            )
+        )
+    return services(*draw(st.permutations(result)))
+
+
+class EngineMachine(RuleBasedStateMachine):
+    world: World
+
+    @initialize(specs=graphs(), seed=st.integers(0, 3), start=st.sampled_from([0.0, 1e6 + 0.1]))
+    def begin(self, specs, seed, start):
+        self.world = World(specs, StartBudget(at_once=2, per_second=1.0), seed=seed, now=start)
+        self.world.begin()
+
+    # ---- who is there
+
+    def trees(self, condition=lambda tree: True):
+        return sorted(name for name, tree in self.world.trees.items() if condition(tree))
+
+    def pick(self, data, condition=lambda tree: True):
+        """One of those trees, with its number; Nones if there is none."""
+        names = self.trees(condition)
+        if not names:
+            return None, 0
+        name = data.draw(st.sampled_from(names))
+        return name, self.world.trees[name].incarnation
+
+    # ---- commands
+
+    @rule(data=st.data(), command=st.sampled_from([StartAsked, StopAsked, RestartAsked]))
+    def ask(self, data, command):
+        names = data.draw(st.lists(st.sampled_from(sorted(self.world.specs)), min_size=1, max_size=3, unique=True))
+        self.world.handle(command(targets(*names)))
+
+    @rule(data=st.data(), command=st.sampled_from([StopAsked, RestartAsked]), behind=st.integers(0, 1))
+    def ask_for_an_incarnation(self, data, command, behind):
+        name = data.draw(st.sampled_from(sorted(self.world.specs)))
+        number = self.world.view(name).incarnation - behind
+        gone = self.world.engine.is_gone(name, number)
+        assert gone == (name not in self.world.trees or behind > 0)
+        effects = self.world.handle(command(((name, number),)))
+        assert not (gone and effects)
+
+    @rule()
+    @precondition(lambda self: len(self.world.log) > 20)
+    def shut_down(self):
+        self.world.handle(ShutdownAsked())
+
+    # ---- time
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 5.0, 100.0]))
+    def time_passes(self, seconds):
+        end = self.world.now + seconds
+        self.wake_until(end)
+        self.world.now = end
+
+    def wake_until(self, end):
+        for _ in range(200):
+            wake = self.world.engine.next_wake()
+            if wake is None or wake > end:
+                return
+            self.world.now = max(self.world.now, wake)
+            self.world.handle(Woken())
+        raise AssertionError("it is woken without end")
+
+    # ---- answers
+
+    @rule(data=st.data(), early=st.booleans())
+    def spawn_succeeds(self, data, early):
+        name, number = self.pick(data, lambda tree: not tree.spawned and tree.exit is None and not tree.lost)
+        if name is not None:
+            if early:
+                self.world.handle(BecameReady(name, number))
+            self.world.handle(Spawned(name, number))
+
+    @rule(data=st.data(), temporary=st.booleans())
+    def spawn_fails(self, data, temporary):
+        name, number = self.pick(data, lambda tree: not tree.spawned and tree.exit is None and not tree.lost)
+        if name is not None:
+            self.world.handle(SpawnFailed(name, number, "no such file", temporary))
+
+    @rule(data=st.data())
+    def becomes_ready(self, data):
+        name, number = self.pick(data, lambda tree: tree.spawned)
+        if name is not None:
+            self.world.handle(BecameReady(name, number))
+
+    @rule(data=st.data(), exit=st.sampled_from(EXITS), empty=st.booleans())
+    def main_ends(self, data, exit, empty):
+        name, number = self.pick(data, lambda tree: tree.spawned and tree.exit is None)
+        if name is not None:
+            self.world.handle(Exited(name, number, exit))
+            if empty:
+                self.world.handle(Emptied(name, number))
+
+    @rule(data=st.data(), survivors=st.sampled_from([0, 0, 0, 2]))
+    def tree_is_empty(self, data, survivors):
+        name, number = self.pick(data, lambda tree: tree.exit is not None or tree.lost or tree.stuck)
+        if name is not None:
+            self.world.handle(Emptied(name, number, survivors))
+
+    @rule(data=st.data())
+    def end_was_missed(self, data):
+        """Emptied without Exited: not what a daemon does, but nothing must hang by it."""
+        name, number = self.pick(data)
+        if name is not None:
+            self.world.handle(Emptied(name, number))
+
+    @rule(data=st.data())
+    def keeper_is_lost(self, data):
+        name, number = self.pick(data, lambda tree: not tree.stuck)
+        if name is not None:
+            self.world.handle(KeeperLost(name, number))
+
+    @rule(data=st.data(), seconds=st.sampled_from([-1.0, 50.0, 200.0]))
+    def more_time_is_asked_for(self, data, seconds):
+        name, number = self.pick(data, lambda tree: tree.spawned)
+        if name is not None:
+            self.world.handle(TimeExtended(name, number, self.world.now + seconds))
+
+    @rule(data=st.data(), what=st.integers(0, 5))
+    def late_answer(self, data, what):
+        """About an incarnation that is gone, or that never was: changes nothing."""
+        name = data.draw(st.sampled_from(sorted(self.world.specs)))
+        number = self.world.view(name).incarnation
+        number -= name in self.world.trees
+        event = (
+            Spawned(name, number),
+            SpawnFailed(name, number, "late", False),
+            BecameReady(name, number),
+            Exited(name, number, KILLED),
+            Emptied(name, number),
+            KeeperLost(name, number),
+        )[what]
+        assert not self.world.handle(event)
+
+    # ---- the supervisor itself
+
+    @rule(data=st.data())
+    def supervisor_dies(self, data):
+        ended = {}
+        for name, tree in sorted(self.world.trees.items()):
+            if data.draw(st.integers(0, 3)) == 0:
+                ended[name] = tree.exit or data.draw(st.sampled_from([*EXITS, None])) if tree.spawned else None
+        self.world.supervisor_dies(ended=ended)
+
+    @rule(data=st.data())
+    @precondition(lambda self: len(self.world.specs) > 1)
+    def supervisor_dies_and_the_file_has_changed(self, data):
+        """One that nothing else needs is taken out of the configuration."""
+        specs = dict(self.world.specs)
+        needed = {other for spec in specs.values() for other in (*spec.requires, *spec.after)}
+        free = sorted(set(specs) - needed)
+        del specs[data.draw(st.sampled_from(free))]
+        self.world.supervisor_dies(specs=specs)
+
+    # ---- what must hold
+
+    @invariant()
+    def restarts_stay_in_budget(self):
+        if hasattr(self, "world"):
+            self.world.check_budget()
+
+    def answer_everything(self, well=True):
+        """One round: whatever is awaited comes, for the best; whether there was anything."""
+        world, some = self.world, False
+        for name in self.trees():
+            if name not in world.trees:
+                continue
+            tree, number = world.trees[name], world.trees[name].incarnation
+            spec = world.specs.get(name)
+            stopping = world.view(name).state in (State.STOPPING, State.FATAL)
+            if not tree.spawned and tree.exit is None and not tree.lost:
+                world.handle(Spawned(name, number))
+            elif tree.exit is not None or tree.lost or tree.stuck:
+                world.handle(Emptied(name, number))
+            elif tree.stopped:
+                world.handle(Exited(name, number, TERMINATED))
+            elif not stopping and spec is not None and spec.type == "oneshot":
+                world.handle(Exited(name, number, Exit(0, None)))
+            elif not stopping and spec is not None and spec.type == "notify" and not tree.said_ready:
+                world.handle(BecameReady(name, number))
+            else:
+                continue
+            some = True
+        return some
+
+    def come_to_rest(self):
+        for _ in itertools.count():
+            assert _ < 2000, "it does not come to rest"
+            wake = self.world.engine.next_wake()
+            if not self.answer_everything():
+                if wake is None:
+                    return
+                self.world.now = max(self.world.now, wake)
+                self.world.handle(Woken())
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        names = sorted(world.specs)
+        if not world.engine.closing:
+            # Every start that is asked for leads to a state that stays; if the world is good, to ready.
+            world.handle(StartAsked(targets(*names)))
+            self.come_to_rest()
+            for name in names:
+                if not world.engine.closing:  # an essential oneshot has ended
+                    assert world.view(name).ready, world.view(name)
+        if not world.engine.closing:
+            world.handle(StopAsked(targets(names[0])))
+            self.come_to_rest()
+            above = world.graph.above(names[:1])
+            assert all(world.view(name).state is State.STOPPED for name in above)
+            assert [world.view(name).wanted for name in above] == [name != names[0] for name in above]
+            assert all(world.view(name).ready for name in set(names) - set(above))
+            world.handle(StartAsked(targets(names[0])))  # those that stand on it come back with it
+            self.come_to_rest()
+            assert world.engine.closing or all(world.view(name).ready for name in names)
+        world.handle(ShutdownAsked())
+        self.come_to_rest()
+        assert not world.trees
+        assert len(world.finished) == 1
+        assert not world.handle(Woken())
+        assert {effect.what for effect in world.handle(StartAsked(targets(*names)))} == {"refused"}
+        world.check_budget()
+        for record in world.records.values():
+            assert not record.live
+            assert record.wanted or world.specs[record.name].restart == "unless-stopped"
+        assert world.replayed() == world.log
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
