@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from ..config.model import Service, StartBudget
 from .effects import Effect, Finish, Forget, Record, Save, Tell
 from .events import (
+    UNKNOWN,
     BecameReady,
     Emptied,
     Event,
@@ -131,9 +132,9 @@ class Engine:
         for unit, exit, alive in self._ended:
             name, incarnation = unit.spec.name, unit.incarnation
             if exit is not None:
-                self._apply(unit, Input.EXITED, Exited(name, incarnation, exit))
+                self._observe(unit, Exited(name, incarnation, exit))
             if not alive:
-                self._apply(unit, Input.EMPTIED, Emptied(name, incarnation))
+                self._observe(unit, Emptied(name, incarnation))
         self._ended.clear()
         for unit in units:
             self._heed_essential(unit)
@@ -169,8 +170,14 @@ class Engine:
             case _:
                 known = self._units.get(event.name)
                 if known is not None and known.live and known.incarnation == event.incarnation:
-                    self._apply(known, INPUTS[type(event)], event)
+                    self._observe(known, event)
         return self._flush()
+
+    def _observe(self, unit: Unit, event: Observed) -> None:
+        if isinstance(event, Emptied) and unit.phase not in (Phase.ENDING, Phase.STUCK):
+            missed = Exited(event.name, event.incarnation, Exit(None, None, cause=UNKNOWN))
+            self._apply(unit, Input.EXITED, missed)
+        self._apply(unit, INPUTS[type(event)], event)
 
     def _meant(self, targets: Targets, *, starts: bool = False) -> dict[str, Unit]:
         """Those that the command can reach; the others are refused, and one that is gone is passed over."""

@@ -118,7 +118,7 @@ ROWS: Rows = (
     (I.EXITED, (P.ENDING, P.STUCK), "note_exit", ()),
     (I.LOST, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "lose", (P.ENDING,)),
     (I.LOST, (P.ENDING,), "note_loss", ()),
-    (I.EMPTIED, LIVE, "settle", AFTER),
+    (I.EMPTIED, (P.ENDING, P.STUCK), "settle", AFTER),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -146,6 +146,7 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.EXTENDED, (P.RUNNING,), "it is ready"),
     (I.EXTENDED, (*LEAVING, P.STUCK), "the grace is fixed"),
     (I.LOST, (P.STUCK,), "what is left of it is awaited"),
+    (I.EMPTIED, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "its end was missed: the engine takes it as Exited before"),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.SPAWNED, I.SPAWN_FAILED, I.READY)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.EXTENDED, I.EXITED, I.LOST, I.EMPTIED)),
 )
@@ -160,7 +161,7 @@ def diagram() -> str:
     for given, phases, _, to in ROWS:
         for phase in phases:
             for target in to:
-                if phase.state is not target.state or (phase is P.UNREADY and target is P.ENDING):
+                if phase.state is not target.state:
                     labels = edges.setdefault((phase.state, target.state), [])
                     if given.value not in labels:
                         labels.append(given.value)
