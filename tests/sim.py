@@ -32,6 +32,8 @@ from holdfast.engine.events import (
 from holdfast.engine.graph import Graph
 from holdfast.engine.table import IGNORED, TABLE, Phase, State
 
+ALL_LOOKED_AT = 100  # a world of more services is looked at in part after each step
+
 SUCCESS = Exit(0, None)
 TERMINATED = Exit(None, 15)
 KILLED = Exit(None, 9)
@@ -148,7 +150,8 @@ class World:
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
         self.log.append(("new", dict(self.specs), self.now))
         for name, exit in (ended or {}).items():
-            self._gone(name, self.trees.pop(name), exit)
+            del self.trees[name]
+            self._gone(name, exit)
         for name, tree in self.trees.items():
             tree.spawned, tree.stopped, tree.lost = True, False, False
             tree.said_ready = self.records[name].ready_at is not None
@@ -201,13 +204,13 @@ class World:
             case Emptied(survivors=survivors):
                 tree.stuck = survivors > 0
                 if not survivors:
-                    self._gone(name, self.trees.pop(name), tree.exit)
+                    del self.trees[name]
+                    self._gone(name, None if tree.lost else tree.exit)
 
-    def _gone(self, name: str, tree: Tree, exit: Exit | None) -> None:
+    def _gone(self, name: str, exit: Exit | None) -> None:
         self.emptied.append((self.now, name))
         spec = self.specs.get(name)
-        known = spec is not None and spec.type == "oneshot" and exit is not None and not tree.lost
-        if known and exit.code in spec.success_exit_codes:
+        if spec is not None and spec.type == "oneshot" and exit is not None and exit.code in spec.success_exit_codes:
             self.completed.add(name)
 
     def is_ready(self, name: str) -> bool:
@@ -280,7 +283,10 @@ class World:
                 )
 
     def check_views(self, told: set[str]) -> None:
-        for view in self.engine.views():
+        """All of them; where there are many, those of which something was told."""
+        few = len(self.states) <= ALL_LOOKED_AT
+        views = self.engine.views() if few else [self.engine.view(name) for name in told if name in self.states]
+        for view in views:
             name, tree = view.name, self.trees.get(view.name)
             assert view.live == (tree is not None), view
             if name in self.specs and view.state is not State.STOPPING:
@@ -304,7 +310,7 @@ class World:
                 if name in self.specs and not self.engine.closing:
                     assert record.wanted == view.wanted
         wake = self.engine.next_wake()
-        times = [view.wake_at for view in self.engine.views() if view.wake_at is not None]
+        times = [view.wake_at for view in views if view.wake_at is not None]
         if times:
             assert wake is not None
             assert wake <= min(times)

@@ -63,7 +63,7 @@ class Engine:
         self.closing = False
         self._graph = Graph(specs)
         self._units = {name: Unit(spec, now) for name, spec in specs.items()}
-        self._bucket = Bucket(budget, now)
+        self._bucket = Bucket(budget)
         self._queue: deque[Unit] = deque()  # who waits for the budget; those that do no more are skipped
         self._turn: Unit | None = None  # whose turn it is
         self._timers: list[tuple[Seconds, int, Unit]] = []  # those that are no more meant are skipped
@@ -284,7 +284,7 @@ class Engine:
                 self._notice(self._changed.popleft())
             self._turn = None
             first = self._first_in_queue()
-            if first is None or not self._bucket.has(self.now):
+            if first is None or self._bucket.next_at() > self.now:
                 break
             self._turn = self._queue.popleft()
             self._apply(first, Input.DUE, "")

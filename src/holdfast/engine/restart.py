@@ -38,31 +38,22 @@ def delay(backoff: Backoff, streak: int, rng: random.Random) -> Seconds:
 
 class Bucket:
     """The start budget: `at_once` restarts, refilled with `per_second`, so any window of t seconds sees at most
-    at_once + t*per_second."""
+    at_once + t*per_second.  It counts from when it was last full, so that no sum of roundings moves a time."""
 
-    def __init__(self, budget: StartBudget, now: Seconds) -> None:
+    def __init__(self, budget: StartBudget) -> None:
         self._budget = budget
-        self._left = float(budget.at_once)
-        self._at = now
+        self._full_at: Seconds = 0.0
+        self._used = 0  # since then
 
-    def _fill(self, now: Seconds) -> None:
-        if now > self._at:
-            self._left = min(self._budget.at_once, self._left + (now - self._at) * self._budget.per_second)
-            self._at = now
-
-    def has(self, now: Seconds) -> bool:
-        """Whether a restart is left.  By the time it is due, not by the rest: so the time that `next_at` gave is late
-        enough, however the sums are rounded."""
-        self._fill(now)
-        return self._left >= 1 or self.next_at() <= now
+    def next_at(self) -> Seconds:
+        """From when on a restart is left: a time that is past, or the one to wait for."""
+        return self._full_at + (self._used + 1 - self._budget.at_once) / self._budget.per_second
 
     def take(self, now: Seconds) -> bool:
         """Use one restart, if one is left."""
-        if not self.has(now):
+        if now >= self._full_at + self._used / self._budget.per_second:
+            self._full_at, self._used = now, 0
+        if self.next_at() > now:
             return False
-        self._left = max(0.0, self._left - 1)
+        self._used += 1
         return True
-
-    def next_at(self) -> Seconds:
-        """When a restart is left again."""
-        return self._at + max(0.0, 1 - self._left) / self._budget.per_second

@@ -137,9 +137,9 @@ class Unit:
     def coming(self) -> bool:
         """About to become ready or to fail: what comes after it waits."""
         phase = self.phase
-        return phase in (Phase.WAITING, Phase.SPAWNING, Phase.UNREADY) or (
-            phase in LEAVING and self.asked and self.wanted
-        )
+        if phase in LEAVING:
+            return self.wanted and (self.asked or self.completed)
+        return phase in (Phase.WAITING, Phase.SPAWNING, Phase.UNREADY)
 
     def view(self) -> ServiceView:
         waits = tuple(sorted(self.waits)) if self.phase in WAITING else ()
