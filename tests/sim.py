@@ -276,6 +276,7 @@ class World:
         tree.stopped = True
         self.stops.append((self.now, name))
         timed_out = self.specs.get(name) is not None and self.view(name).reason.startswith("was not ready")
+        assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:
             for other in self.graph.above([name]):
                 assert other == name or other not in self.trees or self.trees[other].stuck, (

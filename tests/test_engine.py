@@ -105,6 +105,15 @@ def test_a_start_takes_what_is_required_along():
     assert sim.view("db").wanted
 
 
+def test_a_start_takes_back_the_stop_of_what_is_required():
+    sim = up(DB, WEB, script=lambda *_: Life(stop=1.0))
+    sim.stop("db")
+    sim.start("web")
+    assert (sim.state("db"), sim.view("db").wanted) == ("stopping", True)
+    sim.run()
+    assert (sim.view("db").ready, sim.view("web").ready) == (True, True)
+
+
 def test_a_completed_oneshot_is_not_run_again_for_who_requires_it():
     sim = up(service("job", type="oneshot"), service("x", requires=("job",)),
              script=lambda name, n: Life(lives=0.0) if name == "job" else Life())  # fmt: skip
@@ -334,7 +343,9 @@ def test_shutdown_is_the_exact_reverse_and_what_is_independent_stops_at_once():
     specs = [service("a"), service("b", requires=("a",)), service("c", after=("a",)), service("d")]
     sim = up(*specs, script=lambda name, n: Life(stop=stop[name]))
     begun = sim.now
-    assert kinds(sim.shutdown()) == [Stop("d", 1), Stop("c", 1), Stop("b", 1)]
+    effects = sim.shutdown()
+    assert kinds(effects) == [Stop("d", 1), Stop("c", 1), Stop("b", 1)]
+    assert kinds(effects, Save) == []  # what is on record is what is wanted
     sim.run()
     assert [(at - begun, name) for at, name in sim.stops] == [(0, "d"), (0, "c"), (0, "b"), (4.0, "a")]
     assert sim.finished == [0]
@@ -460,6 +471,13 @@ def test_an_essential_service_that_is_asked_to_stop_ends_nothing():
     sim.stop("main")
     sim.run()
     assert (sim.state("main"), sim.state("side"), sim.finished) == ("stopped", "running", [])
+
+
+def test_an_essential_service_that_outlives_an_asked_stop_ends_nothing():
+    sim = up(service("main", essential=True), service("side"), script=lambda *_: Life(survivors=1))
+    sim.stop("main")
+    sim.run()
+    assert (sim.state("main"), sim.state("side"), sim.finished) == ("fatal", "running", [])
 
 
 # ---- failures of the start, readiness, lost keepers
@@ -647,6 +665,13 @@ def test_what_is_not_in_the_configuration_any_more_is_stopped_and_forgotten():
     assert sim.engine.order == ["db"]
 
 
+@pytest.mark.parametrize("state", State)
+def test_a_record_of_what_is_not_in_the_configuration_any_more_starts_nothing(state):
+    engine = Engine({}, StartBudget(), seed=1, now=0.0)
+    engine.adopt("ghost", Record("ghost", state=state), alive=False, ready=False, exit=None, now=0.0)
+    assert kinds(engine.begin(0.0)) == [Forget("ghost")]
+
+
 def test_a_stuck_tree_stays_stuck():
     sim = up(service("x"), script=lambda *_: Life(survivors=1))
     sim.stop("x")
@@ -713,6 +738,13 @@ def test_outcomes_of_what_fails():
     assert follow(sim, "restart", "x", steps=[1.0]) == [None, "failed"]
     sim = up(service("x"), script=lambda *_: Life(survivors=1))
     assert follow(sim, "stop", "x", steps=[1.0]) == [None, "failed"]
+
+
+def test_a_refused_start_has_failed():
+    lives = {"done": Life(lives=1.0)}
+    sim = up(service("done"), service("x"), script=lambda name, n: lives.get(name, Life(stop=9.0)))
+    sim.shutdown()
+    assert follow(sim, "start", "done", steps=[]) == ["failed"]
 
 
 def test_a_program_that_is_done_at_once_was_started():

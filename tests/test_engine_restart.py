@@ -189,6 +189,17 @@ def test_start_ends_the_wait():
     assert sim.handle(Woken()) == []
 
 
+def test_the_end_of_a_wait_that_was_cut_short_ends_no_other():
+    spec = service("x", backoff=Backoff(first=50.0, jitter=0.0))
+    sim, _ = starts(spec, lambda *_: Life(lives=2.0, exit=FAILED), until=10)
+    sim.start("x")
+    sim.run(until=13)
+    assert sim.view("x").wake_at == 62.0
+    sim.now = 55.0
+    assert sim.handle(Woken()) == []
+    assert sim.state("x") == "backoff"
+
+
 # ---- policies
 
 SEGFAULT = Exit(None, 11, core=True)
@@ -223,6 +234,7 @@ def test_policies_of_a_oneshot(policy):
     sim, times = starts(spec, lambda name, n: lives.get(n, Life(lives=5.0)), until=100)
     assert len(times) == (1 if policy == "never" else 2)
     assert sim.view("x").ready == (policy != "never")
+    assert sim.view("x").failures == (1 if policy == "never" else 0)
 
 
 @pytest.mark.parametrize("policy", AGAIN)
@@ -294,6 +306,17 @@ def test_who_waits_for_another_takes_nothing_from_the_budget():
     assert sim.view("web").reason == "start budget"
     sim.run(until=111)
     assert sim.view("web").ready
+
+
+def test_nobody_is_served_before_those_that_wait_longer():
+    """s1 had its turn, and ends again just when the next restart is due."""
+    specs = services(*(service(f"s{n}", backoff=Backoff(then=0.0)) for n in range(3)))
+    lives = {("s1", 2): Life(lives=0.5, exit=KILLED, rest=0.5)}
+    script = {1: Life(lives=5.0, exit=KILLED)}
+    sim = Sim(specs, lambda name, n: lives.get((name, n), script.get(n, Life())), StartBudget(1, 1.0))
+    sim.begin()
+    sim.run()
+    assert [(at, name) for at, name, n in sim.spawns if n > 1] == [(5, "s0"), (6, "s1"), (7, "s2"), (8, "s1")]
 
 
 def test_a_stop_leaves_the_queue():

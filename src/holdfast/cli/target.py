@@ -20,7 +20,7 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-REFUSED, NO_SUPERVISOR = 1, 69
+REFUSED, NO_SUPERVISOR, BAD_CONFIG = 1, 69, 78
 
 
 def target(function: F) -> F:
@@ -31,10 +31,13 @@ def target(function: F) -> F:
     @functools.wraps(function)
     def command(*args: Any, config: str | None, run_dir: str | None, **kwargs: Any) -> Any:
         from holdfast.client import Client, ClientError, NoSupervisor
+        from holdfast.config.errors import ConfigError
 
         try:
             with Client(run_dir=run_dir, config=config) as client:
                 return function(client, *args, **kwargs)
+        except ConfigError as error:
+            fail("\n".join(str(problem) for problem in error.errors), BAD_CONFIG)
         except NoSupervisor as error:
             fail(str(error), NO_SUPERVISOR)
         except ClientError as error:

@@ -37,9 +37,11 @@ def logs(
     def show(number: int, name: str) -> None:
         prefix = "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
         for entry in client.logs(name, lines=lines, stream=stream, follow=follow):
-            text = json.dumps({"service": name, **entry}) if as_json else prefix + entry["text"]
             with lock:
-                click.echo(text)
+                if as_json:
+                    click.echo(json.dumps({"service": name, **entry}))
+                else:
+                    click.echo(prefix + entry["text"], nl=len(found) > 1 or not entry.get("partial"))
 
     try:
         if not follow:

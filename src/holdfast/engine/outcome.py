@@ -26,6 +26,6 @@ def outcome(
         return "unchanged" if not before.live and before.state in AT_REST else "done"
     if now.state in AT_REST:
         return "done" if newer and now.state is State.EXITED and now.succeeded else "failed"
-    if not now.ready or (verb == "restart" and before.live and not newer):
+    if not now.ready:
         return None
     return "unchanged" if before.ready and not newer else "done"

@@ -419,7 +419,6 @@ class Unit:
         elif not self.wanted:
             self._rest(world, "stopped by hand")
         else:
-            self.restart = False
             self._become(Phase.WAITING, world.now)
 
     def _again(self, world: World) -> None:
