@@ -1,8 +1,12 @@
 """Start-up: the only one there is.  What the run directory tells is looked up, connected, taken over.
 
-For each service that has left something: the keeper of its last incarnation answers on its socket (the
-tree is alive, or its end is still to be reported), or has left a report (it ended while nobody was
-there), or neither (it was lost, or never came to be).  A first start is the case of an empty directory.
+For each service that has left something, the keeper of its last incarnation
+  - answers on its socket: the tree is alive, or its end is still to be told;
+  - has left a report: it ended while nobody was there;
+  - is there and does not take us (frozen, or we are out of descriptors): it is asked again and again, and
+    until it answers its tree counts as alive;
+  - is not there and has left nothing: it was lost, or never came to be.  What may be left of its tree is ended.
+A first start is the case of an empty directory.
 """
 
 from __future__ import annotations
@@ -10,126 +14,189 @@ from __future__ import annotations
 import asyncio
 import os
 
+from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
 from holdfast.engine.events import Exit
 from holdfast.process import events as told
 from holdfast.process.held import HeldTree
 
 from .copy import Copy
+from .lost import end_lost
 from .supervisor import Supervisor, exit_of
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
+RETRY_PAUSE = 1.0  # seconds between two tries to reach a keeper that does not take us
 SIGKILL = 9
 
 
+class _Found:
+    """A service's last incarnation as start-up finds it."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.copy: Copy | None = None
+        self.said: list[told.Event] = []
+        self.survivors = 0  # of a tree whose keeper was lost, after it was killed
+        self.unreachable = False
+
+    def heard(self, kind: type | tuple[type, ...]) -> bool:
+        return any(isinstance(event, kind) for event in self.said)
+
+
 async def adopt(supervisor: Supervisor) -> None:
-    """Take over what there is, then let the engine begin.  The control socket may be served meanwhile."""
+    """Take over what there is, then let the engine begin."""
     supervisor.store.begin()
-    found: list[tuple[Copy, Record | None, list[told.Event]]] = []
-    for name in supervisor.store.names():
-        record = supervisor.store.record(name)
-        copy = None
-        for incarnation in supervisor.store.incarnations(name):
-            tree = _connect(supervisor, name, incarnation)
-            if tree is None:
-                continue
-            log_path = os.path.join(supervisor.config.supervisor.log_dir, name)
-            here = Copy(name, incarnation, tree, log_path)
-            if copy is None and (record is None or incarnation == record.incarnation):
-                copy = here
-                found.append((copy, record, []))
-            else:
-                _end_stray(supervisor, here)
-        if copy is None and record is not None:
-            _adopt_dead(supervisor, record)
-    await _hear(found)
-    for copy, record, said in found:
-        _adopt_living(supervisor, copy, record, said)
+    found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
+    await _hear([each for each in found if each.copy])
+    for each in found:
+        await _settle(supervisor, each)
     supervisor.state = "running"
     supervisor.run_effects(supervisor.engine.begin(asyncio.get_running_loop().time()))
-    for copy, _, said in found:  # what ended meanwhile is an event like any other
-        for event in said:
-            if not isinstance(event, told.Spawned):
-                supervisor.on_event(copy, event)
+    for each in found:
+        _go_on(supervisor, each)
 
 
-def _connect(supervisor: Supervisor, name: str, incarnation: int) -> HeldTree | None:
+def _find(supervisor: Supervisor, name: str) -> _Found | None:
+    store = supervisor.store
+    record, numbers = store.record(name), store.incarnations(name)
+    if record is None:
+        if not numbers:
+            store.forget(name)
+            return None
+        record = Record(name, incarnation=numbers[0], live=True, reason="its record was lost")
+    for number in numbers:
+        if number != record.incarnation:
+            _end_stray(supervisor, name, number)
+    found = _Found(record)
     try:
-        return HeldTree.attach(supervisor.store.address(name, incarnation))
-    except OSError:
-        return None  # nobody there: a report tells, or nothing does
+        found.copy = _connect(supervisor, name, record.incarnation)
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    except OSError as error:
+        found.unreachable = True
+        supervisor.events.add("frozen", f"its keeper does not take us: {error}", name, record.incarnation)
+    return found
 
 
-def _end_stray(supervisor: Supervisor, copy: Copy) -> None:
+def _connect(supervisor: Supervisor, name: str, incarnation: int) -> Copy:
+    tree = HeldTree.attach(supervisor.store.address(name, incarnation))
+    return Copy(name, incarnation, tree, os.path.join(supervisor.config.supervisor.log_dir, name))
+
+
+def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
     """A tree that the records have moved on from: it must not run beside its successor."""
+    try:
+        copy = _connect(supervisor, name, incarnation)
+    except OSError:
+        supervisor.store.forget_incarnation(name, incarnation)
+        return
+    supervisor.events.add("stray", "an earlier incarnation was still there: killed", name, incarnation)
     supervisor.strays.add(copy)
-    copy.tree.stop(SIGKILL, "tree", 0.0)
-    loop = asyncio.get_running_loop()
+    copy.stop(SIGKILL, "tree", 0.0)
 
     def on_report() -> None:
         for event in copy.tree.events():
             if isinstance(event, told.Empty):
-                copy.tree.acknowledge(exited=True, empty=True)
+                copy.tree.acknowledge(exited=True, stopped=True, empty=True)
             if isinstance(event, (told.Empty, told.KeeperGone, told.Failed)) and not copy.closed:
                 supervisor.let_go(copy)
-                return
 
-    loop.add_reader(copy.tree.fileno(), on_report)
-    supervisor.events.add("stray", "an earlier incarnation was still there: killed", copy.name, copy.incarnation)
+    asyncio.get_running_loop().add_reader(copy.tree.fileno(), on_report)
 
 
-def _adopt_dead(supervisor: Supervisor, record: Record) -> None:
-    """No keeper: what it wrote before it ended, if anything."""
-    ended: Exit | None = None
-    path = supervisor.store.report(record.name, record.incarnation)
-    if record.live and os.path.exists(path):
-        for event in told.read_report(path):
-            if isinstance(event, told.Exited):
-                ended = exit_of(event.status)
-    now = asyncio.get_running_loop().time()
-    supervisor.engine.adopt(record.name, record, alive=False, ready=False, exit=ended, now=now)
-    supervisor.store.forget_incarnation(record.name, record.incarnation)
-
-
-async def _hear(found: list[tuple[Copy, Record | None, list[told.Event]]]) -> None:
+async def _hear(found: list[_Found]) -> None:
     """Wait until every keeper has said what it holds, within ANSWER_LIMIT together."""
     loop = asyncio.get_running_loop()
-    silent: set[Copy] = {copy for copy, _, _ in found}
+    silent = set(found)
     all_heard = asyncio.Event()
 
-    def on_report(copy: Copy, said: list[told.Event]) -> None:
-        said += copy.tree.events()
-        if any(isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)) for event in said):
-            loop.remove_reader(copy.tree.fileno())
-            silent.discard(copy)
+    def on_report(each: _Found) -> None:
+        assert each.copy is not None
+        each.said += each.copy.tree.events()
+        if each.heard((told.Spawned, told.Failed, told.KeeperGone)):
+            loop.remove_reader(each.copy.tree.fileno())
+            silent.discard(each)
             if not silent:
                 all_heard.set()
 
-    for copy, _, said in found:
-        loop.add_reader(copy.tree.fileno(), on_report, copy, said)
-    if silent:
-        try:
-            async with asyncio.timeout(ANSWER_LIMIT):
+    for each in found:
+        assert each.copy is not None
+        loop.add_reader(each.copy.tree.fileno(), on_report, each)
+    try:
+        async with asyncio.timeout(ANSWER_LIMIT):
+            while silent:
                 await all_heard.wait()
-        except TimeoutError:
-            for copy in silent:  # frozen: it is there, and holds what it holds
-                loop.remove_reader(copy.tree.fileno())
+    except TimeoutError:
+        for each in silent:  # frozen: it is there, and holds what it holds
+            assert each.copy is not None
+            loop.remove_reader(each.copy.tree.fileno())
 
 
-def _adopt_living(
-    supervisor: Supervisor, copy: Copy, record: Record | None, said: list[told.Event]
-) -> None:
+async def _settle(supervisor: Supervisor, found: _Found) -> None:
+    """Tell the engine what was found of one service."""
+    record, copy = found.record, found.copy
+    name, incarnation = record.name, record.incarnation
+    if copy is not None and found.heard(told.KeeperGone) and not found.heard((told.Spawned, told.Failed)):
+        copy.close()  # it ended between our connection and its first word: then it has written its report
+        found.copy = copy = None
+        found.said.clear()
+    alive, ended = copy is not None or found.unreachable, None
+    if not alive and record.live:
+        ended = _reported_exit(supervisor.store.report(name, incarnation))
+        if ended is None:
+            found.survivors = await end_lost(name, incarnation, supervisor.anchor_pid)
+            alive = found.survivors > 0
+    if not alive:
+        supervisor.store.forget_incarnation(name, incarnation)
     now = asyncio.get_running_loop().time()
-    if record is None:
-        record = Record(copy.name, incarnation=copy.incarnation, live=True, reason="its record was lost")
-    if any(isinstance(event, told.KeeperGone) for event in said) and not any(
-        isinstance(event, told.Spawned) for event in said
-    ):
-        # It ended between our connection and its first word: then it has written its report.
-        copy.close()
-        said.clear()
-        _adopt_dead(supervisor, record)
-        return
-    supervisor.engine.adopt(copy.name, record, alive=True, ready=record.ready_at is not None, exit=None, now=now)
-    supervisor.hold(copy)
-    supervisor.events.add("adopted", f"runs on as pid {copy.pid}", copy.name, copy.incarnation)
+    ready = record.ready_at is not None
+    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now)
+    if copy is not None:
+        supervisor.hold(copy)
+        if found.heard(told.Spawned):
+            supervisor.events.add("adopted", f"runs on as pid {copy.pid}", name, incarnation)
+        elif not found.said:
+            supervisor.events.add("frozen", "its keeper does not answer; its tree counts as alive", name, incarnation)
+
+
+def _reported_exit(path: str) -> Exit | None:
+    """What the keeper wrote of the end of main; None: there is no report."""
+    try:
+        said = told.read_report(path)
+    except (OSError, ValueError):
+        return None
+    exits = [exit_of(event.status) for event in said if isinstance(event, told.Exited)]
+    return exits[-1] if exits else Exit(None, None, cause="could not start") if said else None
+
+
+def _go_on(supervisor: Supervisor, found: _Found) -> None:
+    """What ended meanwhile is an event like any other; who could not be reached is tried again."""
+    name, incarnation = found.record.name, found.record.incarnation
+    if found.survivors:
+        supervisor.post(ev.KeeperLost(name, incarnation))
+        supervisor.post(ev.Emptied(name, incarnation, found.survivors))
+    if found.unreachable:
+        supervisor.run_task(_reach(supervisor, name, incarnation))
+    for event in found.said:
+        if found.copy is not None and not isinstance(event, told.Spawned):
+            supervisor.on_event(found.copy, event)
+
+
+async def _reach(supervisor: Supervisor, name: str, incarnation: int) -> None:
+    """Until the keeper takes us, or is gone."""
+    while True:
+        await asyncio.sleep(RETRY_PAUSE)
+        try:
+            supervisor.hold(_connect(supervisor, name, incarnation))
+            supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            break
+        except OSError:
+            continue
+    supervisor.post(ev.KeeperLost(name, incarnation))
+    ended = _reported_exit(supervisor.store.report(name, incarnation))
+    if ended is not None:
+        supervisor.post(ev.Exited(name, incarnation, ended))
+    survivors = 0 if ended else await end_lost(name, incarnation, supervisor.anchor_pid)
+    supervisor.post(ev.Emptied(name, incarnation, survivors))

@@ -58,6 +58,15 @@ def stat(pid: int) -> list[bytes] | None:
     return text[text.rindex(b")") + 2 :].split()
 
 
+def name_of(pid: int) -> str:
+    """As in /proc/PID/comm; "" when it is gone."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def ancestors(pid: int, limit: int = 256) -> list[int]:
     """The chain of parents, nearest first.  A number may change hands while we read: hold a pidfd and ask again."""
     chain: list[int] = []

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 
 from holdfast.config.model import Config
 from holdfast.engine import effects as fx
@@ -24,8 +24,9 @@ from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
-from .copy import Copy, end_lost_tree
+from .copy import Copy
 from .events import EventLog
+from .lost import end_lost
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan
 from .processes import Table
@@ -180,9 +181,9 @@ class Supervisor:
             return  # its end is already on the way
         spec = self.config.services.get(name)
         if spec is not None:
-            copy.tree.stop(spec.stop_signal, spec.stop_scope, spec.grace)
+            copy.stop(spec.stop_signal, spec.stop_scope, spec.grace)
         else:
-            copy.tree.stop(signal.SIGTERM, "group", 10.0)  # not configured any more
+            copy.stop(signal.SIGTERM, "group", 10.0)  # not configured any more
 
     # ---- what the keepers say
 
@@ -206,14 +207,14 @@ class Supervisor:
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
         elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
-            copy.tree.acknowledge(exited=True)  # only now: it is on record
         elif isinstance(event, told.StopReported):
-            copy.tree.acknowledge(stopped=True)
+            copy.stopped()
             if not event.report.empty:
                 self.post(ev.Emptied(name, incarnation, max(1, len(event.report.survivors))))
         elif isinstance(event, told.Empty):
             self.post(ev.Emptied(name, incarnation, 0))
-            copy.tree.acknowledge(empty=True)
+            # Only now is the exit on record: until here the keeper would have told it to the next supervisor.
+            copy.tree.acknowledge(exited=True, stopped=True, empty=True)
             self.let_go(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
@@ -231,22 +232,27 @@ class Supervisor:
 
     def _on_keeper_gone(self, copy: Copy) -> None:
         self._loop.remove_reader(copy.tree.fileno())
+        copy.stopped()
         self.post(ev.KeeperLost(copy.name, copy.incarnation))
-        task = self._loop.create_task(self._clean_up_lost(copy))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.run_task(self._end_lost_copy(copy))
 
-    async def _clean_up_lost(self, copy: Copy) -> None:
-        survivors = await end_lost_tree(copy, self.anchor_pid)
-        known = copy.tree.status
-        status = copy.tree.recover_status()
-        if status is not None and known is None:
-            self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
+    async def _end_lost_copy(self, copy: Copy) -> None:
+        survivors = await end_lost(copy.name, copy.incarnation, self.anchor_pid, copy.tree)
+        if copy.tree.status is None:
+            status = copy.tree.recover_status()
+            if status is not None:
+                self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
         copy.close()
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
         self._clean(copy.name, copy.incarnation)
         self.post(ev.Emptied(copy.name, copy.incarnation, survivors))
+
+    def run_task(self, work: Coroutine[None, None, None]) -> None:
+        """Run work beside everything else; it is cancelled at the end."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def let_go(self, copy: Copy) -> None:
         """Nothing more will be said of it."""
