@@ -426,3 +426,24 @@ def test_a_long_run_directory(tmp_path):
         kill(supervisor["pid"])
         wait_for(lambda: up.client().supervisor()["pid"] != supervisor["pid"])
         assert up.until("web", ready=True)["pid"] == first["pid"]
+
+
+def test_names_are_completed_from_what_runs(tmp_path):
+    services = '[service.web-1]\ncommand = ["sleep", "1000"]\n[service.db]\ncommand = ["sleep", "1000"]\n'
+    with Running(tmp_path, services) as up:
+        up.until("web-1", ready=True)
+
+        def completed(*words: str) -> list[str]:
+            up.environment.update(
+                _HOLDFAST_COMPLETE="bash_complete", COMP_WORDS=" ".join(["holdfast", *words]), COMP_CWORD=str(len(words))
+            )
+            try:
+                return [line.partition(",")[2] for line in up.holdfast(check=None).stdout.splitlines()]
+            finally:
+                for name in ("_HOLDFAST_COMPLETE", "COMP_WORDS", "COMP_CWORD"):
+                    del up.environment[name]
+
+        assert completed("stop", "we") == ["web-1"]
+        assert completed("restart", "web-1@") == ["web-1@1"]
+        assert completed("sta") == ["status", "start"]
+        assert set(completed("logs", "")) == {"web-1", "db"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -50,8 +51,11 @@ class _Commands(click.Group):
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Print the version."
 )
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Hold on to processes: by file descriptor, never by number."""
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

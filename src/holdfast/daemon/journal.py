@@ -18,6 +18,7 @@ from .status import EventRecord
 GOOD = {"ready", "adopted", "completed"}
 BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray"}
 MIND = {"backoff", "exited", "stopping", "stopped", "ended", "waiting"}
+DETAILS = {"spawned", "emptied"}  # not for a terminal: ready and exited say as much
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept
 
@@ -56,7 +57,7 @@ class Journal:
         elif record.event in ("ready", "completed"):
             began = self._starting.pop(record.service, None)
             if began is not None:
-                text = f"{text} after {_duration(record.time - began)}".strip()
+                text = f"{text}, {_duration(record.time - began)} after its start".removeprefix(", ")
         elif record.event in ("exited", "fatal", "stopped"):
             self._starting.pop(record.service, None)
         self._write(record, text)
@@ -69,6 +70,8 @@ class Journal:
         if not self._terminal:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
             line = f"{stamp}.{int(record.time % 1 * 1000):03d}Z {who or 'holdfast'} {event}: {text}".rstrip(": ")
+        elif record.event in DETAILS:
+            return
         else:
             stamp = time.strftime("%H:%M:%S", time.localtime(record.time))
             colour = GREEN if record.event in GOOD else RED if record.event in BAD else ""

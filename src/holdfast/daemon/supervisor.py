@@ -140,7 +140,9 @@ class Supervisor:
         elif isinstance(effect, fx.Stop):
             self._stop(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Tell):
-            self.events.add(effect.what, effect.text, effect.name, effect.incarnation)
+            copy = self.copies.get(effect.name)
+            text = f"pid {copy.pid}" if effect.what == "ready" and copy and copy.pid else effect.text
+            self.events.add(effect.what, text, effect.name, effect.incarnation)
         elif isinstance(effect, fx.Forget):
             self.store.forget(effect.name)
         elif isinstance(effect, fx.Finish) and not self.finished.done():
