@@ -1,6 +1,6 @@
 """Tables of the figures: text for a terminal, Markdown for docs/benchmarks.md.
 
-python benchmarks/report.py    writes the figures in results/ into docs/benchmarks.md
+    python benchmarks/report.py    writes the figures in results/ into docs/benchmarks.md
 """
 
 from __future__ import annotations
