@@ -124,10 +124,12 @@ class Supervised:
     def ended(self) -> int:
         """Wait for the end of what was launched; when that was, in ns."""
         assert self.process is not None
+        fd = os.pidfd_open(self.process.pid)  # our child: wait(timeout) would sleep, and look now and then
         try:
-            self.process.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{self.name} does not end: {self.said()}") from None
+            if not select.select([fd], [], [], LIMIT)[0]:
+                raise RuntimeError(f"{self.name} does not end: {self.said()}")
+        finally:
+            os.close(fd)
         return time.monotonic_ns()
 
     def go(self) -> None:

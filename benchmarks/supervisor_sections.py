@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -140,13 +141,13 @@ def size(lab: Lab) -> list[dict]:
 
 def quiet(holdfast: Holdfast) -> None:
     """Wait until none of its processes has been woken for half a second (ten seconds at most)."""
-    before = -1
     for _ in range(20):
         pids = [pid for group in holdfast.processes().values() for pid in group]  # asks the supervisor, so it wakes it
-        before = switches(pids)
-        time.sleep(0.5)
-        if switches(pids) == before:
-            return
+        with contextlib.suppress(FileNotFoundError):  # a keeper that was just ending
+            before = switches(pids)
+            time.sleep(0.5)
+            if switches(pids) == before:
+                return
 
 
 def nothing(lab: Lab) -> list[dict]:
