@@ -206,14 +206,15 @@ class Supervisor:
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
         elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
-            copy.tree.acknowledge(exited=True)  # only now: it is on record
+            if not copy.tree.empty:  # else that is said, too, and acknowledged with this
+                copy.tree.acknowledge(exited=True)  # only now: it is on record
         elif isinstance(event, told.StopReported):
             copy.tree.acknowledge(stopped=True)
             if not event.report.empty:
                 self.post(ev.Emptied(name, incarnation, max(1, len(event.report.survivors))))
         elif isinstance(event, told.Empty):
             self.post(ev.Emptied(name, incarnation, 0))
-            copy.tree.acknowledge(empty=True)
+            copy.tree.acknowledge(exited=True, empty=True)
             self.let_go(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
