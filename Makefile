@@ -1,11 +1,12 @@
 # make run    build and install into .venv, then the supervisor on the services of examples/ (Ctrl-C stops it)
 # make tour   a short guided run of `holdfast run`
 # make test   everything CI runs
-# make bench  measures; writes benchmarks/results/library.json and the figures in docs/benchmarks.md
+# make bench  measures; writes benchmarks/results/ and the figures in docs/benchmarks.md
 # make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SUPERVISOR_BENCH_ARGS ?=
 V := .venv/bin/python
 # -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
 PIP := $(V) -m pip install -qq --disable-pip-version-check
@@ -52,6 +53,7 @@ test: .venv/test-ready lint
 
 bench: .venv/test-ready
 	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
+	@$(V) benchmarks/supervisor.py --json benchmarks/results/supervisor.json $(SUPERVISOR_BENCH_ARGS)
 	@$(V) benchmarks/report.py
 
 clean:

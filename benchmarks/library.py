@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 import report
 from lab import Lab, say
@@ -25,13 +26,18 @@ import holdfast
 from holdfast.process.keeper import KEEPER
 
 
+def parser(doc: str, sections: Iterable[str]) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    made.add_argument("--quick", action="store_true", help="a look whether it runs; the figures are worth nothing")
+    made.add_argument("--section", action="append", choices=sections, help="only this one; may be repeated")
+    made.add_argument("--json", metavar="FILE", help="write the figures there")
+    return made
+
+
 def parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a look whether it runs; the figures are worth nothing")
-    parser.add_argument("--section", action="append", choices=SECTIONS, help="only this one; may be repeated")
-    parser.add_argument("--memory", type=int, metavar="MIB", help="resident size of the large owner (default 4096)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    options = parser.parse_args(args)
+    made = parser(__doc__, SECTIONS)
+    made.add_argument("--memory", type=int, metavar="MIB", help="resident size of the large owner (default 4096)")
+    options = made.parse_args(args)
     if options.memory is None:
         options.memory = 64 if options.quick else 4096
     options.memory <<= 20
@@ -70,12 +76,12 @@ def is_static(program: str) -> bool:
         return all(int.from_bytes(file.read(size)[:4], sys.byteorder) != 3 for _ in range(count))
 
 
-def measure(options: argparse.Namespace) -> dict:
-    results: dict = {"format": 1, "quick": options.quick, "machine": machine(), "sections": {}}
+def measure(options: argparse.Namespace, what: str, sections: Mapping[str, Callable], judge: Callable) -> dict:
+    results: dict = {"format": 1, "what": what, "quick": options.quick, "machine": machine(), "sections": {}}
     began = time.monotonic()
     with Lab(options) as lab:
-        for name in options.section or SECTIONS:
-            results["sections"][name] = SECTIONS[name](lab)
+        for name in options.section or sections:
+            results["sections"][name] = sections[name](lab)
         results["notes"] = lab.notes
     results["targets"] = judge(results["sections"])
     results["seconds"] = round(time.monotonic() - began, 1)
@@ -83,10 +89,10 @@ def measure(options: argparse.Namespace) -> dict:
     return results
 
 
-def main(args: list[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if args is None else args)
+def run(options: argparse.Namespace, what: str, sections: Mapping[str, Callable], judge: Callable) -> int:
+    """Measure, write the figures, print the tables; what the two benchmarks have in common."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was made is cleared away
-    results = measure(options)
+    results = measure(options, what, sections, judge)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
@@ -96,4 +102,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parse(sys.argv[1:]), "library", SECTIONS, judge))

@@ -1,31 +1,21 @@
 """Tables of the figures: text for a terminal, Markdown for docs/benchmarks.md.
 
-    python benchmarks/report.py [RESULTS.json]    writes the figures into docs/benchmarks.md
+    python benchmarks/report.py    writes the figures in results/ into docs/benchmarks.md
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from itertools import groupby
 
+import supervisor_tables
 from adapters import NAMES
+from tables import Table, figure, grouped, times
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RESULTS = os.path.join(HERE, "results", "library.json")
+RESULTS = {what: os.path.join(HERE, "results", f"{what}.json") for what in ("library", "supervisor")}
 DOCUMENT = os.path.join(os.path.dirname(HERE), "docs", "benchmarks.md")
-BEGIN, END = "<!-- figures: made by benchmarks/report.py -->", "<!-- end of figures -->"
-
-Table = tuple[str, list[str], list[list[str]]]  # title, head, lines
-
-
-def figure(value, digits: int = 1) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def times(value) -> str:
-    return "" if value is None else f"{value:.2f} x" if value >= 0.1 else f"{value:.4f} x"
+BEGIN, END = "<!-- figures of the {}: made by benchmarks/report.py -->", "<!-- end of the {}'s figures -->"
 
 
 def tables(results: dict) -> list[Table]:
@@ -33,10 +23,10 @@ def tables(results: dict) -> list[Table]:
     targets = results["targets"]
     if targets:
         found.append((
-            "Targets (pinned to one core)",
+            "Targets (pinned to one core)" if results["what"] == "library" else "Targets",
             ["target", "limit", "measured", ""],
-            [[t["name"], f"≤ {t['limit']:g} {t['unit']}".strip(), f"{t['value']:g} {t['unit']}".strip(),
-              "met" if t["met"] else "NOT MET"] for t in targets],
+            [[t["name"], f"{'≥' if t.get('least') else '≤'} {t['limit']:g} {t['unit']}".strip(),
+              f"{t['value']:g} {t['unit']}".strip(), "met" if t["met"] else "NOT MET"] for t in targets],
         ))  # fmt: skip
     for name, rows in results["sections"].items():
         if rows:
@@ -46,14 +36,6 @@ def tables(results: dict) -> list[Table]:
 
 def pinned(value: bool) -> str:
     return "pinned to one core" if value else "not pinned"
-
-
-def grouped(rows: list[dict], *keys: str):
-    def key(row):
-        return [row[k] for k in keys]
-
-    for values, group in groupby(rows, key):
-        yield values, list(group)
 
 
 def _times_us(row: dict) -> list[str]:
@@ -166,7 +148,7 @@ MAKERS = {
     "imports": _commands("A whole interpreter with an import", "python -c pass"),
     "command": _commands("holdfast run", "/bin/true"),
     "capture": capture,
-}
+} | supervisor_tables.MAKERS
 
 
 def machine(results: dict) -> str:
@@ -199,14 +181,17 @@ def as_markdown(results: dict) -> str:
 
 
 def main() -> None:
-    with open(sys.argv[1] if len(sys.argv) > 1 else RESULTS, encoding="utf-8") as file:
-        results = json.load(file)
     with open(DOCUMENT, encoding="utf-8") as file:
         text = file.read()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+    for what, path in RESULTS.items():
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+        begin, end = BEGIN.format(what), END.format(what)
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n\n{as_markdown(results)}\n\n{end}{after}"
     with open(DOCUMENT, "w", encoding="utf-8") as file:
-        file.write(f"{before}{BEGIN}\n\n{as_markdown(results)}\n\n{END}{after}")
+        file.write(text)
 
 
 if __name__ == "__main__":

@@ -232,15 +232,13 @@ def imports(lab: Lab) -> list[dict]:
 
 def command(lab: Lab) -> list[dict]:
     """`holdfast run` over the bare command, and over an interpreter that does nothing."""
-    script = os.path.join(os.path.dirname(sys.executable), "holdfast")
-    holdfast = [script] if os.path.exists(script) else [sys.executable, "-m", "holdfast"]
     return _commands(
         lab,
         {
             "/bin/true": ["/bin/true"],
             "python -c pass": [sys.executable, "-c", "pass"],
-            "holdfast run -- /bin/true": [*holdfast, "run", "--", "/bin/true"],
-            "holdfast run --timeout 1m -- /bin/true": [*holdfast, "run", "--timeout", "1m", "--", "/bin/true"],
+            "holdfast run -- /bin/true": [*lab.holdfast, "run", "--", "/bin/true"],
+            "holdfast run --timeout 1m -- /bin/true": [*lab.holdfast, "run", "--timeout", "1m", "--", "/bin/true"],
         },
         "/bin/true",
     )

@@ -10,8 +10,8 @@ enum {
     STRANGERS_MAX = 1024,    /* children that a program which execs into us brings along */
     NEVER = -1,
 };
-/* Large and rarely used: on pages of its own, which cost nothing until they are touched.  The linker
- * sorts by alignment, so what is small and always used lies together on one page. */
+/* Large and rarely used: on pages of its own, which cost nothing until they are touched.  pages.ld puts it
+ * behind the rest, so what is small and always used lies together on one page. */
 #define HF_PAGE 4096
 #define HF_RARELY_USED __attribute__((aligned(HF_PAGE), section(".bss.zz_rarely_used")))
 #define NS_PER_MS 1000000ULL

@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static char stacks[2][1024] __attribute__((aligned(16)));
+HF_RARELY_USED static char stacks[2][1024];
 static int stack_in_use, leads_session;
 static uint64_t told;        /* signals that the group had, read from a witness that is gone since */
 static uint64_t interrupted; /* INT and QUIT, once the whole group had them */

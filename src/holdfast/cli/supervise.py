@@ -122,4 +122,6 @@ def _explain(context: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ended = main(sys.argv[1:])
+    # All is closed and told.  Taking the interpreter apart is 25 ms more for whoever waits for the end.
+    os._exit(ended)

@@ -7,6 +7,7 @@ a terminal under Ctrl-S, or a pipe that nobody reads, must not stop the supervis
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
@@ -22,8 +23,8 @@ DETAILS = {"spawned", "emptied"}  # not for a terminal: ready and exited say as 
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept
 
-
 LINES_MAX = 10_000  # that wait to be written; further ones are counted, and the count is written when there is room
+BATCH_DELAY = 0.01  # seconds from an event until it is written
 CLOSE_LIMIT = 1.0  # seconds for the last lines
 
 
@@ -36,21 +37,62 @@ class Journal:
     def __init__(self, fd: int, environ: Mapping[str, str], width: int = 0, path: str | None = None) -> None:
         self._fd = fd
         self._path = path
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[EventRecord] = []  # for the next batch
+        self._batches: queue.SimpleQueue[tuple[list[EventRecord], int] | None] = queue.SimpleQueue()
+        self._given = self._taken = 0  # records, by us and by the writer's thread
         self._missing = 0
         self._terminal = os.isatty(fd)
         self._colour = self._terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         self._width = min(width, 32)
         self._starting: dict[str, float] = {}
-        self._writer = threading.Thread(target=self._write_lines, name="journal", daemon=True)
+        self._writer = threading.Thread(target=self._write_batches, name="journal", daemon=True)
         self._writer.start()
 
     def close(self) -> None:
         """Write what waits, within CLOSE_LIMIT."""
-        self._lines.put(None)
+        self._hand_over()
+        self._batches.put(None)
         self._writer.join(CLOSE_LIMIT)
 
     def event(self, record: EventRecord) -> None:
+        if not self._waiting:
+            self._loop.call_later(BATCH_DELAY, self._hand_over)
+        self._waiting.append(record)
+
+    def _hand_over(self) -> None:
+        batch, self._waiting = self._waiting, []
+        room = max(0, LINES_MAX - (self._given - self._taken))
+        missing, self._missing = self._missing, max(0, len(batch) - room)
+        del batch[room:]
+        if batch:
+            self._given += len(batch)
+            self._batches.put((batch, missing))
+        else:
+            self._missing += missing
+
+    # ---- the writer's thread
+
+    def _write_batches(self) -> None:
+        while (given := self._batches.get()) is not None:
+            batch, missing = given
+            lines = [f"holdfast: {missing} lines were not written: nobody took them"] if missing else []
+            lines += filter(None, map(self._line, batch))
+            if lines:
+                self._write("\n".join(lines).encode("utf-8", "replace") + b"\n")
+            self._taken += len(batch)
+            del given, batch, lines  # the next may be long in coming
+
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+            if self._path and os.fstat(self._fd).st_size >= ROTATE_SIZE:
+                self._rotate(self._path)
+        except OSError:
+            pass  # the terminal is gone, or the disk is full
+
+    def _line(self, record: EventRecord) -> str:
         text = record.text
         if record.event == "starting":
             self._starting[record.service] = record.time
@@ -60,9 +102,6 @@ class Journal:
                 text = f"{text}, {_duration(record.time - began)} after its start".removeprefix(", ")
         elif record.event in ("exited", "fatal", "stopped"):
             self._starting.pop(record.service, None)
-        self._write(record, text)
-
-    def _write(self, record: EventRecord, text: str) -> None:
         who = record.service
         if who and record.incarnation:
             who += f"@{record.incarnation}"
@@ -71,7 +110,7 @@ class Journal:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
             line = f"{stamp}.{int(record.time % 1 * 1000):03d}Z {who or 'holdfast'} {event}: {text}".rstrip(": ")
         elif record.event in DETAILS:
-            return
+            return ""
         else:
             stamp = time.strftime("%H:%M:%S", time.localtime(record.time))
             colour = GREEN if record.event in GOOD else RED if record.event in BAD else ""
@@ -79,24 +118,7 @@ class Journal:
             mark, dim, end = (colour, DIM, RESET) if self._colour else ("", "", "")
             end_mark = end if mark else ""
             line = f"{dim}{stamp}{end} {who or 'holdfast':<{self._width + 5}} {mark}{event:<10}{end_mark} {text}"
-        if self._lines.qsize() >= LINES_MAX:
-            self._missing += 1
-            return
-        if self._missing:
-            self._lines.put(f"holdfast: {self._missing} lines were not written: nobody took them")
-            self._missing = 0
-        self._lines.put(line.rstrip())
-
-    # ---- the writer's thread
-
-    def _write_lines(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
-                os.write(self._fd, line.encode("utf-8", "replace") + b"\n")
-                if self._path and os.fstat(self._fd).st_size >= ROTATE_SIZE:
-                    self._rotate(self._path)
-            except OSError:
-                pass  # the terminal is gone, or the disk is full
+        return line.rstrip()
 
     def _rotate(self, path: str) -> None:
         os.replace(path, path + ".1")
