@@ -434,9 +434,8 @@ def test_names_are_completed_from_what_runs(tmp_path):
         up.until("web-1", ready=True)
 
         def completed(*words: str) -> list[str]:
-            up.environment.update(
-                _HOLDFAST_COMPLETE="bash_complete", COMP_WORDS=" ".join(["holdfast", *words]), COMP_CWORD=str(len(words))
-            )
+            line = " ".join(["holdfast", *words])
+            up.environment.update(_HOLDFAST_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words)))
             try:
                 return [line.partition(",")[2] for line in up.holdfast(check=None).stdout.splitlines()]
             finally:
