@@ -80,6 +80,8 @@ def measure(options: argparse.Namespace, what: str, sections: Mapping[str, Calla
     results: dict = {"format": 1, "what": what, "quick": options.quick, "machine": machine(), "sections": {}}
     began = time.monotonic()
     with Lab(options) as lab:
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            lab.note("everything ran at real-time priority, for the machine had other work")
         for name in options.section or sections:
             results["sections"][name] = sections[name](lab)
         results["notes"] = lab.notes
