@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .target import REFUSED, Duration, duration, fail, target
+from .target import REFUSED, Duration, duration, fail, state_and_reason, target
 
 if TYPE_CHECKING:
     from holdfast.client import Client
@@ -24,7 +24,7 @@ class _Late(Exception):
     pass
 
 
-@click.command()
+@click.command(short_help="Stop everything, then the supervisor.")
 @click.option("--wait/--no-wait", default=True, help="Return when everything is stopped (the default), or at once.")
 @click.option("--timeout", type=Duration(), help="How long to wait; then exit code 1, and the stop goes on.")
 @target
@@ -65,7 +65,7 @@ def _show_progress(client: Client) -> None:
     try:
         for event in client.events():
             if event["event"] in SHOWN:
-                click.echo(f"{event['service']}  {event['event']}: {event['text']}")
+                click.echo(f"{event['service']}  {state_and_reason(event['event'], event['text'])}")
                 sys.stdout.flush()
     except (ClientError, OSError):
         pass  # it has ended
