@@ -226,3 +226,41 @@ def test_completion(tmp_path, shell):
                      "COMP_WORDS": words, "COMP_CWORD": "2"},
             )  # fmt: skip
             assert done.stdout.split() == found
+
+
+def test_down_tells_of_every_service_and_its_limit_holds(tmp_path):
+    """In the order in which they stop; with --timeout it returns, and the stop goes on."""
+    stubborn = "trap '' TERM; while :; do sleep 1; done"
+    services = SLEEPER.replace("NAME", "db") + SLEEPER.replace("NAME", "web") + 'requires = ["db"]\n'
+    with Running(tmp_path, services) as up:
+        up.until("web", ready=True)
+        done = up.holdfast("down")
+        assert done.stdout == (
+            "web  stopped with the supervisor\ndb  stopped with the supervisor\nholdfast: everything is stopped\n"
+        )
+        assert up.process is not None and up.process.wait(30) == 0
+        up.file.write_text(
+            up.file.read_text() + f'[service.s]\ncommand = ["sh", "-c", {json.dumps(stubborn)}]\ngrace = "2s"\n'
+        )
+        up.up()
+        up.wait_for_socket()
+        wait_for(lambda: len(up.of_service("s")) == 2)
+        late = up.holdfast("down", "--timeout", "500ms", check=1)
+        assert "still stopping after 0.5s; it goes on" in late.stderr
+        assert up.process.wait(30) == 0
+
+
+def test_down_asks_the_next_supervisor_when_one_is_killed_on_the_way(tmp_path):
+    stubborn = "trap 'touch asked' TERM; while :; do sleep 0.1; done"
+    services = f'[service.s]\ncommand = ["sh", "-c", {json.dumps(stubborn)}]\nstop_scope = "main"\ngrace = "3s"\n'
+    with Running(tmp_path, services) as up:
+        up.until("s", ready=True)
+        wait_for(lambda: len(up.of_service("s")) == 2)
+        down = subprocess.Popen(
+            [HOLDFAST, "down"], env={**up.environment, "HOLDFAST_RUN_DIR": str(up.run_dir)}, stdout=subprocess.PIPE
+        )
+        wait_for((tmp_path / "asked").exists)
+        kill(up.client().supervisor()["pid"])
+        out, _ = down.communicate(timeout=60)
+        assert (down.returncode, out.splitlines()[-1]) == (0, b"holdfast: everything is stopped")
+        assert up.process is not None and up.process.wait(30) == 0
