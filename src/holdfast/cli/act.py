@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .target import Duration, json_option, names_argument, show_json, target
+from .target import Duration, json_option, names_argument, show_json, state_and_reason, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ GOOD = {"done", "unchanged", "gone", "asked"}
 
 
 def _verb(verb: str, help_text: str) -> click.Command:
-    @click.command(name=verb, help=help_text)
+    @click.command(name=verb, help=help_text, short_help=help_text.partition(",")[0].partition(";")[0] + ".")
     @names_argument(required=True)
     @click.option("--wait/--no-wait", default=True, help="Return when it is so (the default), or at once.")
     @click.option("--timeout", type=Duration(), help="How long to wait, such as 30s; then exit code 1.")
@@ -38,11 +38,9 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
         width = max((len(r["name"]) for r in results), default=0)
         for r in results:
             good = r["outcome"] in GOOD
-            state = r["service"]["state"] if r["service"] else ""
-            click.echo(
-                f"{r['name']:<{width}}  {click.style(r['outcome'].replace('_', ' '), fg='green' if good else 'red')}"
-                f"  {state}" + (f": {r['message']}" if r["message"] else "")
-            )
+            outcome = click.style(r["outcome"].replace("_", " "), fg="green" if good else "red")
+            state = state_and_reason(r["service"]["state"] if r["service"] else "", r["message"])
+            click.echo(f"{r['name']:<{width}}  {outcome}  {state}")
     sys.exit(0 if all(r["outcome"] in GOOD for r in results) else 1)
 
 
@@ -51,7 +49,7 @@ stop = _verb("stop", "Stop services, and first what requires them; return when n
 restart = _verb("restart", "Stop services and start them again, with what requires them.")
 
 
-@click.command(name="signal")
+@click.command(name="signal", short_help="Send a signal to services.")
 @click.argument("signal_", metavar="SIGNAL")
 @names_argument(required=True)
 @click.option(

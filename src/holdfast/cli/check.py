@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .target import counted
+
 if TYPE_CHECKING:
     from holdfast.config.model import Config
 
 BAD_CONFIG = 78  # as in sysexits.h
 
 
-@click.command()
+@click.command(short_help="Check a configuration.")
 @click.option(
     "-c", "--config", "path", metavar="FILE", help="The file; else ./holdfast.toml, upward, or the default one."
 )
@@ -88,4 +90,4 @@ def _table(file: str, config: Config) -> None:
         *cells, command = row
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         click.echo(f"{line}  {command if len(command) <= 60 else command[:59] + '…'}")
-    click.echo(f"\n{file}: {len(rows) - 1} service{'s' if len(rows) > 2 else ''}, no mistakes")
+    click.echo(f"\n{file}: {counted(len(rows) - 1)}, no mistakes")

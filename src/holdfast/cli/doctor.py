@@ -11,7 +11,7 @@ import click
 import holdfast
 
 
-@click.command()
+@click.command(short_help="Show what this kernel offers, by trying it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def doctor(as_json: bool) -> None:
     """Show what this kernel and this installation offer, by trying it."""

@@ -7,7 +7,7 @@ import os
 import click
 
 
-@click.command()
+@click.command(short_help="Write a first, commented holdfast.toml.")
 @click.argument("file", default="holdfast.toml", type=click.Path())
 def init(file: str) -> None:
     """Write a commented configuration to FILE (./holdfast.toml). Never overwrites."""

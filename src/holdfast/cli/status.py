@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .target import columns, duration, fail, json_option, names_argument, show_json, size, target
+from .target import columns, counted, duration, fail, json_option, names_argument, show_json, size, target
 
 if TYPE_CHECKING:
     from holdfast.client import Client
@@ -18,7 +18,7 @@ COLOURS = {"running": "green", "exited": None, "backoff": "yellow", "starting": 
 HEAD = ["NAME", "STATE", "PID", "UPTIME", "RESTARTS", "CPU", "MEMORY", "HELD BY", "LAST EXIT", ""]
 
 
-@click.command()
+@click.command(short_help="Show the state of services.")
 @names_argument()
 @json_option
 @target
@@ -55,6 +55,8 @@ def _row(s: dict[str, Any]) -> list[str]:
     tree, last = s["tree"], s["last_exit"]
     quiet = s["ready"]
     note = s["status_text"] if quiet else s["reason"]
+    if last:  # it has a column of its own
+        note = note.removeprefix(last["cause"]).removeprefix("; ")
     log = s["log"]
     if log and (log["lost_bytes"] or log["dropped_bytes"]):
         note += f" [log: {log['lost_bytes']} bytes lost, {log['dropped_bytes']} dropped]"
@@ -74,9 +76,8 @@ def _row(s: dict[str, Any]) -> list[str]:
 
 def _supervisor(s: dict[str, Any]) -> str:
     anchor = f"held by anchor {s['anchor_pid']}" if s["anchor_pid"] else "without an anchor"
-    again = "once" if s["restarts"] == 1 else f"{s['restarts']} times"
     state = "" if s["state"] == "running" else f" ({s['state']})"
     return (
-        f"supervisor pid {s['pid']}{state}, {anchor}, started again {again}, "
-        f"up {duration(s['uptime_seconds'])}, {s['services']} services"
+        f"supervisor pid {s['pid']}{state}, {anchor}, restarts {s['restarts']}, "
+        f"up {duration(s['uptime_seconds'])}, {counted(s['services'])}"
     )

@@ -22,6 +22,7 @@ from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
+from holdfast.engine.table import State
 
 
 def main(argv: list[str]) -> int:
@@ -48,9 +49,9 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     _listen_to_signals(supervisor, leave)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
     if anchor.restarts:
-        supervisor.events.add("supervisor_started", f"pid {os.getpid()}, started again by its anchor")
+        supervisor.events.add("started", f"supervisor, pid {os.getpid()}, started again by its anchor")
     else:
-        supervisor.events.add("supervisor_started", f"pid {os.getpid()}, {len(config.services)} services")
+        supervisor.events.add("started", f"supervisor, pid {os.getpid()}; services: {len(config.services)}")
     supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
     await adopt(supervisor)
     anchor.ready()
@@ -59,16 +60,29 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
 
     server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD))
     await server.start()
-    anchor.tell_caller()
+    telling = loop.create_task(_tell_caller(supervisor, anchor))
     try:
         done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
         status = done.pop().result()
-        supervisor.events.add("supervisor_ended", "the services run on" if leave.done() else "everything is stopped")
+        supervisor.events.add("ended", "supervisor; " + ("the services run on" if leave.done() else "all is stopped"))
     finally:
+        telling.cancel()
         await server.stop()
         supervisor.leave()
         journal.close()
     return status
+
+
+async def _tell_caller(supervisor: Supervisor, anchor: Anchor) -> None:
+    """`up --detach` returns when nothing is on its way up any more: started, or failed for a first time.
+
+    In start order, so that what a service waits for has been looked at before: if it waits still, that one is not
+    coming, and its restarts may go on for ever."""
+    if anchor.caller_waits:
+        for name in [name for name in supervisor.engine.order if name in supervisor.config.services]:
+            while (view := supervisor.engine.view(name)).state is State.STARTING and not view.waiting_for:
+                await supervisor.changed()
+        anchor.tell_caller()
 
 
 def _keep_journal(supervisor: Supervisor) -> Journal:

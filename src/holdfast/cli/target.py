@@ -68,7 +68,8 @@ def fail(text: str, status: int) -> None:
 
 def names_argument(required: bool = False) -> Callable[[F], F]:
     """NAMES: services, globs, `name@incarnation`; completed from the running supervisor."""
-    return click.argument("names", nargs=-1, required=required, metavar="NAME...", shell_complete=_complete)
+    metavar = "NAME..." if required else "[NAME]..."
+    return click.argument("names", nargs=-1, required=required, metavar=metavar, shell_complete=_complete)
 
 
 def json_option(function: F) -> F:
@@ -112,6 +113,18 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     raise AssertionError
+
+
+def counted(services: int) -> str:
+    """`1 service`, `2 services`."""
+    return f"{services} service" + ("" if services == 1 else "s")
+
+
+def state_and_reason(state: str, reason: str) -> str:
+    """`running`, `fatal: could not start`, and `stopped by hand` rather than `stopped: stopped by hand`."""
+    if not reason or reason == state or reason.startswith(f"{state} "):
+        return reason or state
+    return f"{state}: {reason}"
 
 
 def columns(rows: list[list[str]], right: frozenset[int] = frozenset()) -> list[str]:

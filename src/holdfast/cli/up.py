@@ -10,17 +10,18 @@ import click
 
 from .check import BAD_CONFIG, find_file
 from .run import original_environment
+from .target import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@click.command()
+@click.command(short_help="Start the supervisor and its services.")
 @click.option(
     "-c", "--config", "path", metavar="FILE", help="The file; else ./holdfast.toml, upward, or the default one."
 )
 @click.option("--run-dir", metavar="DIR", envvar="HOLDFAST_RUN_DIR", help="Use this run directory.")
-@click.option("--detach", is_flag=True, help="Go to the background once everything is up.")
+@click.option("--detach", is_flag=True, help="Go to the background, and return when all has started or failed to.")
 def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     """Start the supervisor, and with it the services of a holdfast.toml.
 
@@ -58,7 +59,7 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     done = launch.detach(ours, config.path, command, environment, log_fd)
     log = os.path.join(config.supervisor.log_dir, place.LOG)
     if done.status is None:
-        click.echo(f"holdfast is up with {len(config.services)} services of {config.path}")
+        click.echo(f"holdfast is up with {counted(len(config.services))} of {config.path}")
         click.echo(f"  anchor: pid {done.pid}; run directory: {ours.run_dir}; log: {log}")
         sys.exit(0)
     click.echo(f"{done.said}holdfast up: the supervisor did not come up; what it said is also in {log}", err=True)

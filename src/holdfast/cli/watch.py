@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
 
 
-@click.command(name="logs")
+@click.command(name="logs", short_help="Show what services have written.")
 @names_argument()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, across rotations.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=100, show_default=True, help="How many to begin with.")
@@ -60,12 +60,13 @@ def logs(
         sys.exit(0)
 
 
-@click.command(name="events")
+@click.command(name="events", short_help="Show what has happened to services.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @json_option
 @target
 def events(client: Client, follow: bool, as_json: bool) -> None:
-    """Show what has happened to services: starts, exits with their cause, restarts, lost log bytes."""
+    """Show what has happened to services since the supervisor was started: starts, exits with their cause, restarts,
+    lost log bytes."""
     last = client.supervisor()["last_event"]
     try:
         for event in client.events(after=0):

@@ -171,8 +171,8 @@ class Service(msgspec.Struct, frozen=True):
         OnOwnerLoss,
         About(
             "choice",
-            "What becomes of it when supervisor and anchor are gone: `keep` it for the next supervisor, `stop` it, or "
-            "`kill` it at once.",
+            "What becomes of it when the supervisor dies or is told to leave (QUIT): `keep` it for the next "
+            "supervisor, which takes it over; `stop` it, or `kill` it, at once.",
         ),
     ] = "keep"
     ready_timeout: float = 90.0  # seconds; not settable yet

@@ -99,6 +99,11 @@ class Anchor:
         self._tell(READY, struct.pack("<Q", 0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
+    @property
+    def caller_waits(self) -> bool:
+        """Whether `holdfast up --detach` waits for `tell_caller`."""
+        return self._caller >= 0
+
     def tell_caller(self) -> None:
         """Let `holdfast up --detach` return, if that waits: everything is up."""
         if self._caller >= 0:

@@ -1,8 +1,9 @@
 """The supervisor's own log: one line an event, on standard error.
 
-On a terminal: local time, colours by meaning, names in a column, how long a start took.  Elsewhere, as
-in `log_dir/holdfast.log`: UTC and nothing that a tool would have to take out again.  A thread writes:
-a terminal under Ctrl-S, or a pipe that nobody reads, must not stop the supervisor.
+On a terminal: local time, colours by meaning, names in a column, how long a start took, and only what says
+something to somebody who looks on.  Elsewhere, as in `log_dir/holdfast.log`: everything, in UTC, and nothing
+that a tool would have to take out again.  A thread writes: a terminal under Ctrl-S, or a pipe that nobody
+reads, must not stop the supervisor.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -19,10 +21,9 @@ from .status import EventRecord
 GOOD = {"ready", "adopted", "completed"}
 BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray"}
 MIND = {"backoff", "exited", "stopping", "stopped", "ended", "waiting"}
-DETAILS = {"spawned", "emptied"}  # not for a terminal: ready and exited say as much
+STEPS = {"spawned", "emptied"}  # between two lines that say the same to a person who looks on
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept
-
 LINES_MAX = 10_000  # that wait to be written; further ones are counted, and the count is written when there is room
 BATCH_DELAY = 0.01  # seconds from an event until it is written
 CLOSE_LIMIT = 1.0  # seconds for the last lines
@@ -102,6 +103,8 @@ class Journal:
                 text = f"{text}, {_duration(record.time - began)} after its start".removeprefix(", ")
         elif record.event in ("exited", "fatal", "stopped"):
             self._starting.pop(record.service, None)
+        if self._terminal and record.event in STEPS:
+            return ""
         who = record.service
         if who and record.incarnation:
             who += f"@{record.incarnation}"
@@ -109,8 +112,6 @@ class Journal:
         if not self._terminal:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.time))
             line = f"{stamp}.{int(record.time % 1 * 1000):03d}Z {who or 'holdfast'} {event}: {text}".rstrip(": ")
-        elif record.event in DETAILS:
-            return ""
         else:
             stamp = time.strftime("%H:%M:%S", time.localtime(record.time))
             colour = GREEN if record.event in GOOD else RED if record.event in BAD else ""
@@ -121,10 +122,20 @@ class Journal:
         return line.rstrip()
 
     def _rotate(self, path: str) -> None:
-        os.replace(path, path + ".1")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        os.dup2(fd, self._fd)
-        os.close(fd)
+        """Copied and emptied, not renamed: the anchor writes into the same file, and so will the next supervisor."""
+        new = path + ".1.new"
+        try:
+            with open(path, "rb") as source, open(new, "wb", opener=_privately) as copy:
+                shutil.copyfileobj(source, copy)
+        except OSError:
+            os.unlink(new)  # no room for two: it grows on, and the next line tries again
+            raise
+        os.rename(new, path + ".1")
+        os.ftruncate(self._fd, 0)
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
 
-from holdfast.config.model import Config
+from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
@@ -205,7 +205,7 @@ class Supervisor:
         elif isinstance(event, told.Failed):
             copy.tree.acknowledge(empty=True)
             self.let_go(copy)
-            reason = f"{event.stage}: {os.strerror(event.errno)}"
+            reason = _why_not(self.config.services.get(name), event)
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
         elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
@@ -326,6 +326,16 @@ class Supervisor:
 def exit_of(status: ExitStatus) -> Exit:
     """An exit as the engine and the records know it."""
     return Exit(code=status.code, signal=status.signal, core=status.core_dumped)
+
+
+def _why_not(spec: Service | None, event: told.Failed) -> str:
+    """The step of the start that failed, what it was about, and why."""
+    about = ""
+    if spec is not None and event.stage == "exec":
+        about = " /bin/sh" if spec.shell else f" {spec.command[0]}"
+    elif spec is not None and event.stage == "chdir":
+        about = f" {spec.cwd}"
+    return f"{event.stage}{about}: {os.strerror(event.errno)}"
 
 
 def _errno_name(number: int | None) -> str:
