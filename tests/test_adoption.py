@@ -10,6 +10,8 @@ import pytest
 from helpers_supervisor import Running
 from helpers_trees import wait_for
 
+from holdfast.process.held import HeldTree
+
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
 
 
@@ -115,6 +117,28 @@ def test_a_frozen_keeper_at_start_up_makes_no_second_copy(tmp_path):
         kill(keeper, signal.SIGCONT)
         assert up.until("web", pid=pid)["incarnation"] == 1
         assert up.of_service("web") == [pid]
+
+
+def test_a_keeper_that_still_has_another_owner_makes_no_second_copy(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        pid = up.until("web", ready=True)["pid"]
+        keeper = keeper_of(pid)
+        kill(up.process.pid)
+        up.process.wait()
+        other = HeldTree.attach(str(up.run_dir / "services" / "web" / "1.sock"))
+        try:
+            wait_for(lambda: other.events())
+            up.up()
+            up.wait_for_socket()
+            assert up.of_service("web") == [pid]
+            assert up.client().service("web")["state"] == "running"
+        finally:
+            other.close()
+        assert up.until("web", pid=pid)["incarnation"] == 1
+        assert up.of_service("web") == [pid]
+        assert keeper_of(pid) == keeper
+        up.holdfast("stop", "web")
+        assert up.of_service("web") == []
 
 
 def test_a_notify_service_stays_ready_over_its_supervisor(tmp_path):

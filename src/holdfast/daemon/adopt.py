@@ -3,8 +3,8 @@
 For each service that has left something, the keeper of its last incarnation
   - answers on its socket: the tree is alive, or its end is still to be told;
   - has left a report: it ended while nobody was there;
-  - is there and does not take us (frozen, or we are out of descriptors): it is asked again and again, and
-    until it answers its tree counts as alive;
+  - is there and does not take us (frozen, has another owner yet, or we are out of descriptors): it is asked
+    again and again, and until it answers its tree counts as alive;
   - is not there and has left nothing: it was lost, or never came to be.  What may be left of its tree is ended.
 A first start is the case of an empty directory.
 """
@@ -41,6 +41,15 @@ class _Found:
 
     def heard(self, kind: type | tuple[type, ...]) -> bool:
         return any(isinstance(event, kind) for event in self.said)
+
+    def turned_away(self) -> bool:
+        """Its keeper hung up without a word: it has ended, or it has another owner.  We have let go of it."""
+        if self.copy is None or not self.heard(told.KeeperGone) or self.heard((told.Spawned, told.Failed)):
+            return False
+        self.copy.close()
+        self.copy = None
+        self.said.clear()
+        return True
 
 
 async def adopt(supervisor: Supervisor) -> None:
@@ -136,10 +145,10 @@ async def _settle(supervisor: Supervisor, found: _Found) -> None:
     """Tell the engine what was found of one service."""
     record, copy = found.record, found.copy
     name, incarnation = record.name, record.incarnation
-    if copy is not None and found.heard(told.KeeperGone) and not found.heard((told.Spawned, told.Failed)):
-        copy.close()  # it ended between our connection and its first word: then it has written its report
-        found.copy = copy = None
-        found.said.clear()
+    if found.turned_away():
+        copy = None
+        # Without a report, another connection has to tell which.
+        found.unreachable = not os.path.exists(supervisor.store.report(name, incarnation))
     alive, ended = copy is not None or found.unreachable, None
     if not alive and record.live:
         ended = _reported_exit(supervisor.store.report(name, incarnation))
@@ -176,24 +185,34 @@ def _go_on(supervisor: Supervisor, found: _Found) -> None:
         supervisor.post(ev.KeeperLost(name, incarnation))
         supervisor.post(ev.Emptied(name, incarnation, found.survivors))
     if found.unreachable:
-        supervisor.run_task(_reach(supervisor, name, incarnation))
+        supervisor.run_task(_reach(supervisor, found))
+    _pass_on(supervisor, found)
+
+
+def _pass_on(supervisor: Supervisor, found: _Found) -> None:
     for event in found.said:
         if found.copy is not None and not isinstance(event, told.Spawned):
             supervisor.on_event(found.copy, event)
 
 
-async def _reach(supervisor: Supervisor, name: str, incarnation: int) -> None:
+async def _reach(supervisor: Supervisor, found: _Found) -> None:
     """Until the keeper takes us, or is gone."""
+    name, incarnation = found.record.name, found.record.incarnation
     while True:
-        await asyncio.sleep(RETRY_PAUSE)
         try:
-            supervisor.hold(_connect(supervisor, name, incarnation))
-            supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
-            return
+            found.copy = _connect(supervisor, name, incarnation)
         except (FileNotFoundError, ConnectionRefusedError):
             break
         except OSError:
-            continue
+            pass
+        else:
+            await _hear([found])
+            if not found.turned_away():
+                supervisor.hold(found.copy)
+                supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
+                _pass_on(supervisor, found)
+                return
+        await asyncio.sleep(RETRY_PAUSE)
     supervisor.post(ev.KeeperLost(name, incarnation))
     ended = _reported_exit(supervisor.store.report(name, incarnation))
     if ended is not None:
