@@ -200,7 +200,7 @@ class World:
             case Exited(exit=exit):
                 tree.exit = exit
             case KeeperLost():
-                tree.lost = True
+                tree.lost = tree.lost or tree.exit is None  # with a status, it ended as that says
             case Emptied(survivors=survivors):
                 tree.stuck = survivors > 0
                 if not survivors:
