@@ -130,7 +130,10 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), temporary=st.booleans())
     def spawn_fails(self, data, temporary):
-        name, number = self.pick(data, lambda tree: not tree.spawned and tree.exit is None and not tree.lost)
+        def may_fail(tree):
+            return (tree.taken or not tree.spawned) and tree.exit is None and not tree.lost and not tree.stuck
+
+        name, number = self.pick(data, may_fail)
         if name is not None:
             self.world.handle(SpawnFailed(name, number, "no such file", temporary))
 
