@@ -71,6 +71,7 @@ class Tree:
 
     incarnation: int
     spawned: bool = False
+    taken: bool = False  # over by a supervisor that has not heard of its start: it may have failed
     said_ready: bool = False
     exit: Exit | None = None
     lost: bool = False
@@ -153,6 +154,7 @@ class World:
             del self.trees[name]
             self._gone(name, exit)
         for name, tree in self.trees.items():
+            tree.taken |= not tree.spawned
             tree.spawned, tree.stopped, tree.lost = True, False, False
             tree.said_ready = self.records[name].ready_at is not None
         for name, record in self.records.items():
@@ -200,7 +202,7 @@ class World:
             case Exited(exit=exit):
                 tree.exit = exit
             case KeeperLost():
-                tree.lost = True
+                tree.lost = tree.lost or tree.exit is None  # with a status, it ended as that says
             case Emptied(survivors=survivors):
                 tree.stuck = survivors > 0
                 if not survivors:

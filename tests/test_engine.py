@@ -651,6 +651,21 @@ def test_an_intent_that_came_to_nothing_is_started_again():
     assert (sim.view("x").ready, sim.view("x").incarnation) == (True, 2)
 
 
+@pytest.mark.parametrize(("temporary", "state"), [(True, "starting"), (False, "fatal")])
+def test_a_start_that_was_taken_for_done_may_have_failed(temporary, state):
+    sim = Sim(services(service("x")))
+    sim.begin()
+    sim.supervisor_dies()
+    assert sim.state("x") == "running"
+    sim.handle(SpawnFailed("x", 1, "exec", temporary))
+    assert (sim.state("x"), sim.view("x").last_exit.words) == (state, "could not start: exec")
+    sim.stop("x")
+    sim.supervisor_dies()
+    if temporary:
+        sim.handle(SpawnFailed("x", 2, "exec", True))
+    assert sim.state("x") == "stopped"
+
+
 def test_what_is_not_in_the_configuration_any_more_is_stopped_and_forgotten():
     lives = {"idle": Life(lives=1.0)}
     sim = up(DB, WEB, service("idle", restart="never"), script=lambda name, n: lives.get(name, Life()))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
 import random
+import subprocess
+import sys
 
 import pytest
 from sim import KILLED, SUCCESS, Life, Sim, service, services
@@ -101,6 +105,30 @@ def test_same_seed_same_effects():
 
     assert run(7) == run(7)
     assert run(7) != run(8)
+
+
+def test_same_effects_in_another_process():
+    """No order comes from a set or from an address: hashes of strings differ from process to process."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import sim, hashlib;"
+        "names = [f's{n}' for n in range(30)];"
+        "specs = sim.services(*(sim.service(name, requires=tuple(names[max(0, n - 3):n:2]), after=tuple(names[:n:5]))"
+        " for n, name in enumerate(names)));"
+        "world = sim.Sim(specs, lambda name, n: sim.Life(lives=5.0 + n, exit=sim.KILLED)); world.begin();"
+        "world.run(until=40); world.stop('s0', 's7'); world.start('s9'); world.run(until=80);"
+        "world.shutdown(); world.run();"
+        "print(len(world.log), hashlib.sha256(repr(world.log).encode()).hexdigest())"
+    )
+    here = str(pathlib.Path(__file__).parent)
+
+    def run(seed):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", script, here]
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+    first = run("1")
+    assert int(first.split()[0]) > 200
+    assert run("2") == first
 
 
 # ---- reset and limit

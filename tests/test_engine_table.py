@@ -105,8 +105,8 @@ def reached(phase, given, action):
     found = set()
     for news in NEWS.get(given, ["asked to"]):
         for closing in (True, False) if given in (Input.EMPTIED, Input.SPAWN_FAILED, Input.CLOSE) else (False,):
-            if phase is Phase.SPAWNING and closing:
-                continue  # a shutdown has cancelled it
+            if phase in (Phase.SPAWNING, *table.UP) and closing:
+                continue  # a shutdown has them leave
             for unit in lives(phase):
                 world = Alone(closing)
                 getattr(unit, action)(world, news)

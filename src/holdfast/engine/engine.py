@@ -54,7 +54,8 @@ INPUTS: dict[type[Observed], Input] = {
 class Engine:
     """Decides.  `adopt` what is found, `begin` once, then `handle` each event; perform the effects in their order.
 
-    One thread.  `now` is in seconds of any clock that does not go back, CLOCK_MONOTONIC for the daemon."""
+    `closing` is true from the moment when everything is to stop: starts are refused then.  One thread.  `now` is in
+    seconds of any clock that does not go back, CLOCK_MONOTONIC for the daemon."""
 
     def __init__(self, specs: Mapping[str, Service], budget: StartBudget, *, seed: int, now: Seconds) -> None:
         """ValueError: a cycle, or an unknown name in `requires` or `after`."""

@@ -308,7 +308,7 @@ class Unit:
         assert isinstance(news, SpawnFailed)
         self.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {news.reason}")
         self._tell(world, "exited", self.last_exit.words)
-        if self.asked:
+        if self.asked or not self.wanted or world.closing:
             self._after_request(world)
             return
         self.failures += 1
