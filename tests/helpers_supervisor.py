@@ -155,3 +155,19 @@ class Running:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
                 os.close(fd)
         assert not left, f"left behind: {left}\n{self.output.read_text()}"
+
+
+def log_of(running: Running, name: str) -> str:
+    return (running.directory / "log" / name / "current").read_text()
+
+
+def kill(pid: int, signo: int = signal.SIGKILL) -> None:
+    fd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(fd, signo)
+    os.close(fd)
+
+
+def keeper_of(pid: int) -> int:
+    """The parent of a service's main process."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])

@@ -7,27 +7,12 @@ import os
 import signal
 
 import pytest
-from helpers_supervisor import Running
+from helpers_supervisor import Running, keeper_of, kill, log_of
 from helpers_trees import wait_for
 
 from holdfast.process.held import HeldTree
 
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
-
-
-def log_of(running: Running, name: str) -> str:
-    return (running.directory / "log" / name / "current").read_text()
-
-
-def kill(pid: int, signo: int = signal.SIGKILL) -> None:
-    fd = os.pidfd_open(pid)
-    signal.pidfd_send_signal(fd, signo)
-    os.close(fd)
-
-
-def keeper_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def answers_as_another(up: Running, pid: int) -> bool:

@@ -9,7 +9,7 @@ import signal
 import socket
 
 import pytest
-from helpers_supervisor import PLACES, Running
+from helpers_supervisor import PLACES, Running, keeper_of, kill, log_of
 from helpers_trees import build_tree_program, wait_for
 
 from holdfast.client import Client
@@ -28,21 +28,6 @@ def python(directory, name: str, text: str) -> str:
     path = directory / f"{name}.py"
     path.write_text(NOTIFIER + text)
     return json.dumps(["python3", "-u", str(path)])
-
-
-def log_of(running: Running, name: str) -> str:
-    return (running.directory / "log" / name / "current").read_text()
-
-
-def kill(pid: int, signo: int = signal.SIGKILL) -> None:
-    fd = os.pidfd_open(pid)
-    signal.pidfd_send_signal(fd, signo)
-    os.close(fd)
-
-
-def parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def test_three_kinds_come_up_and_everything_is_gone_after_term(tmp_path):
@@ -270,7 +255,7 @@ def test_a_lost_keeper_means_one_new_copy(tmp_path):
         first = up.until("web", ready=True)
         wait_for(lambda: len(up.of_service("web")) == 3)
         before = set(up.of_service("web"))
-        kill(parent_of(first["pid"]))
+        kill(keeper_of(first["pid"]))
         second = up.until("web", lambda s: s["incarnation"] == 2 and s["ready"])
         assert "keeper lost" in second["last_exit"]["cause"]
         assert not before & set(up.of_service("web"))
