@@ -16,7 +16,7 @@ import pytest
 import wire_golden as golden
 from helpers_held import PATIENCE, Place, ended, first, freeze, kinds, place, until, until_adopted
 from helpers_lib import NOBODY, eventually, kernel_tells_stolen_status, root_only
-from helpers_trees import kill_marked, left_of
+from helpers_trees import left_of
 from helpers_wire import SPEC, RawKeeper, raw_record
 
 import holdfast
