@@ -20,7 +20,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -152,7 +151,7 @@ static void finish_answer(void)
 {
     anchor.answer = send_answer() == -EAGAIN;
     if (!anchor.answer)
-        madvise(hf_run_buffer, sizeof hf_run_buffer, MADV_DONTNEED);
+        hf_give_back(hf_run_buffer, sizeof hf_run_buffer);
 }
 
 static void obey(const char *request, size_t size)
@@ -224,7 +223,7 @@ static int start(void)
         .argv = anchor.command, .envp = anchor.envp, .executable = anchor.command[0], .restore_nofile = ~0ULL,
     };
     error = hf_tree_spawn(&plan, hf_run_buffer, &result);
-    madvise(hf_run_buffer, sizeof hf_run_buffer, MADV_DONTNEED);
+    hf_give_back(hf_run_buffer, sizeof hf_run_buffer);
     close(pair[1]);
     if (error < 0) {
         close(pair[0]);

@@ -55,6 +55,8 @@ int hf_tree_signal(int signo, enum hf_scope scope);
 int hf_tree_note_strangers(void);
 /* Reap everything that can be reaped; tells the mode through the hooks below. */
 void hf_tree_reap(void);
+/* Give back the memory that is needed for moments. */
+void hf_tree_rest(void);
 /* Start the plan and begin its tree; 0 or -errno with *result. */
 int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result);
 
@@ -79,6 +81,8 @@ int hf_is_dead(int pidfd, const struct hf_stat *stat);
 /* List the members as they are now into hf_stop_members (only while no stop runs). */
 void hf_stop_list_members(void);
 void hf_stop_reset(void);
+/* Give back the memory of the list, which is lost; not while a stop runs. */
+void hf_stop_rest(void);
 
 /* ---- the modes implement these; tree.c calls them ------------------------------------------- */
 
@@ -100,6 +104,9 @@ int hf_signalfd(hf_sigmask mask);
 /* Wait at most until deadline_ns (monotonic, 0: for ever). */
 struct pollfd;
 int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns);
+
+/* The whole pages of a HF_RARELY_USED variable go back to the kernel; they read as zeros afterwards. */
+void hf_give_back(void *memory, size_t size);
 
 /* A caller may have closed 0, 1 or 2.  What we open must not get their numbers: it would be written
  * to as stderr, or replaced.  Close-on-exec, so a child finds them closed as it would without us. */

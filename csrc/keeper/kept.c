@@ -260,6 +260,15 @@ static uint64_t earlier(uint64_t a, uint64_t b)
     return !a || (b && b < a) ? b : a;
 }
 
+/* A held keeper may stay for years: what the last packets and walks needed goes back. */
+static void rest(void)
+{
+    hf_give_back(&hf_scratch, sizeof hf_scratch);
+    hf_reports_rest();
+    hf_stop_rest();
+    hf_tree_rest();
+}
+
 /* The order of poll's array, in which it looks: held.c says why the listener is first. */
 enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, N_FDS = LOGS + LOG_STREAMS };
 
@@ -273,7 +282,12 @@ int hf_kept_main(void)
     int signals = hf_signalfd(1ULL << (SIGCHLD - 1));
     if (signals < 0)
         return 125;
+    int used = 0;
     while (!is_finished()) {
+        if (used && hf_holding.listener >= 0 && !hf_reports_pending() && !hf_stop_deadline()) {
+            rest();
+            used = 0;
+        }
         uint64_t wake = earlier(earlier(hf_stop_deadline(), hf_reports.resend_ns),
                                 earlier(hf_held_deadline(), hf_log_deadline()));
         /* No new request before the last answer is out: its place would be needed again. */
@@ -289,6 +303,8 @@ int hf_kept_main(void)
         int r = hf_poll_until(fds, N_FDS, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
+        for (int i = 0; i < LOGS; i++)
+            used |= fds[i].revents;
         int lost = 0;
         if (hf_kept.control >= 0 && (fds[CONTROL].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
             lost = receive() < 0 || (hf_holding.listener >= 0 && (fds[CONTROL].revents & POLLHUP));

@@ -17,7 +17,7 @@ extern struct hf_kept hf_kept;
 
 /* What is large is needed for moments: it is given back to the kernel once the program runs, for memory
  * and because a request holds an environment, and environments hold secrets.  The *type* is aligned, so
- * its size is whole pages: madvise rounds up, and would zero whatever the linker put behind. */
+ * its size is whole pages: only those can be given back, for the linker puts other things behind. */
 extern struct __attribute__((aligned(HF_PAGE))) hf_scratch {
     char packet[HF_PACKET_MAX]; /* a request, and the plan made of it */
     int fds[253];               /* what came along: SCM_RIGHTS takes no more */
@@ -57,6 +57,8 @@ int hf_reports_pending(void);
 /* Send what can be sent now; 0, or -errno when nobody hears it any more. */
 int hf_reports_flush(void);
 void hf_reports_forget(void);
+/* Give back the memory of events that are told. */
+void hf_reports_rest(void);
 
 /* ---- held.c --------------------------------------------------------------------------------- */
 

@@ -12,8 +12,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/auxv.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -30,7 +28,7 @@ static struct hf_spawned main_start;
 static struct hf_empty tree_end;
 /* A held keeper's copy of the last stop's report: a QUERY writes over the original. */
 HF_RARELY_USED static struct { struct hf_stop_report report; struct hf_member members[HF_MEMBERS_MAX]; } stop_copy;
-HF_RARELY_USED static struct event ring[RING];
+HF_RARELY_USED static struct __attribute__((aligned(HF_PAGE))) { struct event at[RING]; } ring;
 static unsigned ring_first, ring_count;
 static uint64_t ring_lost;
 static struct { uint16_t tag; uint16_t size; int fd; union { struct hf_spawned spawned; struct hf_failed failed; } body; } reply;
@@ -55,7 +53,7 @@ static void queue_event(uint16_t tag, const struct hf_exited *body, int fd)
         ring_lost += hf_kept.control >= 0;
         return;
     }
-    struct event *e = &ring[(ring_first + ring_count++) % RING];
+    struct event *e = &ring.at[(ring_first + ring_count++) % RING];
     e->tag = tag;
     e->fd = fd;
     e->body = *body;
@@ -193,7 +191,7 @@ int hf_reports_flush(void)
             took_reply = 1;
         }
         while (!took_reply && fd < 0 && events < ring_count) {
-            struct event *e = &ring[(ring_first + events) % RING];
+            struct event *e = &ring.at[(ring_first + events) % RING];
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, e->tag, &e->body, event_size(e->tag));
             fd = e->fd;
             events++;
@@ -242,13 +240,12 @@ int hf_reports_flush(void)
         hello_sent = 1;
         if (took_reply) {
             hf_reports.answer = 0;
-            /* A reused keeper would touch it again at once.  Larger pages are not ours alone. */
-            if (!(hf_kept.hello_flags & HF_KEEPER_REUSED) && getauxval(AT_PAGESZ) == HF_PAGE)
-                madvise(&hf_scratch, sizeof hf_scratch, MADV_DONTNEED);
+            if (!(hf_kept.hello_flags & HF_KEEPER_REUSED)) /* that one would touch it again at once */
+                hf_give_back(&hf_scratch, sizeof hf_scratch);
         }
         for (unsigned i = 0; i < events; i++)
-            if (ring[(ring_first + i) % RING].fd >= 0)
-                close(ring[(ring_first + i) % RING].fd);
+            if (ring.at[(ring_first + i) % RING].fd >= 0)
+                close(ring.at[(ring_first + i) % RING].fd);
         ring_first = (ring_first + events) % RING;
         ring_count -= events;
         ring_lost = took_lost ? 0 : ring_lost;
@@ -267,11 +264,17 @@ int hf_reports_flush(void)
     return 0;
 }
 
+void hf_reports_rest(void)
+{
+    if (!ring_count)
+        hf_give_back(&ring, sizeof ring);
+}
+
 void hf_reports_forget(void)
 {
     for (unsigned i = 0; i < ring_count; i++)
-        if (ring[(ring_first + i) % RING].fd >= 0)
-            close(ring[(ring_first + i) % RING].fd);
+        if (ring.at[(ring_first + i) % RING].fd >= 0)
+            close(ring.at[(ring_first + i) % RING].fd);
     ring_count = 0;
     ring_lost = 0;
     hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.log =

@@ -12,9 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,11 +116,9 @@ static void drain(struct stream *s)
 
 static void give_back_memory(void)
 {
-    if (getauxval(AT_PAGESZ) != HF_PAGE)
-        return; /* larger pages are not these buffers' alone */
     for (int i = 0; i < LOG_STREAMS; i++)
         if (!streams[i].held)
-            madvise(buffers.in[i], LOG_CHUNK, MADV_DONTNEED);
+            hf_give_back(buffers.in[i], LOG_CHUNK);
     hf_log_stamp_rest();
     hf_log_files_rest();
 }

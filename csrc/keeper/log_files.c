@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -94,7 +93,7 @@ static void look_through(const struct hf_log_file *file)
 
 void hf_log_files_rest(void)
 {
-    madvise(&found, sizeof found, MADV_DONTNEED);
+    hf_give_back(&found, sizeof found);
 }
 
 static void remove_oldest(const struct hf_log_file *file)

@@ -6,7 +6,6 @@
 #include "log.h"
 
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 HF_RARELY_USED static char stamped[LOG_CHUNK + HF_PAGE];
@@ -86,5 +85,5 @@ void hf_log_put_stamped(struct hf_log_file *file, const char *data, size_t size)
 
 void hf_log_stamp_rest(void)
 {
-    madvise(stamped, sizeof stamped, MADV_DONTNEED);
+    hf_give_back(stamped, sizeof stamped);
 }

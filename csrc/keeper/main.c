@@ -16,6 +16,8 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,6 +45,12 @@ int hf_poll_until(struct pollfd *fds, unsigned n, uint64_t deadline_ns)
     }
     int r = ppoll(fds, n, timeout, NULL);
     return r < 0 ? -errno : r;
+}
+
+void hf_give_back(void *memory, size_t size)
+{
+    if (getauxval(AT_PAGESZ) == HF_PAGE) /* larger ones are not one variable's alone */
+        madvise(memory, size / HF_PAGE * HF_PAGE, MADV_DONTNEED);
 }
 
 void hf_occupy_standard_descriptors(void)

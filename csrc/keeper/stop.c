@@ -17,7 +17,7 @@
 
 struct hf_stop_state hf_stop;
 HF_RARELY_USED struct hf_member hf_stop_members[HF_MEMBERS_MAX];
-HF_RARELY_USED static uint64_t starts[HF_MEMBERS_MAX];
+HF_RARELY_USED static struct __attribute__((aligned(HF_PAGE))) { uint64_t of[HF_MEMBERS_MAX]; } starts;
 static uint64_t began_ns, grace_end_ns, kill_end_ns, next_pass_ns;
 static uint32_t reaped_at_pass, hit_in_pass, unlisted_in_pass, killed_unlisted_in_pass, killed_unlisted;
 static int rest_signalled;
@@ -25,7 +25,7 @@ static int rest_signalled;
 static struct hf_member *find(int pid, uint64_t start)
 {
     for (uint32_t i = 0; i < hf_stop.report.n_members; i++)
-        if (hf_stop_members[i].pid == pid && starts[i] == start)
+        if (hf_stop_members[i].pid == pid && starts.of[i] == start)
             return &hf_stop_members[i];
     return NULL;
 }
@@ -41,7 +41,7 @@ static struct hf_member *enter(int pid, const struct hf_stat *stat)
         unlisted_in_pass++;
         return NULL;
     }
-    starts[r->n_members] = stat->start;
+    starts.of[r->n_members] = stat->start;
     m = &hf_stop_members[r->n_members++];
     *m = (struct hf_member){.pid = pid};
     memcpy(m->name, stat->name, sizeof m->name);
@@ -151,6 +151,13 @@ void hf_stop_reset(void)
     hf_stop.phase = STOP_NONE;
     killed_unlisted = 0;
     memset(&hf_stop.report, 0, sizeof hf_stop.report);
+}
+
+void hf_stop_rest(void)
+{
+    hf_stop.report.n_members = 0;
+    hf_give_back(hf_stop_members, sizeof hf_stop_members);
+    hf_give_back(&starts, sizeof starts);
 }
 
 void hf_stop_list_members(void)

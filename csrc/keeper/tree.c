@@ -376,6 +376,11 @@ void hf_tree_reap(void)
     hf_tree.empty = hf_tree.main_ended && only_strangers();
 }
 
+void hf_tree_rest(void)
+{
+    hf_give_back(pids, sizeof pids);
+}
+
 int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result)
 {
     int pidfd;
