@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import holdfast
 from holdfast.config.model import Config, decode
@@ -24,16 +25,46 @@ from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
 from holdfast.engine.table import State
 
+BAD_CONFIG = 78  # as in sysexits.h
+RETRY_PAUSE = 5.0  # seconds until the anchor tries again when what was accepted cannot be read
+
 
 def main(argv: list[str]) -> int:
     """Supervise until the orderly end; the exit status.  An unclean end is the anchor's to mend."""
     anchor = Anchor.find()
     run_dir = argv[argv.index("--run-dir") + 1]
-    with open(os.path.join(run_dir, "accepted.json"), "rb") as file:
-        config = decode(file.read())
+    accepted = os.path.join(run_dir, "accepted.json")
+    try:
+        with open(accepted, "rb") as file:
+            config = decode(file.read())
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        return _cannot_supervise(anchor, f"{accepted}: {error}")
     status = asyncio.run(_supervise(config, anchor))
     anchor.farewell(status)
     return status
+
+
+class _EndAsked(Exception):
+    pass
+
+
+def _cannot_supervise(anchor: Anchor, why: str) -> int:
+    """Without what was accepted nothing may be touched.  The anchor tries again, and who asks for the end gets it."""
+    todo = "end this supervisor (Ctrl-C, TERM) and `holdfast up` again: the services run on, and are taken over"
+    print(f"holdfast: cannot supervise: {why}; {todo}", file=sys.stderr, flush=True)
+    if anchor.restarts:
+
+        def end(_signo: int, _frame: object) -> None:
+            raise _EndAsked
+
+        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(signo, end)
+        try:
+            anchor.ready()
+            time.sleep(RETRY_PAUSE)
+        except _EndAsked:
+            anchor.farewell(BAD_CONFIG)
+    return BAD_CONFIG
 
 
 async def _supervise(config: Config, anchor: Anchor) -> int:
@@ -52,8 +83,9 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
         supervisor.events.add("started", f"supervisor, pid {os.getpid()}, started again by its anchor")
     else:
         supervisor.events.add("started", f"supervisor, pid {os.getpid()}; services: {len(config.services)}")
-    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
     await adopt(supervisor)
+    # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
+    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
     anchor.ready()
 
     from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for

@@ -33,6 +33,7 @@ def logs(
     width = max((len(name) for name in found), default=0)
     stream = "stderr" if only_stderr else None
     lock = threading.Lock()
+    troubles: list[Exception] = []
 
     def show(number: int, name: str) -> None:
         prefix = "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
@@ -43,16 +44,25 @@ def logs(
                 else:
                     click.echo(prefix + entry["text"], nl=len(found) > 1 or not entry.get("partial"))
 
+    def follow_one(number: int, name: str) -> None:
+        try:
+            show(number, name)
+        except Exception as error:  # the first is raised again where it can be dealt with
+            troubles.append(error)
+            client.close()  # ends the others
+
     try:
         if not follow:
             for number, name in enumerate(found):
                 show(number, name)
             return
-        threads = [threading.Thread(target=show, args=pair, daemon=True) for pair in enumerate(found)]
+        threads = [threading.Thread(target=follow_one, args=pair, daemon=True) for pair in enumerate(found)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if troubles:
+            raise troubles[0]
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

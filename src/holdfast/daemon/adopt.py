@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
@@ -73,6 +74,8 @@ def _find(supervisor: Supervisor, name: str) -> _Found | None:
             store.forget(name)
             return None
         record = Record(name, incarnation=numbers[0], live=True, reason="its record was lost")
+    elif numbers and numbers[0] > record.incarnation:  # it could not be written: a full disk, say
+        record = replace(record, incarnation=numbers[0], live=True, stopping=False, ready_at=None)
     for number in numbers:
         if number != record.incarnation:
             _end_stray(supervisor, name, number)

@@ -119,6 +119,7 @@ class Commands:
         """Begin to stop everything; returns at once."""
         self.events.add("asked", f"to stop everything ({peer})")
         self._supervisor.shut_down()
+        self._supervisor.remind_anchor()
 
     # ---- parts of them
 

@@ -45,8 +45,10 @@ class Store:
         """Make the place ready; what an earlier boot left is removed."""
         boot = _read(BOOT_ID) or b"unknown\n"
         mark = os.path.join(self.path, "boot")
-        if _read(mark) != boot:
-            shutil.rmtree(self._services, ignore_errors=True)
+        known = _read(mark)
+        if known != boot:
+            if known is not None:  # without a mark nothing says that what is there is dead
+                shutil.rmtree(self._services, ignore_errors=True)
             write_by_rename(mark, boot)
         os.makedirs(self._services, 0o700, exist_ok=True)
 
@@ -65,12 +67,18 @@ class Store:
         return os.path.join(self.directory(name), f"{incarnation}.report")
 
     def save(self, record: Record) -> None:
-        write_by_rename(os.path.join(self.directory(record.name), "record"), msgspec.json.encode(record))
+        data = msgspec.json.encode(record)
+        try:
+            write_by_rename(os.path.join(self.directory(record.name), "record"), data)
+        except FileNotFoundError:  # somebody has tidied up
+            self._known.discard(record.name)
+            write_by_rename(os.path.join(self.directory(record.name), "record"), data)
 
     def names(self) -> list[str]:
-        """Services that have left something."""
+        """Services that have left something.  What is no directory is somebody else's."""
         try:
-            return sorted(os.listdir(self._services))
+            with os.scandir(self._services) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
 
@@ -80,9 +88,10 @@ class Store:
         if data is None:
             return None
         try:
-            return msgspec.json.decode(data, type=Record)
-        except msgspec.DecodeError:
+            record = msgspec.json.decode(data, type=Record)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
+        return record if record.name == name else None
 
     def incarnations(self, name: str) -> list[int]:
         """Those whose keeper has left a socket or a report, newest first."""

@@ -291,13 +291,11 @@ class Supervisor:
         name, incarnation, fields = copy.name, copy.incarnation, message.fields
         if "STATUS" in fields:
             copy.status_text = fields["STATUS"][:1024]
-        if fields.get("MAINPID", "").isdecimal():
-            pid = int(fields["MAINPID"])
-            if pid in Table().below(copy.tree.keeper_pid):
-                copy.main_pid = pid
-        if fields.get("EXTEND_TIMEOUT_USEC", "").isdecimal():
-            until = self._loop.time() + int(fields["EXTEND_TIMEOUT_USEC"]) / 1e6
-            self.post(ev.TimeExtended(name, incarnation, until))
+        pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
+        if pid and pid in Table().below(copy.tree.keeper_pid):
+            copy.main_pid = pid
+        if extension:
+            self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
         if fields.get("STOPPING") == "1":
             self.events.add("stopping", "it says that it stops", name, incarnation)
         if fields.get("READY") == "1":
@@ -309,6 +307,12 @@ class Supervisor:
         """Stop everything, in order; `finished` tells when that is done."""
         self.state = "stopping"
         self.post(ev.ShutdownAsked())
+
+    def remind_anchor(self) -> None:
+        """Let the anchor know that the end was asked for, as if it had come by signal: it tells our successor, should
+        we be killed on the way.  It is our parent, so its number is its own."""
+        if self.anchor_pid is not None and self.anchor_pid == os.getppid():
+            os.kill(self.anchor_pid, signal.SIGTERM)
 
     def leave(self) -> None:
         """Give the trees up without stopping them: their on_owner_loss rules."""
@@ -336,6 +340,12 @@ def _why_not(spec: Service | None, event: told.Failed) -> str:
     elif spec is not None and event.stage == "chdir":
         about = f" {spec.cwd}"
     return f"{event.stage}{about}: {os.strerror(event.errno)}"
+
+
+def _number(fields: dict[str, str], key: str) -> int:
+    """0: there is none, or none that means anything."""
+    text = fields.get(key, "")
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 def _errno_name(number: int | None) -> str:

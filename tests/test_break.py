@@ -1,0 +1,274 @@
+"""`holdfast up` attacked: what an unkind operator, a crash at the worst moment, or a full disk does to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+from helpers_supervisor import HOLDFAST, LIMIT, Running
+from helpers_trees import wait_for
+from test_supervisor import kill, log_of, parent_of, python
+
+SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
+
+
+def freeze(pid: int) -> None:
+    kill(pid, signal.SIGSTOP)
+
+
+def kill_together(*pids: int) -> None:
+    """All are stopped first: none of them sees another's end."""
+    for pid in pids:
+        freeze(pid)
+    for pid in pids:
+        kill(pid)
+
+
+def next_supervisor(up: Running, before: int) -> dict:
+    """The supervisor that the anchor has started after that one."""
+    found: dict = {}
+
+    def there() -> bool:
+        found.update(up.client().supervisor())
+        return found["pid"] != before
+
+    wait_for(there)
+    return found
+
+
+# ---- survival
+
+
+def test_ready_that_was_said_while_nobody_was_there_is_heard(tmp_path):
+    """The datagram waits in the anchor's socket; it must not be read before it is known whose it is."""
+    os.mkfifo(tmp_path / "gate")
+    notifier = python(
+        tmp_path,
+        "notifier",
+        f"open({str(tmp_path / 'gate')!r}).read(); tell('READY=1'); print('told')\ntime.sleep(1000)",
+    )
+    services = f'[service.web]\ntype = "notify"\ncommand = {notifier}\n'
+    with Running(tmp_path, services) as up:
+        pid = up.until("web", lambda s: s["pid"])["pid"]
+        supervisor = up.client().supervisor()["pid"]
+        freeze(supervisor)
+        (tmp_path / "gate").write_text("go\n")
+        wait_for(lambda: "told" in log_of(up, "web"))
+        kill(supervisor)
+        next_supervisor(up, supervisor)
+        assert up.until("web", state="running", ready=True)["pid"] == pid
+
+
+def test_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
+    services = '[service.web]\ncommand = ["sh", "-c", "setsid sleep 1000 & sleep 1000"]\n'
+    with Running(tmp_path, services) as up:
+        first = up.until("web", ready=True)
+        wait_for(lambda: len(up.of_service("web")) == 3)
+        before = set(up.of_service("web"))
+        supervisor = up.client().supervisor()["pid"]
+        kill_together(supervisor, parent_of(first["pid"]))
+        next_supervisor(up, supervisor)
+        second = up.until("web", lambda s: s["incarnation"] == 2 and s["ready"])
+        assert not before & set(up.of_service("web"))
+        assert second["restarts"] == 1
+
+
+def test_anchor_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        kill_together(up.process.pid, supervisor, parent_of(first["pid"]))
+        up.process.wait()
+        up.up()
+        up.wait_for_socket()
+        up.until("web", lambda s: s["incarnation"] == 2 and s["ready"])
+        assert first["pid"] not in up.of_service("web")
+
+
+def test_a_frozen_keeper_does_not_make_a_stop_hang(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        freeze(parent_of(first["pid"]))
+        assert up.client().stop("web", timeout=20)[0]["outcome"] == "done"
+        assert up.of_service("web") == []
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b'{"version": 99}', b"\xff\xfe", b'{"name": "other", "incarnation": 7}']
+)
+def test_a_record_that_cannot_be_read(tmp_path, garbage):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        freeze(supervisor)
+        (up.run_dir / "services" / "web" / "record").write_bytes(garbage)
+        kill(supervisor)
+        next_supervisor(up, supervisor)
+        assert up.until("web", ready=True)["pid"] == first["pid"]
+        assert up.of_service("web") == [first["pid"]]
+
+
+def test_a_record_is_lost_and_its_service_too(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        freeze(supervisor)
+        kill(first["pid"])
+        wait_for(lambda: (up.run_dir / "services" / "web" / "1.report").exists() or not up.of_service("web"))
+        (up.run_dir / "services" / "web" / "record").unlink()
+        kill(supervisor)
+        next_supervisor(up, supervisor)
+        assert up.until("web", ready=True)["pid"] != first["pid"]
+
+
+def test_strange_things_in_the_run_directory(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        services = up.run_dir / "services"
+        (services / "a-file").write_text("what?")
+        (services / "empty").mkdir()
+        (services / "gone").mkdir()
+        (services / "gone" / "3.sock").write_text("")
+        (services / "web" / "0.report").write_text("garbage")
+        (services / "half").mkdir()
+        (services / "half" / "record").write_text('{"name": "half", "incarnation": 2, "live": true}')
+        (services / "half" / "2.report").write_text("garbage")
+        kill(supervisor)
+        next_supervisor(up, supervisor)
+        assert up.until("web", ready=True)["pid"] == first["pid"]
+
+
+@pytest.mark.parametrize("what", ["missing", "garbage"])
+def test_the_accepted_config_is_lost(tmp_path, what):
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        accepted = up.run_dir / "accepted.json"
+        text = accepted.read_bytes()
+        accepted.unlink()
+        if what == "garbage":
+            accepted.write_text("{")
+        kill(supervisor)
+        wait_for(lambda: "accepted.json" in up.output.read_text())
+        assert up.of_service("web") == [first["pid"]]
+        said = up.output.read_text()
+        assert "Traceback" not in said
+        accepted.write_bytes(text)
+        up.wait_for_socket()
+        assert up.until("web", ready=True)["pid"] == first["pid"]
+
+
+def test_the_services_directory_is_removed_while_everything_runs(tmp_path):
+    import shutil
+
+    with Running(tmp_path, SLEEPER) as up:
+        first = up.until("web", ready=True)
+        shutil.rmtree(up.run_dir / "services")
+        kill(first["pid"])
+        assert up.until("web", lambda s: s["incarnation"] == 2 and s["ready"])
+
+
+def test_down_is_not_forgotten_when_the_supervisor_dies_on_the_way(tmp_path):
+    services = """
+[service.stubborn]
+command = ["sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 0.1; done"]
+grace = "3s"
+"""
+    with Running(tmp_path, services) as up:
+        up.until("stubborn", ready=True)
+        wait_for(lambda: "trapped" in log_of(up, "stubborn"))
+        supervisor = up.client().supervisor()["pid"]
+        up.holdfast("down", "--no-wait")
+        kill(supervisor)
+        assert up.process.wait(LIMIT) == 0
+        up.process = None
+
+
+# ---- the terminal
+
+
+def test_a_full_pipe_does_not_keep_the_anchor_from_its_work(tmp_path):
+    up = Running(tmp_path, SLEEPER)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 65536)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    try:
+        up.process = subprocess.Popen(
+            [HOLDFAST, "up", "-c", str(up.file)], stdin=subprocess.DEVNULL, stdout=writer, stderr=writer,
+            env=up.environment,
+        )  # fmt: skip
+        up.output.write_text("")
+        up.wait_for_socket()
+        first = up.until("web", ready=True)
+        supervisor = up.client().supervisor()["pid"]
+        kill(supervisor)
+        next_supervisor(up, supervisor)
+        assert up.until("web", ready=True)["pid"] == first["pid"]
+        assert up.stop() == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+        up.__exit__()
+
+
+def test_logs_into_a_pipe_that_is_closed(tmp_path):
+    services = '[service.talker]\ncommand = ["sh", "-c", "while :; do echo a line; sleep 0.02; done"]\n'
+    with Running(tmp_path, services) as up:
+        up.until("talker", ready=True)
+        for command in (["logs", "-f", "talker"], ["events", "-f"], ["logs", "-n", "5000"]):
+            process = subprocess.Popen(
+                [HOLDFAST, *command], env={**up.environment, "HOLDFAST_RUN_DIR": str(up.run_dir)}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            if "-f" in command:
+                assert process.stdout.readline()
+            process.stdout.close()
+            if command[0] == "events":
+                up.client().restart("talker")
+            errors = process.stderr.read()
+            process.stderr.close()
+            assert (process.wait(LIMIT), errors) == (0, ""), command
+
+
+def test_a_follower_learns_that_the_supervisor_has_gone(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        up.until("web", ready=True)
+        env = {**up.environment, "HOLDFAST_RUN_DIR": str(up.run_dir)}
+        followers = [
+            subprocess.Popen([HOLDFAST, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for command in (["logs", "-f", "web"], ["events", "-f"])
+        ]
+        for process in followers:
+            assert process.stdout.readline()
+        supervisor = up.client().supervisor()["pid"]
+        kill(supervisor)
+        for process in followers:
+            _, errors = process.communicate(timeout=LIMIT)
+            assert process.returncode == 1
+            assert errors.startswith("holdfast: the connection"), errors
+        next_supervisor(up, supervisor)
+
+
+def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
+    bad = python(
+        tmp_path,
+        "bad",
+        "tell('MAINPID=' + '9' * 5000); tell('EXTEND_TIMEOUT_USEC=' + '9' * 4000); tell('READY=1')\ntime.sleep(1000)",
+    )
+    services = f'[service.bad]\ntype = "notify"\ncommand = {bad}\n'
+    with Running(tmp_path, services) as up:
+        up.until("bad", state="running", ready=True)
+        events = up.client().events(after=0)
+        last = up.client().supervisor()["last_event"]
+        for event in events:
+            assert event["event"] != "error", event
+            if event["seq"] >= last:
+                break
+        events.close()
