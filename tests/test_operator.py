@@ -157,7 +157,8 @@ def test_the_own_log_is_rotated_for_all_who_write_into_it(tmp_path, monkeypatch)
 
 
 def test_a_terminal_gets_less_and_a_file_everything(tmp_path):
-    events = [record(0, "starting"), record(1, "spawned"), record(2, "ready"), record(3, "emptied")]
+    events = [record(0, "starting"), record(1, "spawned"), record(2, "exited"), record(2, "completed", "code 0")]
+    events.append(record(3, "emptied"))
     master, slave = pty.openpty()
     path = tmp_path / "log"
     try:
@@ -168,8 +169,8 @@ def test_a_terminal_gets_less_and_a_file_everything(tmp_path):
     finally:
         os.close(master)
         os.close(slave)
-    assert re.findall(r" (\w+)(?: +2\.0 s after its start)?\r\n", shown) == ["starting", "ready"]
-    assert re.findall(r"Z web@1 (\w+)", path.read_text()) == ["starting", "spawned", "ready", "emptied"]
+    assert re.findall(r"web@1 +(.*?)\r\n", shown) == ["starting", "exited", "completed  code 0, 2.0 s after its start"]
+    assert re.findall(r"Z web@1 (\w+)", path.read_text()) == [each.event for each in events]
 
 
 # ---- words
