@@ -157,7 +157,8 @@ def test_the_own_log_is_rotated_for_all_who_write_into_it(tmp_path, monkeypatch)
 
 
 def test_a_terminal_gets_less_and_a_file_everything(tmp_path):
-    events = [record(0, "starting"), record(1, "spawned"), record(2, "ready"), record(3, "emptied")]
+    events = [record(0, "starting"), record(1, "spawned"), record(2, "exited"), record(2, "completed", "code 0")]
+    events.append(record(3, "emptied"))
     master, slave = pty.openpty()
     path = tmp_path / "log"
     try:
@@ -168,8 +169,8 @@ def test_a_terminal_gets_less_and_a_file_everything(tmp_path):
     finally:
         os.close(master)
         os.close(slave)
-    assert re.findall(r" (\w+)(?: +2\.0 s after its start)?\r\n", shown) == ["starting", "ready"]
-    assert re.findall(r"Z web@1 (\w+)", path.read_text()) == ["starting", "spawned", "ready", "emptied"]
+    assert re.findall(r"web@1 +(.*?)\r\n", shown) == ["starting", "exited", "completed  code 0, 2.0 s after its start"]
+    assert re.findall(r"Z web@1 (\w+)", path.read_text()) == [each.event for each in events]
 
 
 # ---- words
@@ -272,3 +273,43 @@ def test_down_asks_the_next_supervisor_when_one_is_killed_on_the_way(tmp_path):
         out, _ = down.communicate(timeout=60)
         assert (down.returncode, out.splitlines()[-1]) == (0, b"holdfast: everything is stopped")
         assert up.process is not None and up.process.wait(30) == 0
+
+
+# ---- docs/supervisor.md
+
+
+def test_a_changed_file_is_taken_over_without_stopping_anything(tmp_path):
+    """QUIT and up: what was removed is stopped, what is new is started, what was changed runs on as it was."""
+    same, removed, new = (SLEEPER.replace("NAME", name) for name in ("same", "removed", "new"))
+    changed = SLEEPER.replace("NAME", "changed")
+    with Running(tmp_path, same + removed + changed) as up:
+        before = {name: up.until(name, ready=True)["pid"] for name in ("same", "removed", "changed")}
+        assert up.stop(signal.SIGQUIT) == 0
+        assert up.of_service("removed") == [before["removed"]]
+        places = up.file.read_text().partition("[service.")[0]
+        up.file.write_text(places + same + new + changed.replace("1000", "2000"))
+        up.up()
+        up.wait_for_socket()
+        up.until("new", ready=True)
+        assert up.until("same", ready=True)["pid"] == before["same"]
+        assert up.until("changed", ready=True)["pid"] == before["changed"]
+        wait_for(lambda: not up.of_service("removed"))
+        wait_for(lambda: not (up.run_dir / "services" / "removed").exists())
+        assert [s["name"] for s in up.client().services()] == ["same", "new", "changed"]
+        up.holdfast("restart", "changed")
+        assert up.marked()[up.client().service("changed")["pid"]][1] == "2000"
+
+
+def test_every_event_is_on_the_page():
+    """The words of the code and those of the table."""
+    source = "".join(
+        path.read_text()
+        for folder in ("engine", "daemon", "cli")
+        for path in sorted((DOCS.parent / "src" / "holdfast" / folder).glob("*.py"))
+    )
+    told = r'(?:_tell\(\s*world, |Tell\((?:"")?[^"()]*(?:\([^()]*\))?[^"()]*|events\.add\(\s*|Phase\.\w+, )"(\w+)"'
+    words = set(re.findall(told, source))
+    assert len(words) > 25
+    page = (DOCS / "supervisor.md").read_text().partition("\n## Events\n")[2].partition("\n## ")[0]
+    rows = [row.partition(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == words

@@ -80,9 +80,9 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     _listen_to_signals(supervisor, leave)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
     if anchor.restarts:
-        supervisor.events.add("started", f"supervisor, pid {os.getpid()}, started again by its anchor")
+        supervisor.events.add("started", f"pid {os.getpid()}, again, by its anchor")
     else:
-        supervisor.events.add("started", f"supervisor, pid {os.getpid()}; services: {len(config.services)}")
+        supervisor.events.add("started", f"pid {os.getpid()}, services: {len(config.services)}")
     await adopt(supervisor)
     # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
     supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
@@ -96,7 +96,7 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     try:
         done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
         status = done.pop().result()
-        supervisor.events.add("ended", "supervisor; " + ("the services run on" if leave.done() else "all is stopped"))
+        supervisor.events.add("ended", "the services run on" if leave.done() else "everything is stopped")
     finally:
         telling.cancel()
         await server.stop()

@@ -101,7 +101,7 @@ class Journal:
             began = self._starting.pop(record.service, None)
             if began is not None:
                 text = f"{text}, {_duration(record.time - began)} after its start".removeprefix(", ")
-        elif record.event in ("exited", "fatal", "stopped"):
+        elif record.event in ("ended", "fatal", "stopped", "backoff"):
             self._starting.pop(record.service, None)
         if self._terminal and record.event in STEPS:
             return ""

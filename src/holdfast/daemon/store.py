@@ -103,9 +103,9 @@ class Store:
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        for path in (self.address(name, incarnation), self.report(name, incarnation)):
+        for end in ("sock", "report"):  # not by `address`: the directory of a forgotten service is not made again
             try:
-                os.unlink(path)
+                os.unlink(os.path.join(self._services, name, f"{incarnation}.{end}"))
             except FileNotFoundError:
                 pass
 
