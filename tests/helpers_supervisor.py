@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -171,3 +172,19 @@ def keeper_of(pid: int) -> int:
     """The parent of a service's main process."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[1])
+
+
+NOTIFIER = """
+import os, socket, sys, time
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(os.environ["NOTIFY_SOCKET"])
+        sock.send(text.encode())
+"""
+
+
+def python(directory, name: str, text: str) -> str:
+    """A service's program; its command for the file."""
+    path = directory / f"{name}.py"
+    path.write_text(NOTIFIER + text)
+    return json.dumps(["python3", "-u", str(path)])

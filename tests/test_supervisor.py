@@ -9,25 +9,10 @@ import signal
 import socket
 
 import pytest
-from helpers_supervisor import PLACES, Running, keeper_of, kill, log_of
+from helpers_supervisor import PLACES, Running, keeper_of, kill, log_of, python
 from helpers_trees import build_tree_program, wait_for
 
 from holdfast.client import Client
-
-NOTIFIER = """
-import os, socket, sys, time
-def tell(text):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(os.environ["NOTIFY_SOCKET"])
-        sock.send(text.encode())
-"""
-
-
-def python(directory, name: str, text: str) -> str:
-    """A service's program; its command for the file."""
-    path = directory / f"{name}.py"
-    path.write_text(NOTIFIER + text)
-    return json.dumps(["python3", "-u", str(path)])
 
 
 def test_three_kinds_come_up_and_everything_is_gone_after_term(tmp_path):
