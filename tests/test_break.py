@@ -7,9 +7,9 @@ import signal
 import subprocess
 
 import pytest
-from helpers_supervisor import HOLDFAST, LIMIT, Running
+from helpers_supervisor import HOLDFAST, LIMIT, PLACES, Running, keeper_of, kill, log_of
 from helpers_trees import wait_for
-from test_supervisor import kill, log_of, parent_of, python
+from test_supervisor import python
 
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
 
@@ -68,7 +68,7 @@ def test_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
         wait_for(lambda: len(up.of_service("web")) == 3)
         before = set(up.of_service("web"))
         supervisor = up.client().supervisor()["pid"]
-        kill_together(supervisor, parent_of(first["pid"]))
+        kill_together(supervisor, keeper_of(first["pid"]))
         next_supervisor(up, supervisor)
         second = up.until("web", lambda s: s["incarnation"] == 2 and s["ready"])
         assert not before & set(up.of_service("web"))
@@ -79,7 +79,7 @@ def test_anchor_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
     with Running(tmp_path, SLEEPER) as up:
         first = up.until("web", ready=True)
         supervisor = up.client().supervisor()["pid"]
-        kill_together(up.process.pid, supervisor, parent_of(first["pid"]))
+        kill_together(up.process.pid, supervisor, keeper_of(first["pid"]))
         up.process.wait()
         up.up()
         up.wait_for_socket()
@@ -90,7 +90,7 @@ def test_anchor_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
 def test_a_frozen_keeper_does_not_make_a_stop_hang(tmp_path):
     with Running(tmp_path, SLEEPER) as up:
         first = up.until("web", ready=True)
-        freeze(parent_of(first["pid"]))
+        freeze(keeper_of(first["pid"]))
         assert up.client().stop("web", timeout=20)[0]["outcome"] == "done"
         assert up.of_service("web") == []
 
@@ -272,3 +272,18 @@ def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
             if event["seq"] >= last:
                 break
         events.close()
+
+
+def test_what_was_taken_out_of_the_configuration_is_stopped_and_leaves_nothing(tmp_path):
+    """While the anchor is dead, the file changes."""
+    with Running(tmp_path, SLEEPER + '[service.old]\ncommand = ["sleep", "1000"]\n') as up:
+        first = {name: up.until(name, ready=True)["pid"] for name in ("web", "old")}
+        up.process.kill()
+        up.process.wait()
+        up.file.write_text(PLACES + SLEEPER)
+        up.up()
+        up.wait_for_socket()
+        wait_for(lambda: not up.of_service("old"))
+        assert up.until("web", ready=True)["pid"] == first["web"]
+        wait_for(lambda: os.listdir(up.run_dir / "services") == ["web"])
+        assert "stopped by hand" not in up.output.read_text()
