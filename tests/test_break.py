@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from helpers_supervisor import HOLDFAST, LIMIT, Running, keeper_of, kill, log_of, python
+from helpers_supervisor import HOLDFAST, LIMIT, PLACES, Running, keeper_of, kill, log_of, python
 from helpers_trees import wait_for
 
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
@@ -271,3 +271,18 @@ def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
             if event["seq"] >= last:
                 break
         events.close()
+
+
+def test_what_was_taken_out_of_the_configuration_is_stopped_and_leaves_nothing(tmp_path):
+    """While the anchor is dead, the file changes."""
+    with Running(tmp_path, SLEEPER + '[service.old]\ncommand = ["sleep", "1000"]\n') as up:
+        first = {name: up.until(name, ready=True)["pid"] for name in ("web", "old")}
+        up.process.kill()
+        up.process.wait()
+        up.file.write_text(PLACES + SLEEPER)
+        up.up()
+        up.wait_for_socket()
+        wait_for(lambda: not up.of_service("old"))
+        assert up.until("web", ready=True)["pid"] == first["web"]
+        wait_for(lambda: os.listdir(up.run_dir / "services") == ["web"])
+        assert "stopped by hand" not in up.output.read_text()

@@ -225,7 +225,8 @@ class Supervisor:
 
     def _on_log_state(self, copy: Copy, event: told.LogState) -> None:
         if event.lost > copy.lost or event.dropped > copy.dropped:
-            why = os.strerror(event.error) if event.error else "past the cap"
+            why = "past the cap" if event.dropped > copy.dropped else "it is written again"
+            why = os.strerror(event.error) if event.error else why
             self.events.add(
                 "log_loss", f"{event.lost} bytes lost and {event.dropped} dropped so far: {why}", copy.name,
                 copy.incarnation,

@@ -417,7 +417,7 @@ class Unit:
         if world.closing:
             self._rest(world, "stopped with the supervisor")
         elif not self.wanted:
-            self._rest(world, "stopped by hand")
+            self._rest(world, "not in the configuration any more" if self.foreign else "stopped by hand")
         else:
             self._become(Phase.WAITING, world.now)
 
