@@ -77,7 +77,7 @@ def test_detached_returns_when_all_has_started_or_failed(tmp_path):
     os.mkfifo(tmp_path / "gate")
     slow = (
         "import os, socket, time\n"
-        f"open({str(tmp_path / 'gate')!r}).read()\n"
+        f"open({str(tmp_path / 'gate')!r}).readline()\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "s.connect(os.environ['NOTIFY_SOCKET'])\n"
         "s.send(b'READY=1')\n"
@@ -102,11 +102,12 @@ requires = ["crashes"]
     up = Running(tmp_path, services)
     try:
         starting = up.up("--detach")
-        with open(tmp_path / "gate", "r+b", buffering=0):  # what "slow" reads ends with this
+        with open(tmp_path / "gate", "r+b", buffering=0) as gate:
             up.wait_for_socket()
             up.until("crashes", state="backoff")
             assert starting.poll() is None
-        assert starting.wait(30) == 0, up.output.read_text()
+            gate.write(b"go\n")
+            assert starting.wait(30) == 0, up.output.read_text()
         assert "is up with 4 services" in up.output.read_text()
         states = {s["name"]: s["state"] for s in up.client().services()}
         assert states == {"slow": "running", "after-slow": "running", "crashes": "backoff", "waits": "starting"}
