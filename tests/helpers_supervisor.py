@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from typing import Self
@@ -72,18 +73,18 @@ class Running:
 
         deadline = time.monotonic() + LIMIT
         with self.client() as client:
-            status = client.service(name)
-            while not met(status):
-                assert time.monotonic() < deadline, f"{status}\n{self.output.read_text()}"
+            while True:
                 last = client.supervisor()["last_event"]
                 status = client.service(name)
                 if met(status):
-                    break
-                client.timeout = LIMIT
-                with contextlib.closing(client.events(after=last)) as events:
-                    next(iter(events))
-                status = client.service(name)
-            return status
+                    return status
+                assert time.monotonic() < deadline, f"{status}\n{self.output.read_text()}"
+                with client.events(after=last) as events:
+                    guard = threading.Timer(1.0, events.close)  # what is waited for may make no event
+                    guard.start()
+                    next(iter(events), None)
+                    guard.cancel()
+                    guard.join()
 
     def holdfast(self, *args: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
         """A command of the command line against this supervisor."""

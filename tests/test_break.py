@@ -86,14 +86,6 @@ def test_anchor_supervisor_and_keeper_killed_together_means_one_copy(tmp_path):
         assert first["pid"] not in up.of_service("web")
 
 
-def test_a_frozen_keeper_does_not_make_a_stop_hang(tmp_path):
-    with Running(tmp_path, SLEEPER) as up:
-        first = up.until("web", ready=True)
-        freeze(keeper_of(first["pid"]))
-        assert up.client().stop("web", timeout=20)[0]["outcome"] == "done"
-        assert up.of_service("web") == []
-
-
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b'{"version": 99}', b"\xff\xfe", b'{"name": "other", "incarnation": 7}']
 )

@@ -38,7 +38,8 @@ after = ["plain"]
         assert plain["incarnation"] == 1
         assert plain["restarts"] == 0
         assert plain["tree"]["processes"] == 1
-        assert plain["tree"]["memory_bytes"] > 0
+        # It is 0 while the program is at its exec.
+        wait_for(lambda: up.client().service("plain")["tree"]["memory_bytes"] > 0)
         assert "keeper" in plain["held_by"]
         assert "prepared\n" in log_of(up, "prepare")
         assert up.stop() == 0
@@ -416,3 +417,23 @@ def test_names_are_completed_from_what_runs(tmp_path):
         assert completed("restart", "web-1@") == ["web-1@1"]
         assert completed("sta") == ["status", "start"]
         assert set(completed("logs", "")) == {"web-1", "db"}
+
+
+def test_two_hundred_services_that_exit_at_once_leave_the_others_alone(tmp_path):
+    """They use up their start limit, within the start budget; meanwhile the others start, stop and answer."""
+    loopers = "".join(f'[service.loop-{i:03}]\ncommand = ["false"]\nstart_limit = 4\n' for i in range(200))
+    services = (
+        PLACES + "start_budget = { at_once = 20, per_second = 100 }\n" + loopers
+        + '[service.steady]\ncommand = ["sleep", "1000"]\n[service.other]\ncommand = ["sleep", "1000"]\n'
+    )  # fmt: skip
+    with Running(tmp_path, services, places="") as up:
+        pid = up.until("steady", ready=True)["pid"]
+        rounds = 0
+        with up.client() as client:
+            while any(s["state"] != "fatal" for s in client.services("loop-*")):
+                assert client.restart("other", timeout=30)[0]["outcome"] == "done"
+                rounds += 1
+        assert rounds > 3
+        assert up.client().service("steady")["pid"] == pid
+        assert {s["restarts"] for s in up.client().services("loop-*")} == {3}
+        assert up.stop() == 0
