@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 
@@ -153,8 +154,6 @@ def test_the_accepted_config_is_lost(tmp_path, what):
 
 
 def test_the_services_directory_is_removed_while_everything_runs(tmp_path):
-    import shutil
-
     with Running(tmp_path, SLEEPER) as up:
         first = up.until("web", ready=True)
         shutil.rmtree(up.run_dir / "services")
@@ -278,3 +277,17 @@ def test_what_was_taken_out_of_the_configuration_is_stopped_and_leaves_nothing(t
         assert up.until("web", ready=True)["pid"] == first["web"]
         wait_for(lambda: os.listdir(up.run_dir / "services") == ["web"])
         assert "stopped by hand" not in up.output.read_text()
+
+
+def test_a_removed_run_directory_does_not_let_a_second_supervisor_in(tmp_path):
+    """What would refuse it, the lock, was removed with the directory."""
+    with Running(tmp_path, SLEEPER) as up:
+        pid = up.until("web", ready=True)["pid"]
+        shutil.rmtree(up.run_dir)
+        refused = up.holdfast("up", "-c", str(up.file), check=1)
+        assert f"kill {up.process.pid}" in refused.stderr
+        assert up.of_service("web") == [pid]
+        assert up.stop() == 0
+        up.up()
+        up.wait_for_socket()
+        up.until("web", ready=True)

@@ -54,6 +54,8 @@ def take(config: Config) -> Place:
     run_dir = config.supervisor.run_dir
     directory = open_directory(run_dir, 0o711 if os.geteuid() == 0 else 0o700)
     lock_fd = _lock(directory, run_dir)
+    if other := _robbed(run_dir):
+        raise Refused(f"a supervisor still runs that had {run_dir} until it was removed: end it first (kill {other})")
     try:
         # Under the lock: a socket that lies there belongs to nobody any more.
         control = _bind(directory, run_dir, CONTROL, socket.SOCK_STREAM, 0o600)
@@ -154,6 +156,23 @@ def _lock(directory: int, run_dir: str) -> int:
                 os.close(fd)
                 raise Refused(f"another supervisor holds {run_dir}: {holder}") from None
         time.sleep(0.02)
+
+
+def _robbed(run_dir: str) -> int:
+    """The pid of an anchor of ours that was started for this directory, or 0.  We hold the lock: if there is one, its
+    lock was removed, with its sockets, and what it runs would run twice.  Only a look: nothing is signalled by it."""
+    ours = os.stat("/proc/self/ns/mnt")
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if words[:2] != [b"holdfast-keeper", b"anchor"] or os.fsencode(run_dir) not in words:
+                continue
+            if os.path.samestat(os.stat(f"/proc/{entry}/ns/mnt"), ours):  # else it means another directory
+                return int(entry)
+        except OSError:
+            continue  # gone, or not ours to look at
+    return 0
 
 
 def _holder(fd: int) -> str:
