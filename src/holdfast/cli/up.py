@@ -42,7 +42,8 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
         config = msgspec.structs.replace(config, supervisor=supervisor)
     try:
-        log_fd = place.open_log(config.supervisor.log_dir) if detach else -1
+        log_dir = config.supervisor.log_dir  # made and checked in both cases: services' logs go there
+        log_fd = place.open_log(log_dir) if detach else place.open_directory(log_dir, 0o700)
         ours = place.take(config)
     except place.Refused as error:
         click.echo(f"holdfast up: {error}", err=True)

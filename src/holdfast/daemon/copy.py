@@ -19,7 +19,7 @@ class Copy:
         self.incarnation = incarnation
         self.tree = tree
         self.log_path = log_path
-        self.written = self.lost = self.dropped = self.log_error = 0
+        self.lost = self.dropped = self.log_error = 0
         self.main_pid = 0  # MAINPID= of sd_notify; 0: the process that was started
         self.status_text = ""  # STATUS= of sd_notify
         self.closed = False

@@ -40,7 +40,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         tree = TreeStatus(len(pids), round(cpu, 2), memory)
         held_by = f"keeper {copy.tree.keeper_pid}, as subreaper"
         log = LogStatus(
-            os.path.join(copy.log_path, "current"), copy.written, copy.lost, copy.dropped,
+            os.path.join(copy.log_path, "current"), copy.lost, copy.dropped,
             os.strerror(copy.log_error) if copy.log_error else None,
         )  # fmt: skip
         if copy.tree.pid and copy.tree.status is None:

@@ -19,7 +19,6 @@ class TreeStatus(msgspec.Struct, frozen=True):
 
 class LogStatus(msgspec.Struct, frozen=True):
     path: str
-    written_bytes: int
     lost_bytes: int
     dropped_bytes: int
     error: str | None

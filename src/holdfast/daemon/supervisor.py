@@ -231,7 +231,7 @@ class Supervisor:
                 "log_loss", f"{event.lost} bytes lost and {event.dropped} dropped so far: {why}", copy.name,
                 copy.incarnation,
             )  # fmt: skip
-        copy.written, copy.lost, copy.dropped, copy.log_error = event.written, event.lost, event.dropped, event.error
+        copy.lost, copy.dropped, copy.log_error = event.lost, event.dropped, event.error
 
     def _on_keeper_gone(self, copy: Copy) -> None:
         self._loop.remove_reader(copy.tree.fileno())
