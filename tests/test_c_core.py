@@ -407,25 +407,65 @@ def assert_silent(program: str) -> None:
 # ---- fuzz
 
 
-def test_the_wire_is_fuzzed(tmp_path):
-    """A bounded run over the checked-in seeds and what grows from them; new findings become seeds."""
+FUZZ = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+
+
+def fuzz(tmp_path, seconds: int, sources: list[str], *seeds: str) -> None:
+    """A bounded run over the seeds and what grows from them; new findings become seeds."""
     require("clang")
-    seeds = os.path.join(ROOT, "tests", "fuzz", "seeds")
     runtime = subprocess.run(["clang", "-print-runtime-dir"], capture_output=True, text=True).stdout.strip()
     if not glob.glob(os.path.join(runtime, "libclang_rt.fuzzer*")):
         require("libclang_rt.fuzzer")
-    build(
-        "clang", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=fuzzer,address,undefined",
-        "-fno-sanitize-recover=all", os.path.join(ROOT, "tests", "fuzz", "wire_fuzz.c"),
-        os.path.join(CSRC, "common", "wire.c"), "-o", str(tmp_path / "fuzz"),
-    )  # fmt: skip
+    build("clang", *FUZZ, *sources, "-o", str(tmp_path / "fuzz"))
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    assert len(os.listdir(seeds)) > 20
     done = subprocess.run(
-        [tmp_path / "fuzz", "-runs=300000", "-max_total_time=10", "-max_len=4096", f"-artifact_prefix={tmp_path}/",
-         corpus, seeds],
-        capture_output=True, text=True, timeout=100,
+        [tmp_path / "fuzz", "-runs=300000", f"-max_total_time={seconds}", "-max_len=4096",
+         f"-artifact_prefix={tmp_path}/", corpus, *seeds],
+        capture_output=True, text=True, timeout=100, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     assert "INITED" in done.stderr
+
+
+def test_the_wire_is_fuzzed(tmp_path):
+    seeds = os.path.join(ROOT, "tests", "fuzz", "seeds")
+    assert len(os.listdir(seeds)) > 20
+    sources = [os.path.join(ROOT, "tests", "fuzz", "wire_fuzz.c"), os.path.join(CSRC, "common", "wire.c")]
+    fuzz(tmp_path, 10, sources, seeds)
+
+
+def test_the_keeper_is_fuzzed(tmp_path):
+    """All of it but the processes: sequences of packets, owners, output and ends."""
+
+    def packet(data: bytes, n_fds: int = 0) -> bytes:
+        return bytes([n_fds]) + len(data).to_bytes(2, "little") + data
+
+    record, body = helpers_wire.SPEC.record, helpers_wire.SPEC.spawn_body
+    hello = packet(record("HELLO", {"version": 1, "flags": 0}))
+    held = packet(record("HELD", {"flags": 1, "report": b"1.report"}), 2)
+    log = {"flags": 1, "rotate_count": 2, "rotate_size": 90, "cap": 400, "label": b"web@1"}
+    logs = [packet(record("LOG", {**log, "flags": flags, "rotate_size": size}), 1)
+            for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1))]  # fmt: skip
+    spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2)))
+    fails = packet(record("SPAWN", body=body(["false"])))
+    stop = packet(record("STOP", {"id": 5, "signo": 15, "scope": 1, "grace_ms": 1000}))
+    query, ack = packet(record("QUERY", {"id": 9})), packet(record("ACK", {"what": 7}))
+    leave, come, silent, exited, empty, orphans = b"\x0f", b"\x17", b"\x07", b"\x0c", b"\x05", b"\x16"
+    line, part = bytes([3 | 30 << 3]) + b"a line and the next one's start\n"[-30:], bytes([3 | 5 << 3]) + b"start"
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    for i, steps in enumerate([
+        *([hello, held, each, spawn, line * 20, part, query, orphans, leave, come, exited, b"\x06", empty, ack]
+          for each in logs),
+        [hello, held, logs[1], spawn, line * 3, part, exited, empty, leave],
+        [hello, held, spawn, stop, leave, exited, empty, come, ack],
+        [hello, logs[3], spawn, line * 20, stop, exited, empty],
+        [hello, held, logs[0], fails, leave], [hello, held, leave, come],
+        [hello, held, spawn, leave, silent, leave, come, b"\x06"],
+        [held, held, spawn, spawn, ack], [hello, logs[0], logs[1], leave],
+    ]):  # fmt: skip
+        (seeds / str(i)).write_bytes(b"".join(steps))
+    parts = ["keeper/stop.c", "keeper/log_files.c", "keeper/log_stamp.c", "common/wire.c", "common/sys.c"]
+    sources = [os.path.join(ROOT, "tests", "fuzz", "keeper_fuzz.c"), *(os.path.join(CSRC, part) for part in parts)]
+    fuzz(tmp_path, 6, sources, str(seeds))
