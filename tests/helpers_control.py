@@ -161,7 +161,7 @@ class MemorySupervisor:
             raise ValueError("no signal is called 'NONE'")
         found = matching(list(self.states), names)
         self.asked.append(("signal", found, peer))
-        return [Outcome(name, "done", f"{signal} to its {scope}", self.status(name)) for name in found]
+        return [Outcome(name, "done", f"SIG{signal} was sent" + ("" if scope == "main" else f" to its {scope}"), self.status(name)) for name in found]
 
     def shut_down(self, *, peer):
         self.asked.append(("shutdown", [], peer))

@@ -47,8 +47,8 @@ def test_commands(client, served):
     assert client.service("web")["state"] == "stopped"
     assert client.start("web")[0]["service"]["state"] == "running"
     assert client.restart("db@41")[0]["outcome"] == "done"
-    assert client.signal("db", signal="HUP", scope="tree")[0]["message"] == "HUP to its tree"
-    assert client.signal("db", signal=1)[0]["message"] == "1 to its main"
+    assert client.signal("db", signal="HUP", scope="tree")[0]["message"] == "SIGHUP was sent to its tree"
+    assert client.signal("db", signal=1)[0]["message"] == "SIG1 was sent"
     assert client.shutdown() == {}
     verbs = [verb for verb, _, peer in served.supervisor.asked if peer == (os.getpid(), os.geteuid())]
     assert verbs == ["stop", "start", "restart", "signal", "signal", "shutdown"]
