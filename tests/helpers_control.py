@@ -161,7 +161,8 @@ class MemorySupervisor:
             raise ValueError("no signal is called 'NONE'")
         found = matching(list(self.states), names)
         self.asked.append(("signal", found, peer))
-        return [Outcome(name, "done", f"SIG{signal} was sent" + ("" if scope == "main" else f" to its {scope}"), self.status(name)) for name in found]
+        text = f"SIG{signal} was sent" + ("" if scope == "main" else f" to its {scope}")
+        return [Outcome(name, "done", text, self.status(name)) for name in found]
 
     def shut_down(self, *, peer):
         self.asked.append(("shutdown", [], peer))

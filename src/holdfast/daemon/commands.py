@@ -112,7 +112,8 @@ class Commands:
             else:
                 copy.tree.signal(number, scope)
                 self.events.add("signal", f"{signal_name(number)} to its {scope} ({peer})", name, copy.incarnation)
-                answers.append(Outcome(name, "done", f"{signal_name(number)} was sent", status))
+                to = "" if scope == "main" else f" to its {scope}"
+                answers.append(Outcome(name, "done", f"{signal_name(number)} was sent{to}", status))
         return answers
 
     def shut_down(self, *, peer: object) -> None:
