@@ -99,8 +99,12 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
     """A tree that the records have moved on from: it must not run beside its successor."""
     try:
         copy = _connect(supervisor, name, incarnation)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         supervisor.store.forget_incarnation(name, incarnation)
+        return
+    except OSError as error:  # what it holds is still its own, and its socket stays to be found
+        text = f"the keeper of an earlier incarnation does not take us: {error}"
+        supervisor.events.add("frozen", text, name, incarnation)
         return
     supervisor.events.add("stray", "an earlier incarnation was still there: killed", name, incarnation)
     supervisor.strays.add(copy)
