@@ -210,6 +210,25 @@ def test_a_full_pipe_does_not_keep_the_anchor_from_its_work(tmp_path):
         up.__exit__()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_descriptors_that_are_closed(tmp_path, closed):
+    up = Running(tmp_path, SLEEPER)
+    with open(up.output, "w") as out:
+        up.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$0" up -c "$1" {closed}', HOLDFAST, str(up.file)], env=up.environment,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        up.wait_for_socket()
+        pid = up.until("web", ready=True)["pid"]
+        for process in (up.process.pid, up.client().supervisor()["pid"]):
+            assert {"0", "1", "2"} <= set(os.listdir(f"/proc/{process}/fd"))
+        assert {"0", "1", "2"} == set(os.listdir(f"/proc/{pid}/fd"))
+        assert up.stop() == 0
+    finally:
+        up.__exit__()
+
+
 def test_logs_into_a_pipe_that_is_closed(tmp_path):
     services = '[service.talker]\ncommand = ["sh", "-c", "while :; do echo a line; sleep 0.02; done"]\n'
     with Running(tmp_path, services) as up:
