@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 
 import pytest
 from helpers_supervisor import HOLDFAST, LIMIT, PLACES, Running, keeper_of, kill, log_of, python
@@ -208,6 +210,25 @@ def test_a_full_pipe_does_not_keep_the_anchor_from_its_work(tmp_path):
         up.__exit__()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_descriptors_that_are_closed(tmp_path, closed):
+    up = Running(tmp_path, SLEEPER)
+    with open(up.output, "w") as out:
+        up.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$0" up -c "$1" {closed}', HOLDFAST, str(up.file)], env=up.environment,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        up.wait_for_socket()
+        pid = up.until("web", ready=True)["pid"]
+        for process in (up.process.pid, up.client().supervisor()["pid"]):
+            assert {"0", "1", "2"} <= set(os.listdir(f"/proc/{process}/fd"))
+        assert {"0", "1", "2"} == set(os.listdir(f"/proc/{pid}/fd"))
+        assert up.stop() == 0
+    finally:
+        up.__exit__()
+
+
 def test_logs_into_a_pipe_that_is_closed(tmp_path):
     services = '[service.talker]\ncommand = ["sh", "-c", "while :; do echo a line; sleep 0.02; done"]\n'
     with Running(tmp_path, services) as up:
@@ -262,6 +283,30 @@ def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
             if event["seq"] >= last:
                 break
         events.close()
+
+def test_a_flood_of_strange_notifications_drives_nothing_out(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        up.until("web", ready=True)
+        began = time.monotonic()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(str(up.run_dir / "notify"))
+            for _ in range(5000):
+                sock.send(b"READY=1")
+        last = up.client().supervisor()["last_event"]
+        seconds = time.monotonic() - began
+        told = []
+        with up.client().events(after=0) as events:
+            for event in events:
+                told.append(event["event"])
+                if event["seq"] >= last:
+                    break
+        assert 1 <= told.count("notify_refused") <= seconds + 1
+
+
+def test_a_status_text_cannot_command_a_terminal(tmp_path):
+    evil = python(tmp_path, "evil", "tell('READY=1\\nSTATUS=fine\\x1b]0;mine\\x07\\r')\ntime.sleep(1000)")
+    with Running(tmp_path, f'[service.evil]\ntype = "notify"\ncommand = {evil}\n') as up:
+        assert up.until("evil", ready=True)["status_text"] == "fine?]0;mine??"
 
 
 def test_what_was_taken_out_of_the_configuration_is_stopped_and_leaves_nothing(tmp_path):

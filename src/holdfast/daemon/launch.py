@@ -52,8 +52,8 @@ def become_anchor(
     for target, fd in lifted.items():
         os.dup2(fd, target, inheritable=True)
     arguments = [f"fds={LOCK_FD},{CONTROL_FD},{NOTIFY_FD}", *([f"once={CALLER_FD}"] if caller >= 0 else [])]
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: our caller has closed that one
+        stream.flush()
     os.execve(KEEPER, ["holdfast-keeper", "anchor", *arguments, "--", *command], environment)
 
 

@@ -29,11 +29,12 @@ from .events import EventLog
 from .lost import end_lost
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan
-from .processes import Table
+from .processes import ancestors
 from .store import Store
 
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
+REFUSED_PAUSE = 1.0  # seconds between two events about notifications that were refused
 
 
 class Supervisor:
@@ -60,6 +61,8 @@ class Supervisor:
         self.copies: dict[str, Copy] = {}
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.notify: NotifySocket | None = None
+        self._refused = 0  # notifications, of which has been told
+        self._refused_told = float("-inf")
         self._loop = asyncio.get_running_loop()
         self.engine = Engine(
             config.services, config.supervisor.start_budget, seed=random.getrandbits(32), now=self._loop.time()
@@ -281,19 +284,25 @@ class Supervisor:
 
     def _on_notify(self) -> None:
         assert self.notify is not None
-        refused = self.notify.refused
         by_keeper = {copy.tree.keeper_pid: copy for copy in self.copies.values()}
         for message in self.notify.receive(set(by_keeper)):
             self._on_message(by_keeper[message.keeper_pid], message)
-        if self.notify.refused > refused:
-            self.events.add("notify_refused", "a notification came from no service, or its sender was gone already")
+        # Everybody may write to this socket: nobody shall fill the log with that, or drive other events out.
+        refused, now = self.notify.refused, self._loop.time()
+        if refused > self._refused and now >= self._refused_told + REFUSED_PAUSE:
+            text = "a notification came from no service, or its sender was gone already"
+            if refused > self._refused + 1:
+                text += f"; {refused - self._refused} since this was last said"
+            self.events.add("notify_refused", text)
+            self._refused, self._refused_told = refused, now
 
     def _on_message(self, copy: Copy, message: Message) -> None:
         name, incarnation, fields = copy.name, copy.incarnation, message.fields
         if "STATUS" in fields:
-            copy.status_text = fields["STATUS"][:1024]
+            # It will be shown on somebody's terminal.
+            copy.status_text = "".join(c if c.isprintable() else "?" for c in fields["STATUS"][:1024])
         pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
-        if pid and pid in Table().below(copy.tree.keeper_pid):
+        if pid and copy.tree.keeper_pid in ancestors(pid):
             copy.main_pid = pid
         if extension:
             self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
