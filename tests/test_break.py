@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
 from helpers_supervisor import HOLDFAST, LIMIT, PLACES, Running, keeper_of, kill, log_of, python
 from helpers_trees import wait_for
+
+from holdfast.client import ClientError
 
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
 
@@ -336,3 +341,84 @@ def test_a_removed_run_directory_does_not_let_a_second_supervisor_in(tmp_path):
         up.up()
         up.wait_for_socket()
         up.until("web", ready=True)
+
+
+SINGLE = """
+import fcntl, sys, random
+name = os.environ["HOLDFAST_SERVICE"] + "@" + os.environ["HOLDFAST_INCARNATION"]
+lock = os.open(sys.argv[1] + "/" + os.environ["HOLDFAST_SERVICE"] + ".lock", os.O_RDWR | os.O_CREAT)
+os.set_inheritable(lock, True)  # whoever of the tree lives holds it
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    word = "started"
+except BlockingIOError:
+    word = "DOUBLE"
+with open(sys.argv[1] + "/starts", "a") as file:
+    file.write(f"{word} {name}\\n")
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(1000)
+time.sleep(random.random() / 2 if sys.argv[2] == "crash" else 1000)
+"""
+
+
+def test_never_two_of_a_service_whatever_dies_when(tmp_path):
+    """Supervisor, keepers and anchor are killed while commands are on their way and services crash.  Each tree holds a
+    lock of its service, so a second one is seen by itself, however short it lives."""
+    script = python(tmp_path, "single", SINGLE)[:-1]
+    options = 'grace = "200ms"\nstart_limit = 0\nbackoff = { first = "0s", then = "50ms", max = "100ms" }\n'
+    services = "".join(
+        f'[service.{name}]\ncommand = {script}, "{tmp_path}", "{mode}"]\n{options}{more}'
+        for name, mode, more in (
+            ("db", "stay", ""),
+            ("web", "stay", 'requires = ["db"]\n'),
+            ("worker", "crash", 'requires = ["db"]\n'),
+            ("job", "crash", ""),
+        )
+    )
+    budget = "start_budget = { at_once = 1000, per_second = 1000 }\n"
+    names = ["db", "web", "worker", "job"]
+    stop = threading.Event()
+    asked = []
+
+    def command(up: Running, number: int) -> None:
+        chance = random.Random(number)
+        while not stop.wait(chance.random() / 5):
+            try:
+                verb = getattr(up.client(), chance.choice(["start", "stop", "restart"]))
+                asked.append(verb(chance.choice(names), wait=False))
+            except ClientError:
+                pass  # there is none at the moment
+
+    chance = random.Random(3)
+    with Running(tmp_path, services, places=PLACES + budget) as up:
+        threads = [threading.Thread(target=command, args=(up, number)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for who in ("supervisor", "keeper", "both", "anchor", "supervisor", "both", "keeper", "anchor"):
+                stop.wait(0.3 + chance.random() / 2)
+                up.wait_for_socket()
+                status = up.client().services()
+                keepers = [int(s["held_by"].split()[1].rstrip(",")) for s in status if s["held_by"]]
+                victims = [] if who == "keeper" else [up.client().supervisor()["pid"]]
+                if who in ("keeper", "both"):
+                    victims += keepers[:1]
+                with contextlib.suppress(ProcessLookupError):
+                    kill_together(*([up.process.pid] if who == "anchor" else victims))
+                if who == "anchor":
+                    up.process.wait()
+                    up.up()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        up.wait_for_socket()
+        up.client().start("db", "web", timeout=LIMIT)
+        wait_for(lambda: len(up.of_service("db")) == len(up.of_service("web")) == 2)
+        assert up.stop() == 0
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert len(asked) > 5
+    assert len(starts) > 8
+    assert not [line for line in starts if line.startswith("DOUBLE")]
+    assert len(set(starts)) == len(starts), "a number was given twice"
