@@ -386,7 +386,8 @@ def test_run_dir_of_a_command(tmp_path, monkeypatch):
     assert places.run_dir_for(None, None, environ) == str(tmp_path / "here")
     assert places.run_dir_for("other.toml", None, environ) == str(tmp_path / "there")
     given = environ | {"HOLDFAST_RUN_DIR": "/by/env"}
-    assert places.run_dir_for(str(other), None, given) == "/by/env"
+    assert places.run_dir_for(None, None, given) == "/by/env"
+    assert places.run_dir_for(str(other), None, given) == str(tmp_path / "there")
     assert places.run_dir_for(str(other), "flag", given) == str(tmp_path / "flag")
     other.write_text(WEB)
     assert places.run_dir_for(str(other), None, environ) == "/run/unit"

@@ -511,3 +511,12 @@ def test_others_read_what_they_are_given(tmp_path, monkeypatch):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     assert load(str(path), environ={}).services
+
+
+@pytest.mark.parametrize("name", ["holdfast.log", "holdfast.log.1"])
+def test_the_place_of_our_own_log_is_no_service(tmp_path, name):
+    file = tmp_path / "holdfast.toml"
+    file.write_text(f'[service."{name}"]\ncommand = "true"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(str(file))
+    assert "own log" in str(caught.value)

@@ -209,7 +209,8 @@ class Terminal:
 
 def test_make_run(tmp_path):
     """The five services of examples/ come up on a terminal, answer, and are gone after Ctrl-C, with status 0."""
-    wanted = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    recipe = ["make", "--no-print-directory", "-n", "run"]
+    wanted = subprocess.run(recipe, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert wanted.stdout.splitlines()[-1] == "exec sh examples/run.sh .venv/bin/holdfast"
     examples = tmp_path / "examples"
     shutil.copytree(ROOT / "examples", examples, ignore=shutil.ignore_patterns(".holdfast"))

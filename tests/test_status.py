@@ -185,7 +185,8 @@ def test_usage_agrees_with_wait4(start):
         usage = process.wait(60).usage
     cpu, want_cpu = usage.user_seconds + usage.system_seconds, want.ru_utime + want.ru_stime
     assert cpu >= 0.3 and abs(cpu - want_cpu) < 0.5 * want_cpu
-    assert abs(usage.max_rss_bytes - want.ru_maxrss * 1024) < 0.1 * want.ru_maxrss * 1024
+    peak, most = want.ru_maxrss * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 0.9 * peak < usage.max_rss_bytes < max(1.1 * peak, 1.05 * most)  # a direct child's parent is this process
     assert abs(usage.minor_faults - want.ru_minflt) < 0.2 * want.ru_minflt
     assert usage.voluntary_switches >= 0 and usage.major_faults >= 0 and usage.blocks_out >= 0
 

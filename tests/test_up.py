@@ -310,7 +310,7 @@ def test_usage(site):
 def test_the_run_directory_can_be_given(site, option):
     other, third = os.path.join(site.directory, "other"), os.path.join(site.directory, "third")
     config = os.path.join(site.directory, "holdfast.toml")
-    options = ["-c", config, *(["--run-dir", "../other"] if option else [])]
+    options = ["-c", config, "--run-dir", "../other"] if option else []  # what was typed beats what lies around
     below = os.path.join(site.directory, "below")
     os.mkdir(below)
     site.directory = below

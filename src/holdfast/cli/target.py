@@ -27,7 +27,7 @@ def target(function: F) -> F:
     """Options -c and --run-dir; the command gets the client as its first argument, and errors become exit codes."""
 
     @click.option("-c", "--config", metavar="FILE", help="The configuration file that names the run directory.")
-    @click.option("--run-dir", metavar="DIR", envvar="HOLDFAST_RUN_DIR", help="The supervisor's run directory.")
+    @click.option("--run-dir", metavar="DIR", help="The supervisor's run directory.")
     @functools.wraps(function)
     def command(*args: Any, config: str | None, run_dir: str | None, **kwargs: Any) -> Any:
         from holdfast.client import Client, ClientError, NoSupervisor

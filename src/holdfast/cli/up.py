@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "-c", "--config", "path", metavar="FILE", help="The file; else ./holdfast.toml, upward, or the default one."
 )
-@click.option("--run-dir", metavar="DIR", envvar="HOLDFAST_RUN_DIR", help="Use this run directory.")
+@click.option("--run-dir", metavar="DIR", help="Use this run directory.")
 @click.option("--detach", is_flag=True, help="Go to the background, and return when all has started or failed to.")
 def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     """Start the supervisor, and with it the services of a holdfast.toml.
@@ -38,6 +38,8 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     except ConfigError as error:
         click.echo("\n".join(map(str, error.errors)), err=True)
         sys.exit(BAD_CONFIG)
+    if run_dir is None and path is None:
+        run_dir = os.environ.get("HOLDFAST_RUN_DIR")
     if run_dir:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
         config = msgspec.structs.replace(config, supervisor=supervisor)

@@ -22,6 +22,7 @@ from .hints import LATER, OTHER_WORDS, TABLES
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
 
+RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
 
 __all__ = ["ConfigError", "Problem", "find", "load"]
@@ -197,7 +198,7 @@ class _File:
     # -- what one value alone does not show
 
     def check_name(self, name: str, at: _At) -> None:
-        if re.fullmatch(SERVICE_NAME, name):
+        if re.fullmatch(SERVICE_NAME, name) and name not in RESERVED:
             return
         why = "letters, digits and . _ - are allowed"
         if len(name) > NAME_LENGTH_MAX:
@@ -208,6 +209,8 @@ class _File:
             why = "what follows an @ is the number of an incarnation: web@41"
         elif set(name) & set("*?["):
             why = "commands take * ? [ for patterns of names"
+        elif name in RESERVED:
+            why = "the supervisor's own log has this place in log_dir"
         elif ":" in name:
             why = "a colon is kept for groups of services"
         self.wrong(at, f"{one_line(name)} cannot be the name of a service", why)

@@ -84,10 +84,11 @@ def default_log_dir(environ: Mapping[str, str]) -> str:
 def run_dir_for(config: str | None, run_dir: str | None, environ: Mapping[str, str]) -> str:
     """The run directory that a command means, absolute.
 
-    `run_dir` (--run-dir), else HOLDFAST_RUN_DIR, else what the file says (`config`, ./holdfast.toml upward, or the
-    default one), else the default.  Reads no more of the file than it needs; ConfigError when it cannot.
+    `run_dir` (--run-dir), else what `config` says (-c), else HOLDFAST_RUN_DIR, else what the file says that is found
+    (./holdfast.toml upward, or the default one), else the default: what was typed beats what lies around.  Reads no
+    more of the file than it needs; ConfigError when it cannot.
     """
-    given = run_dir or environ.get("HOLDFAST_RUN_DIR")
+    given = run_dir or (None if config else environ.get("HOLDFAST_RUN_DIR"))
     if given:
         return os.path.abspath(given)
     path = find_config(config, environ)
