@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 
 from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
@@ -67,6 +67,7 @@ class Supervisor:
         self.finished: asyncio.Future[int] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
+        self._end_asked = False  # during start-up
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,11 +80,14 @@ class Supervisor:
         if not self._stepping:
             self._step()
 
-    def run_effects(self, effects: Iterable[fx.Effect]) -> None:
-        """Do what the engine said outside of `post` (at the start)."""
+    def begin(self) -> None:
+        """Start-up knows what there is: start what is missing, end what shall not be."""
+        self.state = "running"
+        if self._end_asked:
+            self.shut_down()
         self._stepping = True
         try:
-            for effect in effects:
+            for effect in self.engine.begin(self._loop.time()):
                 self._perform(effect)
         finally:
             self._stepping = False
@@ -305,6 +309,9 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Stop everything, in order; `finished` tells when that is done."""
+        if self.state == "adopting":
+            self._end_asked = True  # the engine does not know yet what there is to stop
+            return
         self.state = "stopping"
         self.post(ev.ShutdownAsked())
 
