@@ -68,6 +68,7 @@ class Supervisor:
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
         self._end_asked = False  # during start-up
+        self._unheard: set[tuple[str, int]] = set()  # stops of incarnations that no keeper is held of
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,7 +185,9 @@ class Supervisor:
     def _stop(self, name: str, incarnation: int) -> None:
         copy = self.copies.get(name)
         if copy is None or copy.incarnation != incarnation:
-            return  # its end is already on the way
+            # Its end is already on the way; or its keeper could not be reached yet, and hears it then.
+            self._unheard.add((name, incarnation))
+            return
         spec = self.config.services.get(name)
         if spec is not None:
             copy.stop(spec.stop_signal, spec.stop_scope, spec.grace)
@@ -197,6 +200,9 @@ class Supervisor:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
+        if (copy.name, copy.incarnation) in self._unheard:
+            self._unheard.discard((copy.name, copy.incarnation))
+            self._stop(copy.name, copy.incarnation)
 
     def _on_report(self, copy: Copy) -> None:
         for event in copy.tree.events():
