@@ -39,6 +39,7 @@ class _Found:
         self.said: list[told.Event] = []
         self.survivors = 0  # of a tree whose keeper was lost, after it was killed
         self.unreachable = False
+        self.ended: Exit | None = None  # from its report
 
     def heard(self, kind: type | tuple[type, ...]) -> bool:
         return any(isinstance(event, kind) for event in self.said)
@@ -59,9 +60,11 @@ async def adopt(supervisor: Supervisor) -> None:
     found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
     await _hear([each for each in found if each.copy])
     for each in found:
-        await _settle(supervisor, each)
-    supervisor.state = "running"
-    supervisor.run_effects(supervisor.engine.begin(asyncio.get_running_loop().time()))
+        await _look_after(supervisor, each)
+    # From here on nothing waits: what keepers say from now on comes after what they have said until now.
+    for each in found:
+        _take_over(supervisor, each)
+    supervisor.begin()
     for each in found:
         _go_on(supervisor, each)
 
@@ -148,25 +151,29 @@ async def _hear(found: list[_Found]) -> None:
             loop.remove_reader(each.copy.tree.fileno())
 
 
-async def _settle(supervisor: Supervisor, found: _Found) -> None:
-    """Tell the engine what was found of one service."""
+async def _look_after(supervisor: Supervisor, found: _Found) -> None:
+    """Find out what has become of one whose keeper does not tell, and end what is left of it."""
+    name, incarnation = found.record.name, found.record.incarnation
+    report = supervisor.store.report(name, incarnation)
+    if found.turned_away():
+        # Without a report, another connection has to tell which.
+        found.unreachable = not os.path.exists(report)
+    if found.copy is None and not found.unreachable and found.record.live:
+        found.ended = _reported_exit(report)
+        if found.ended is None:
+            found.survivors = await end_lost(name, incarnation, supervisor.anchor_pid)
+
+
+def _take_over(supervisor: Supervisor, found: _Found) -> None:
+    """Tell the engine what was found of one service, and hear its keeper from now on."""
     record, copy = found.record, found.copy
     name, incarnation = record.name, record.incarnation
-    if found.turned_away():
-        copy = None
-        # Without a report, another connection has to tell which.
-        found.unreachable = not os.path.exists(supervisor.store.report(name, incarnation))
-    alive, ended = copy is not None or found.unreachable, None
-    if not alive and record.live:
-        ended = _reported_exit(supervisor.store.report(name, incarnation))
-        if ended is None:
-            found.survivors = await end_lost(name, incarnation, supervisor.anchor_pid)
-            alive = found.survivors > 0
+    alive = copy is not None or found.unreachable or found.survivors > 0
     if not alive:
         supervisor.store.forget_incarnation(name, incarnation)
     now = asyncio.get_running_loop().time()
     ready = record.ready_at is not None
-    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now)
+    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=found.ended, now=now)
     if copy is not None:
         supervisor.hold(copy)
         if found.heard(told.Spawned):

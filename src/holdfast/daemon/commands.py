@@ -85,13 +85,16 @@ class Commands:
         table = Table()
         answers = []
         for name, incarnation in meant:
+            came_of_it = self._outcome(verb, before[name]) if name in before else None
+            if came_of_it == "forgotten":
+                answers.append(Outcome(name, "done", "not in the configuration any more", None))
+                continue
             status = self._status(name, table)
             if name in gone:
                 answers.append(_gone(status, incarnation))
             elif name in late:
                 answers.append(Outcome(name, "timed_out", f"still {status.state}: {status.reason}", status))
             else:
-                came_of_it = outcome(verb, before[name], engine.view(name))
                 answers.append(Outcome(name, came_of_it or "asked", status.reason, status))
         return answers
 
@@ -143,18 +146,24 @@ class Commands:
 
     async def _wait(self, verb: Verb, before: dict[str, ServiceView], timeout: float | None) -> set[str]:
         """Those that were not done at the timeout."""
-        engine = self._supervisor.engine
         open_ = set(before)
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    open_ -= {name for name in open_ if outcome(verb, before[name], engine.view(name))}
+                    open_ -= {name for name in open_ if self._outcome(verb, before[name])}
                     if not open_:
                         break
                     await self._supervisor.changed()
         except TimeoutError:
             pass
         return open_
+
+    def _outcome(self, verb: Verb, before: ServiceView) -> str | None:
+        try:
+            now = self._supervisor.engine.view(before.name)
+        except KeyError:
+            return "forgotten"  # it was in no configuration any more, and its tree is empty
+        return outcome(verb, before, now)
 
 
 def _gone(status: ServiceStatus, incarnation: int | None) -> Outcome:

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 
 from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
@@ -70,6 +70,8 @@ class Supervisor:
         self.finished: asyncio.Future[int] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
+        self._end_asked = False  # during start-up
+        self._unheard: set[tuple[str, int]] = set()  # stops of incarnations that no keeper is held of
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,11 +84,14 @@ class Supervisor:
         if not self._stepping:
             self._step()
 
-    def run_effects(self, effects: Iterable[fx.Effect]) -> None:
-        """Do what the engine said outside of `post` (at the start)."""
+    def begin(self) -> None:
+        """Start-up knows what there is: start what is missing, end what shall not be."""
+        self.state = "running"
+        if self._end_asked:
+            self.shut_down()
         self._stepping = True
         try:
-            for effect in effects:
+            for effect in self.engine.begin(self._loop.time()):
                 self._perform(effect)
         finally:
             self._stepping = False
@@ -183,7 +188,9 @@ class Supervisor:
     def _stop(self, name: str, incarnation: int) -> None:
         copy = self.copies.get(name)
         if copy is None or copy.incarnation != incarnation:
-            return  # its end is already on the way
+            # Its end is already on the way; or its keeper could not be reached yet, and hears it then.
+            self._unheard.add((name, incarnation))
+            return
         spec = self.config.services.get(name)
         if spec is not None:
             copy.stop(spec.stop_signal, spec.stop_scope, spec.grace)
@@ -196,6 +203,9 @@ class Supervisor:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
+        if (copy.name, copy.incarnation) in self._unheard:
+            self._unheard.discard((copy.name, copy.incarnation))
+            self._stop(copy.name, copy.incarnation)
 
     def _on_report(self, copy: Copy) -> None:
         for event in copy.tree.events():
@@ -315,6 +325,9 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Stop everything, in order; `finished` tells when that is done."""
+        if self.state == "adopting":
+            self._end_asked = True  # the engine does not know yet what there is to stop
+            return
         self.state = "stopping"
         self.post(ev.ShutdownAsked())
 

@@ -1,0 +1,90 @@
+"""The supervisor where two things go wrong at once, or somebody means it harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+
+from helpers_supervisor import LIMIT, PLACES, Running, keeper_of, kill, log_of
+from helpers_trees import wait_for
+
+from holdfast.process.held import HeldTree
+
+SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
+
+
+def start_of_next(up: Running) -> int:
+    """The supervisor that is started now, from the moment on when it hears signals."""
+    found: list[int] = []
+
+    def hears() -> bool:
+        for pid, command in up.marked().items():
+            if "holdfast.cli.supervise" in command:
+                try:
+                    with open(f"/proc/{pid}/status") as file:
+                        fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+                except OSError:
+                    continue
+                if int(fields["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1 and not int(fields["SigBlk"], 16):
+                    found[:] = [pid]
+                    return True
+        return False
+
+    wait_for(hears)
+    return found[0]
+
+
+def kill_all_but_the_services(up: Running) -> None:
+    assert up.process
+    supervisor = os.pidfd_open(up.client().supervisor()["pid"])
+    kill(up.process.pid)
+    up.process.wait()
+    assert select.select([supervisor], [], [], LIMIT)[0]
+    os.close(supervisor)
+
+
+def test_ctrl_c_while_it_takes_over_stops_what_it_takes_over(tmp_path):
+    """A key of the terminal reaches the supervisor itself, and does not wait in the anchor."""
+    with Running(tmp_path, SLEEPER) as up:
+        keeper = keeper_of(up.until("web", ready=True)["pid"])
+        kill_all_but_the_services(up)
+        kill(keeper, signal.SIGSTOP)  # start-up waits for its answer, for seconds
+        process = up.up()
+        kill(start_of_next(up), signal.SIGINT)
+        kill(keeper, signal.SIGCONT)
+        assert process.wait(30) == 0
+        assert up.of_service("web") == []
+
+
+def test_a_stop_that_its_keeper_could_not_hear_is_made_up_for(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        up.until("web", ready=True)
+        kill_all_but_the_services(up)
+        other = HeldTree.attach(str(up.run_dir / "services" / "web" / "1.sock"))
+        try:
+            wait_for(lambda: other.events())
+            up.up()
+            up.wait_for_socket()
+            assert up.client().stop("web", wait=False)[0]["service"]["state"] == "stopping"
+        finally:
+            other.close()
+        assert up.until("web", state="stopped")["tree"] is None
+        assert up.of_service("web") == []
+
+
+def test_a_service_that_is_not_configured_any_more_is_stopped_on_request(tmp_path):
+    """Its name is forgotten in the end, and still the one who waits gets an answer."""
+    script = "trap '' TERM; echo ready; sleep 1000 & wait; wait"
+    services = f'{SLEEPER}[service.old]\ncommand = {json.dumps(["sh", "-c", script])}\ngrace = "2s"\n'
+    with Running(tmp_path, services) as up:
+        up.until("old", ready=True)
+        wait_for(lambda: "ready" in log_of(up, "old"))
+        up.stop(signal.SIGQUIT)
+        up.file.write_text(PLACES + SLEEPER)
+        up.up()
+        up.wait_for_socket()
+        result = up.client().stop("old", "web", timeout=LIMIT)
+        assert {r["name"]: r["outcome"] for r in result} == {"old": "done", "web": "done"}
+        assert up.of_service("old") == []
