@@ -161,13 +161,21 @@ def test_a_killed_supervisor_is_started_again_and_its_clients_are_served(tmp_pat
 
 @pytest.mark.parametrize(
     ("lives", "code"),
-    [("exit 3", 3), ("exit 0", 0), ("die", 137), ("hang_up+exit 4", 4), ("farewell 5+exit 1", 5)],
+    [("exit 3", 3), ("exit 0", 0), ("hang_up+exit 4", 4), ("farewell 5+exit 1", 5)],
 )
-def test_an_end_before_the_first_ready_is_final(tmp_path, lives, code):
+def test_an_exit_before_the_first_ready_is_final(tmp_path, lives, code):
     with AnchorProcess(tmp_path, lives) as a:
         assert a.wait() == code
         a.next("hello")
         assert a.silent()
+
+
+def test_one_that_is_killed_before_the_first_ready_is_started_again(tmp_path):
+    """It may have taken services over, or started some."""
+    with AnchorProcess(tmp_path, "die,ready+farewell 7+exit 0") as a:
+        a.next("hello")
+        assert "(signal KILL)" in a.said()
+        assert a.wait() == 7
 
 
 @pytest.mark.parametrize(("command", "code"), [(["/nonexistent"], 127), (["/"], 126), (["true"], 0)])

@@ -360,7 +360,7 @@ def open_text(path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lives", "code"), [("say sorry+exit 4", 4), ("say sorry+die", 137), ("say sorry+ready+farewell 6+exit 0", 6)]
+    ("lives", "code"), [("say sorry+exit 4", 4), ("say sorry+ready+farewell 6+exit 0", 6)]
 )
 def test_detached_and_failed(site, lives, code):
     """What it says is shown here, and only what it says now; its exit code is ours."""

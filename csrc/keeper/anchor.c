@@ -259,8 +259,10 @@ static int ended(void)
     anchor.alive = anchor.ready = 0;
     if (anchor.farewell)
         return 1;
-    if (!anchor.ever_ready) { /* it never worked: who started us wants to know, and nothing runs yet */
-        anchor.status = anchor.end.si_code == CLD_EXITED ? anchor.end.si_status : 128 + anchor.end.si_status;
+    /* By its own decision, and before it ever worked: who started us wants to know.  One that was killed may
+     * have taken over services by then, or started some. */
+    if (!anchor.ever_ready && anchor.end.si_code == CLD_EXITED) {
+        anchor.status = anchor.end.si_status;
         return 1;
     }
     anchor.waiting |= anchor.repeat;
