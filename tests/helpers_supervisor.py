@@ -24,7 +24,11 @@ LIMIT = 30.0  # for anything that is waited for: a hang guard, not a measure
 class Running:
     """`holdfast up` in the foreground.  `with Running(tmp_path, services) as up: up.until("web", state="running")`."""
 
-    def __init__(self, directory: pathlib.Path, services: str, *, places: str = PLACES, **environment: str) -> None:
+    def __init__(
+        self, directory: pathlib.Path, services: str, *, places: str = PLACES, through: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:  # fmt: skip
+        self.through = through  # a command that it is started by
         self.directory = directory
         self.file = directory / "holdfast.toml"
         self.file.write_text(places + services)
@@ -37,7 +41,7 @@ class Running:
     def up(self, *options: str) -> subprocess.Popen[bytes]:
         with open(self.output, "ab") as out:
             self.process = subprocess.Popen(
-                [HOLDFAST, "up", "-c", str(self.file), *options],
+                [*self.through, HOLDFAST, "up", "-c", str(self.file), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

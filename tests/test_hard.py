@@ -7,6 +7,8 @@ import os
 import select
 import signal
 
+import pytest
+from conftest import require
 from helpers_supervisor import LIMIT, PLACES, Running, keeper_of, kill, log_of
 from helpers_trees import wait_for
 
@@ -88,3 +90,24 @@ def test_a_service_that_is_not_configured_any_more_is_stopped_on_request(tmp_pat
         result = up.client().stop("old", "web", timeout=LIMIT)
         assert {r["name"]: r["outcome"] for r in result} == {"old": "done", "web": "done"}
         assert up.of_service("old") == []
+
+
+def test_what_outlived_its_lost_keeper_is_awaited(tmp_path):
+    """A supervisor that may not kill another user's process: nothing is started beside it, until it has ended."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    require("setpriv")
+    tmp_path.chmod(0o755)
+    may_not_kill = ("setpriv", "--bounding-set", "-kill")
+    with Running(tmp_path, SLEEPER + 'user = "nobody"\n', through=may_not_kill) as up:
+        first = up.until("web", ready=True)
+        kill(keeper_of(first["pid"]))
+        stuck = up.until("web", state="fatal")
+        assert "outlived KILL" in stuck["reason"]
+        assert up.of_service("web") == [first["pid"]]
+        kill(first["pid"])
+        second = up.until("web", ready=True)
+        assert second["incarnation"] == 2
+        up.holdfast("stop", "web", "--no-wait")
+        kill(second["pid"])  # nobody else can
+        up.until("web", state="stopped")

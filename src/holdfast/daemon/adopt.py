@@ -197,7 +197,7 @@ def _go_on(supervisor: Supervisor, found: _Found) -> None:
     name, incarnation = found.record.name, found.record.incarnation
     if found.survivors:
         supervisor.post(ev.KeeperLost(name, incarnation))
-        supervisor.post(ev.Emptied(name, incarnation, found.survivors))
+        supervisor.run_task(supervisor.settle_lost(name, incarnation, found.survivors))
     if found.unreachable:
         supervisor.run_task(_reach(supervisor, found))
     _pass_on(supervisor, found)
@@ -232,4 +232,4 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
     if ended is not None:
         supervisor.post(ev.Exited(name, incarnation, ended))
     survivors = 0 if ended else await end_lost(name, incarnation, supervisor.anchor_pid)
-    supervisor.post(ev.Emptied(name, incarnation, survivors))
+    await supervisor.settle_lost(name, incarnation, survivors)

@@ -2,7 +2,8 @@
 
 The marker in the environment is a hint alone: programs overwrite it, and another supervisor's service may
 have the same name and number.  So a process counts only if no keeper but our own anchor is above it: what
-another keeper holds is never ours.  Each is held by a pidfd before it is looked at, and signalled through it.
+another keeper holds is never ours; nor is what is above ourselves.  Each is held by a pidfd before it is looked
+at, and signalled through it.  What cannot be looked at (no descriptor left) counts as there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SIGKILL = 9
 POLLIN = 1
 LOST_LIMIT = 5.0  # seconds; how long the killing is repeated
 PASS_PAUSE = 0.02
+SURVIVORS_PAUSE = 1.0  # seconds between two looks at those that outlived it
 KEEPER_NAME = "holdfast-keeper"
 
 
@@ -29,35 +31,51 @@ async def end_lost(name: str, incarnation: int, anchor_pid: int | None, tree: He
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LOST_LIMIT
-    marks = {b"HOLDFAST_SERVICE=" + os.fsencode(name), b"HOLDFAST_INCARNATION=%d" % incarnation}
-    if tree is not None:
-        tree.kill_held()
     while True:
-        left = _kill_pass(marks, anchor_pid)
-        if tree is not None:
-            held = [fd for fd in (tree.pidfd, *tree.members.values()) if fd >= 0]
-            left += sum(not _native.poll(fd, POLLIN, 0) for fd in held)
+        left = _kill(name, incarnation, anchor_pid, tree)
         if not left or loop.time() > deadline:
             return left
         await asyncio.sleep(PASS_PAUSE)
 
 
+async def await_survivors(name: str, incarnation: int, anchor_pid: int | None, tree: HeldTree | None = None) -> None:
+    """Return when those that `end_lost` has counted are gone.  May be cancelled."""
+    while _kill(name, incarnation, anchor_pid, tree):
+        await asyncio.sleep(SURVIVORS_PAUSE)
+
+
+def _kill(name: str, incarnation: int, anchor_pid: int | None, tree: HeldTree | None) -> int:
+    """Once; how many were there, or may have been."""
+    marks = {b"HOLDFAST_SERVICE=" + os.fsencode(name), b"HOLDFAST_INCARNATION=%d" % incarnation}
+    left = 0
+    try:
+        if tree is not None:
+            tree.kill_held()
+            held = [fd for fd in (tree.pidfd, *tree.members.values()) if fd >= 0]
+            left = sum(not _native.poll(fd, POLLIN, 0) for fd in held)
+        return left + _kill_pass(marks, anchor_pid)
+    except OSError:
+        return left + 1
+
+
 def _kill_pass(marks: set[bytes], anchor_pid: int | None) -> int:
-    """One look over /proc; how many were there."""
+    """One look over /proc; how many were there.  OSError: it could not be looked at."""
     found = 0
+    above = {os.getpid(), *ancestors(os.getpid())}
     for entry in os.listdir("/proc"):
-        if not entry.isdecimal() or int(entry) == os.getpid():
+        if not entry.isdecimal() or int(entry) in above:
             continue
         pid = int(entry)
         try:
             pidfd = _native.pidfd_open(pid)
-        except OSError:
+        except (ProcessLookupError, ValueError):
             continue
         try:
-            if _is_marked(pid, marks) and _is_nobody_elses(pid, anchor_pid):
+            if _is_marked(pid, marks) and (mine := _is_nobody_elses(pid, anchor_pid)) is not False:
                 found += 1
-                _native.pidfd_signal(pidfd, SIGKILL)
-        except OSError:
+                if mine:
+                    _native.pidfd_signal(pidfd, SIGKILL)
+        except (ProcessLookupError, PermissionError):
             pass  # ended, or not ours to kill: then it is counted
         finally:
             os.close(pidfd)
@@ -68,11 +86,15 @@ def _is_marked(pid: int, marks: set[bytes]) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environ = file.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
     fields = stat(pid)
     return marks <= set(environ.split(b"\0")) and fields is not None and fields[0] not in (b"Z", b"X")
 
 
-def _is_nobody_elses(pid: int, anchor_pid: int | None) -> bool:
-    return not any(above != anchor_pid and name_of(above) == KEEPER_NAME for above in ancestors(pid))
+def _is_nobody_elses(pid: int, anchor_pid: int | None) -> bool | None:
+    """None: one of those above it went while we looked, so nobody knows what is above that."""
+    chain = ancestors(pid)
+    if any(above != anchor_pid and name_of(above) == KEEPER_NAME for above in chain):
+        return False
+    return True if chain and chain[-1] <= 1 else None

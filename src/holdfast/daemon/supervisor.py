@@ -26,7 +26,7 @@ from holdfast.process.status import ExitStatus
 
 from .copy import Copy
 from .events import EventLog
-from .lost import end_lost
+from .lost import await_survivors, end_lost
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan
 from .processes import ancestors
@@ -258,11 +258,18 @@ class Supervisor:
             status = copy.tree.recover_status()
             if status is not None:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
-        copy.close()
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
         self._clean(copy.name, copy.incarnation)
-        self.post(ev.Emptied(copy.name, copy.incarnation, survivors))
+        await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
+        copy.close()
+
+    async def settle_lost(self, name: str, incarnation: int, survivors: int, tree: HeldTree | None = None) -> None:
+        """What `end_lost` has left is reported, and its end awaited: nothing is started beside it."""
+        if survivors:
+            self.post(ev.Emptied(name, incarnation, survivors))
+            await await_survivors(name, incarnation, self.anchor_pid, tree)
+        self.post(ev.Emptied(name, incarnation, 0))
 
     def run_task(self, work: Coroutine[None, None, None]) -> None:
         """Run work beside everything else; it is cancelled at the end."""
