@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
+import socket
+import struct
 
 import pytest
 from conftest import require
@@ -111,3 +114,28 @@ def test_what_outlived_its_lost_keeper_is_awaited(tmp_path):
         up.holdfast("stop", "web", "--no-wait")
         kill(second["pid"])  # nobody else can
         up.until("web", state="stopped")
+
+
+def notify_as_a_stranger(up: Running, text: bytes, fds: tuple[int, ...] = ()) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(str(up.run_dir / "notify"))
+        socket.send_fds(sock, [text], fds)
+
+
+def test_a_descriptor_that_will_not_be_closed_holds_nobody_up(tmp_path):
+    with Running(tmp_path, SLEEPER) as up, socket.create_server(("127.0.0.1", 0)) as server:
+        up.until("web", ready=True)
+        with socket.create_connection(server.getsockname()) as lingers, server.accept()[0]:
+            lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 300))
+            lingers.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:  # what is not acknowledged keeps its last close from returning
+                    lingers.send(bytes(65536))
+            supervisor = up.client().supervisor()["pid"]
+            kill(supervisor, signal.SIGSTOP)
+            notify_as_a_stranger(up, b"BARRIER=1", (lingers.fileno(),))
+            os.close(lingers.detach())  # what lies in the message is the last one now
+            kill(supervisor, signal.SIGCONT)
+            with up.client() as client:
+                client.timeout = LIMIT
+                assert client.supervisor()["state"] == "running"

@@ -22,6 +22,7 @@ class Copy:
         self.lost = self.dropped = self.log_error = 0
         self.main_pid = 0  # MAINPID= of sd_notify; 0: the process that was started
         self.status_text = ""  # STATUS= of sd_notify
+        self.stopping_said = False  # STOPPING=1 of sd_notify
         self.closed = False
         self._insist: asyncio.TimerHandle | None = None
 

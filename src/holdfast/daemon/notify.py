@@ -4,14 +4,20 @@ One datagram socket for all.  The kernel names the sender (SCM_CREDENTIALS, and 
 the chain of its parents has to reach the keeper of a service, and the sender has to be there still
 when that has been read, or the numbers may have been another's.  Who has gone by then cannot be
 believed: senders that leave at once wait for the barrier (BARRIER=1, as systemd-notify does).
+
+Whoever can reach the socket can send descriptors, and the last close of one may take as long as its sender
+likes: a connection that lingers, a file of a file system that is a program of his.  So a thread closes them,
+all but the pipe of a barrier that a service passes.
 """
 
 from __future__ import annotations
 
 import array
 import os
+import queue
 import socket
 import struct
+import threading
 from typing import NamedTuple
 
 from holdfast.process import _native
@@ -21,6 +27,7 @@ from .processes import ancestors
 SO_PASSPIDFD, SCM_PIDFD = 76, 4  # Linux 6.5; not in Python's socket module
 DATAGRAM_MAX = 65536
 FDS_MAX = 253
+CLOSING_MAX = 1024  # descriptors that wait to be closed; while there are more nothing is received
 CREDENTIALS = struct.Struct("3i")
 
 
@@ -44,26 +51,42 @@ class NotifySocket:
         except OSError:
             pass  # before 6.5: the pid of the credentials, opened by us
         self.refused = 0  # messages that came from outside, or from nobody any more
+        self._given = self._closed = 0  # descriptors, by us and by the thread
+        self._to_close: queue.SimpleQueue[int] | None = None
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    @property
+    def choked(self) -> bool:
+        """Too many descriptors wait to be closed: `receive` gives nothing now."""
+        return self._given - self._closed > CLOSING_MAX
 
     def receive(self, keepers: set[int], most: int = 64) -> list[Message]:
         """What has come, at most so many: services that talk without end must not starve the others."""
         messages = []
         for _ in range(most):
+            if self.choked:
+                break
             fds: list[int] = []
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(
-                    DATAGRAM_MAX, socket.CMSG_SPACE(FDS_MAX * 4) + socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4)
+                    DATAGRAM_MAX,
+                    socket.CMSG_SPACE(FDS_MAX * 4) + socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4),
+                    socket.MSG_CMSG_CLOEXEC,
                 )
             except BlockingIOError:
                 break
             except OSError:
                 continue
+            keeper = 0
             try:
                 pid, pidfd = _sender(ancillary, fds)
-                keeper = _keeper_of(pid, pidfd, keepers)
+                try:
+                    keeper = _keeper_of(pid, pidfd, keepers)
+                finally:
+                    if pidfd >= 0:
+                        os.close(pidfd)
                 fields = _parse(data)
                 if keeper:
                     messages.append(Message(keeper, pid, fields))
@@ -71,15 +94,38 @@ class NotifySocket:
                     self.refused += 1
             finally:
                 for fd in fds:  # a barrier is passed when its descriptor is closed
-                    os.close(fd)
+                    self._dispose(fd, believed=bool(keeper))
         return messages
+
+    def _dispose(self, fd: int, *, believed: bool) -> None:
+        if believed and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:["):
+            os.close(fd)
+            return
+        if self._to_close is None:
+            to_close: queue.SimpleQueue[int] = queue.SimpleQueue()
+            try:
+                threading.Thread(target=self._close_all, args=(to_close,), name="closer", daemon=True).start()
+            except RuntimeError:  # no thread is left for us
+                os.close(fd)
+                return
+            self._to_close = to_close
+        self._given += 1
+        self._to_close.put(fd)
+
+    def _close_all(self, to_close: queue.SimpleQueue[int]) -> None:
+        while True:
+            try:
+                os.close(to_close.get())
+            except OSError:
+                pass  # what its end has to say is for its sender
+            self._closed += 1
 
     def close(self) -> None:
         self._sock.close()
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]], fds: list[int]) -> tuple[int, int]:
-    """Its pid, and a pidfd (-1: gone).  Every descriptor that came along goes into fds."""
+    """Its pid, and a pidfd (-1: gone) for us to close.  Every descriptor that it has sent goes into fds."""
     pid = 0
     pidfd = -1
     for level, kind, data in ancillary:
@@ -90,13 +136,13 @@ def _sender(ancillary: list[tuple[int, int, bytes]], fds: list[int]) -> tuple[in
         elif kind in (SCM_PIDFD, socket.SCM_RIGHTS):
             received = array.array("i")
             received.frombytes(data[: len(data) - len(data) % received.itemsize])
-            fds.extend(fd for fd in received if fd >= 0)
-            if kind == SCM_PIDFD and received[0] >= 0:
+            if kind == SCM_PIDFD:
                 pidfd = received[0]
+            else:
+                fds.extend(received)
     if pid and pidfd < 0:
         try:
             pidfd = _native.pidfd_open(pid)
-            fds.append(pidfd)
         except OSError:
             pass
     return pid, pidfd

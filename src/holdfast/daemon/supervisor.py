@@ -35,6 +35,7 @@ from .store import Store
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
 REFUSED_PAUSE = 1.0  # seconds between two events about notifications that were refused
+CHOKED_PAUSE = 0.1  # seconds until notifications are read again
 
 
 class Supervisor:
@@ -312,6 +313,9 @@ class Supervisor:
                 text += f"; {refused - self._refused} since this was last said"
             self.events.add("notify_refused", text)
             self._refused, self._refused_told = refused, now
+        if self.notify.choked:
+            self._loop.remove_reader(self.notify.fileno())
+            self._loop.call_later(CHOKED_PAUSE, self.listen_to_notify, self.notify)
 
     def _on_message(self, copy: Copy, message: Message) -> None:
         name, incarnation, fields = copy.name, copy.incarnation, message.fields
@@ -323,7 +327,8 @@ class Supervisor:
             copy.main_pid = pid
         if extension:
             self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
-        if fields.get("STOPPING") == "1":
+        if fields.get("STOPPING") == "1" and not copy.stopping_said:
+            copy.stopping_said = True
             self.events.add("stopping", "it says that it stops", name, incarnation)
         if fields.get("READY") == "1":
             self.post(ev.BecameReady(name, incarnation))
