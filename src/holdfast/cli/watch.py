@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -66,8 +67,7 @@ def logs(
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # `| head` has seen enough
-        sys.exit(0)
+        _end_quietly()
 
 
 @click.command(name="events", short_help="Show what has happened to services.")
@@ -86,8 +86,13 @@ def events(client: Client, follow: bool, as_json: bool) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        _end_quietly()
+
+
+def _end_quietly() -> NoReturn:
+    """`| head` has seen enough.  What the interpreter would still flush at its end must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+    sys.exit(0)
 
 
 def _line(event: dict[str, Any]) -> str:
