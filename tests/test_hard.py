@@ -139,3 +139,20 @@ def test_a_descriptor_that_will_not_be_closed_holds_nobody_up(tmp_path):
             with up.client() as client:
                 client.timeout = LIMIT
                 assert client.supervisor()["state"] == "running"
+
+
+def test_what_another_supervisors_keeper_has_lost_is_none_of_ours(tmp_path):
+    """The same name, the same number, and nobody above it any more."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    with Running(tmp_path / "one", SLEEPER) as one, Running(tmp_path / "other", SLEEPER) as other:
+        theirs = other.until("web", ready=True)["pid"]
+        kill_all_but_the_services(other)
+        kill(keeper_of(theirs))
+        kill(keeper_of(one.until("web", ready=True)["pid"]))
+        one.until("web", incarnation=2, ready=True)
+        assert other.of_service("web") == [theirs]
+        other.up()
+        other.wait_for_socket()
+        other.until("web", incarnation=2, ready=True)
+        assert theirs not in other.of_service("web")

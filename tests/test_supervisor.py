@@ -346,6 +346,7 @@ cwd = "/"
         assert env["NOT"] == "default"
         assert env["HOLDFAST_SERVICE"] == "show"
         assert env["HOLDFAST_INCARNATION"] == "1"
+        assert env["HOLDFAST_SUPERVISOR"] == str(up.run_dir)
         assert "NOTIFY_SOCKET" not in env
         assert "LISTEN_FDS" not in env
         assert "HOLDFAST_RUN_DIR" not in env

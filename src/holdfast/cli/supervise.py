@@ -70,7 +70,7 @@ def _cannot_supervise(anchor: Anchor, why: str) -> int:
 async def _supervise(config: Config, anchor: Anchor) -> int:
     loop = asyncio.get_running_loop()
     places = config.supervisor
-    around = Surroundings(os.environ, os.path.join(places.run_dir, "notify"))
+    around = Surroundings(os.environ, places.run_dir)
     around.raise_descriptor_limit()
     supervisor = Supervisor(
         config, around, version=holdfast.__version__, anchor_pid=anchor.pid, restarts=anchor.restarts

@@ -22,7 +22,6 @@ from holdfast.process import events as told
 from holdfast.process.held import HeldTree
 
 from .copy import Copy
-from .lost import end_lost
 from .supervisor import Supervisor, exit_of
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
@@ -161,7 +160,7 @@ async def _look_after(supervisor: Supervisor, found: _Found) -> None:
     if found.copy is None and not found.unreachable and found.record.live:
         found.ended = _reported_exit(report)
         if found.ended is None:
-            found.survivors = await end_lost(name, incarnation, supervisor.anchor_pid)
+            found.survivors = await supervisor.end_lost(name, incarnation)
 
 
 def _take_over(supervisor: Supervisor, found: _Found) -> None:
@@ -231,5 +230,5 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
     ended = _reported_exit(supervisor.store.report(name, incarnation))
     if ended is not None:
         supervisor.post(ev.Exited(name, incarnation, ended))
-    survivors = 0 if ended else await end_lost(name, incarnation, supervisor.anchor_pid)
+    survivors = 0 if ended else await supervisor.end_lost(name, incarnation)
     await supervisor.settle_lost(name, incarnation, survivors)

@@ -1,8 +1,8 @@
 """What is left when a keeper was lost: found by what is held and by the marker, killed, and waited for.
 
-The marker in the environment is a hint alone: programs overwrite it, and another supervisor's service may
-have the same name and number.  So a process counts only if no keeper but our own anchor is above it: what
-another keeper holds is never ours; nor is what is above ourselves.  Each is held by a pidfd before it is looked
+The marks in the environment are a hint alone: programs overwrite them, and hand them on to what is not ours any
+more.  So a process counts only if no keeper but our own anchor is above it: what another keeper holds is never
+ours; nor is what is above ourselves.  Each is held by a pidfd before it is looked
 at, and signalled through it.  What cannot be looked at (no descriptor left) counts as there.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 
 from holdfast.process import _native
 from holdfast.process.held import HeldTree
@@ -24,36 +25,36 @@ SURVIVORS_PAUSE = 1.0  # seconds between two looks at those that outlived it
 KEEPER_NAME = "holdfast-keeper"
 
 
-async def end_lost(name: str, incarnation: int, anchor_pid: int | None, tree: HeldTree | None = None) -> int:
-    """Kill what a lost keeper has left (of `tree`, as far as it is held) until nothing is found; how many survive.
+async def end_lost(marks: Mapping[str, str], anchor_pid: int | None, tree: HeldTree | None = None) -> int:
+    """Kill what a lost keeper has left (what carries all of `marks`, what is held of `tree`) until nothing is found;
+    how many survive.
 
     Bounded by LOST_LIMIT.  May be cancelled.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LOST_LIMIT
     while True:
-        left = _kill(name, incarnation, anchor_pid, tree)
+        left = _kill(marks, anchor_pid, tree)
         if not left or loop.time() > deadline:
             return left
         await asyncio.sleep(PASS_PAUSE)
 
 
-async def await_survivors(name: str, incarnation: int, anchor_pid: int | None, tree: HeldTree | None = None) -> None:
+async def await_survivors(marks: Mapping[str, str], anchor_pid: int | None, tree: HeldTree | None = None) -> None:
     """Return when those that `end_lost` has counted are gone.  May be cancelled."""
-    while _kill(name, incarnation, anchor_pid, tree):
+    while _kill(marks, anchor_pid, tree):
         await asyncio.sleep(SURVIVORS_PAUSE)
 
 
-def _kill(name: str, incarnation: int, anchor_pid: int | None, tree: HeldTree | None) -> int:
+def _kill(marks: Mapping[str, str], anchor_pid: int | None, tree: HeldTree | None) -> int:
     """Once; how many were there, or may have been."""
-    marks = {b"HOLDFAST_SERVICE=" + os.fsencode(name), b"HOLDFAST_INCARNATION=%d" % incarnation}
     left = 0
     try:
         if tree is not None:
             tree.kill_held()
             held = [fd for fd in (tree.pidfd, *tree.members.values()) if fd >= 0]
             left = sum(not _native.poll(fd, POLLIN, 0) for fd in held)
-        return left + _kill_pass(marks, anchor_pid)
+        return left + _kill_pass({os.fsencode(f"{key}={value}") for key, value in marks.items()}, anchor_pid)
     except OSError:
         return left + 1
 

@@ -18,17 +18,27 @@ WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
 class Surroundings:
     """What services inherit from the supervisor: taken once, before it changes anything of its own."""
 
-    def __init__(self, environ: Mapping[str, str], notify_address: str) -> None:
+    def __init__(self, environ: Mapping[str, str], run_dir: str) -> None:
         self.environ = {
             key: value for key, value in environ.items() if not key.startswith(PRIVATE) and key not in WATCHDOG
         }
-        self.notify_address = notify_address
+        self.notify_address = os.path.join(run_dir, "notify")
+        self.run_dir = os.path.realpath(run_dir)  # however it is named: the next supervisor's is the same
         self.nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def raise_descriptor_limit(self) -> None:
         """RLIMIT_NOFILE up to the hard limit for the supervisor alone; services get the original one."""
         _, hard = self.nofile
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
+    """What tells the processes of one incarnation from all others on the machine, in their environment."""
+    return {
+        "HOLDFAST_SERVICE": name,
+        "HOLDFAST_INCARNATION": str(incarnation),
+        "HOLDFAST_SUPERVISOR": around.run_dir,
+    }
 
 
 def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
@@ -49,8 +59,7 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
     env.update(spec.env)
-    env["HOLDFAST_SERVICE"] = spec.name
-    env["HOLDFAST_INCARNATION"] = str(incarnation)
+    env.update(marks(spec.name, incarnation, around))
     if spec.type == "notify":
         env["NOTIFY_SOCKET"] = around.notify_address
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}

@@ -28,7 +28,7 @@ from .copy import Copy
 from .events import EventLog
 from .lost import await_survivors, end_lost
 from .notify import Message, NotifySocket
-from .plan import Surroundings, make_service_plan
+from .plan import Surroundings, make_service_plan, marks
 from .processes import ancestors
 from .store import Store
 
@@ -254,7 +254,7 @@ class Supervisor:
         self.run_task(self._end_lost_copy(copy))
 
     async def _end_lost_copy(self, copy: Copy) -> None:
-        survivors = await end_lost(copy.name, copy.incarnation, self.anchor_pid, copy.tree)
+        survivors = await self.end_lost(copy.name, copy.incarnation, copy.tree)
         if copy.tree.status is None:
             status = copy.tree.recover_status()
             if status is not None:
@@ -265,11 +265,15 @@ class Supervisor:
         await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
         copy.close()
 
+    async def end_lost(self, name: str, incarnation: int, tree: HeldTree | None = None) -> int:
+        """Kill what a lost keeper has left; how many survive."""
+        return await end_lost(marks(name, incarnation, self.around), self.anchor_pid, tree)
+
     async def settle_lost(self, name: str, incarnation: int, survivors: int, tree: HeldTree | None = None) -> None:
         """What `end_lost` has left is reported, and its end awaited: nothing is started beside it."""
         if survivors:
             self.post(ev.Emptied(name, incarnation, survivors))
-            await await_survivors(name, incarnation, self.anchor_pid, tree)
+            await await_survivors(marks(name, incarnation, self.around), self.anchor_pid, tree)
         self.post(ev.Emptied(name, incarnation, 0))
 
     def run_task(self, work: Coroutine[None, None, None]) -> None:
