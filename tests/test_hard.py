@@ -156,3 +156,22 @@ def test_what_another_supervisors_keeper_has_lost_is_none_of_ours(tmp_path):
         other.wait_for_socket()
         other.until("web", incarnation=2, ready=True)
         assert theirs not in other.of_service("web")
+
+
+def test_out_of_descriptors_it_can_still_be_asked_and_says_little(tmp_path):
+    require("prlimit")
+    services = "".join(f'[service.s{i}]\ncommand = ["sleep", "1000"]\nstart_limit = 2\n' for i in range(40))
+    with Running(tmp_path, services, through=("prlimit", "--nofile=128:128")) as up:
+        failed = up.until("s39", state="fatal")
+        assert "Too many open files" in failed["reason"]
+        first = up.until("s0", ready=True)
+        with contextlib.ExitStack() as clients:
+            for _ in range(128):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(up.run_dir / "control"))
+            kill(first["pid"])
+            wait_for(lambda: up.of_service("s0") not in ([], [first["pid"]]))
+        assert up.until("s0", ready=True)["incarnation"] == 2
+        up.holdfast("stop", "s?")
+        assert up.client().start("s39")[0]["outcome"] == "done"
+        assert up.output.read_text().count("accept() out of") < 20

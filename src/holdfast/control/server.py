@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import select
 import socket
 import struct
@@ -26,6 +27,7 @@ from .errors import Refusal
 from .seam import Peer, Supervised
 
 CONNECTIONS_MAX = 256
+SPARE_DESCRIPTORS = 24  # that clients leave to services
 BACKLOG = 1024  # that may wait to be accepted; more wait in connect
 HEAD_MAX = 16384  # bytes of a request's line and headers
 REQUEST_LIMIT = 10  # seconds for a request, from its first byte (of a new connection: from then) to its last
@@ -67,7 +69,9 @@ class ControlServer:
         self._config.load()
         loop = asyncio.get_running_loop()
         # A name of its own, not create_unix_server: that one looks at the path, and removes it in the end.
-        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=BACKLOG)
+        # One at a time: where no descriptor is left, asyncio goes on to accept that often, and as often a second later.
+        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=1)
+        self._sock.listen(BACKLOG)
 
     async def stop(self) -> None:
         """Accept no more; streams get their last event, what waits an answer.  Returns within STOP_LIMIT seconds."""
@@ -148,6 +152,8 @@ class _Connection(H11Protocol):
             self._refuse(Refusal("not_permitted", f"user {uid} may not command this supervisor"))
         elif len(self.connections) > CONNECTIONS_MAX:
             self._refuse(Refusal("busy", f"{CONNECTIONS_MAX} clients are connected already", "try again"))
+        elif sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
+            self._refuse(Refusal("busy", "the supervisor has no descriptor left for clients", "try again"))
         else:
             self._request_timer = self.loop.call_later(REQUEST_LIMIT, self._request_is_late)
 

@@ -7,8 +7,10 @@ made); such events queue up and are handled in turn, so the engine is never ente
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
+import resource
 import signal
 import time
 from collections import deque
@@ -35,6 +37,8 @@ from .store import Store
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
 REFUSED_PAUSE = 1.0  # seconds between two events about notifications that were refused
+DESCRIPTORS_OF_ONE = 3  # its keeper's socket, and of keeper and main process each one
+SPARE_DESCRIPTORS = 48  # that starts leave to clients, and to ourselves
 CHOKED_PAUSE = 0.1  # seconds until notifications are read again
 
 
@@ -168,6 +172,7 @@ class Supervisor:
         spec = self.config.services[name]
         log_path = os.path.join(self.config.supervisor.log_dir, name)
         try:
+            self._keep_spare_descriptors(name)
             os.makedirs(log_path, 0o750, exist_ok=True)
             plan = make_service_plan(spec, incarnation, self.around)
             tree = HeldTree.start(
@@ -185,6 +190,13 @@ class Supervisor:
             self._clean(name, incarnation)
             return
         self.hold(Copy(name, incarnation, tree, log_path))
+
+    def _keep_spare_descriptors(self, name: str) -> None:
+        """OSError when a start would take what clients need: who cannot be asked cannot be helped."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        copies = len(self.copies) + (name not in self.copies)
+        if copies * DESCRIPTORS_OF_ONE > limit - SPARE_DESCRIPTORS:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
         copy = self.copies.get(name)
@@ -388,6 +400,4 @@ def _number(fields: dict[str, str], key: str) -> int:
 
 
 def _errno_name(number: int | None) -> str:
-    import errno
-
     return errno.errorcode.get(number or 0, "")
