@@ -226,3 +226,12 @@ def test_where_the_owner_is_a_subreaper():
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             assert file.read() == ""
     """)
+
+
+def test_an_idle_keeper_that_was_closed_is_passed_over():
+    """An interruption at the wrong moment leaves one so; the runner itself is not closed."""
+    with holdfast.Runner() as runner:
+        runner.run(["true"])
+        (idle,) = runner._idle
+        idle.close()
+        assert runner.run(["true"]).returncode == 0

@@ -188,7 +188,12 @@ class Runner:
                     "ids, groups, capabilities or namespaces of this program have changed since the runner was "
                     "created; its children would still have the old ones. Make a new Runner"
                 )
-            keeper = self._idle.pop() if self._idle else self._template.launch_another()
+            while self._idle:
+                keeper = self._idle.pop()
+                if not keeper.closed:  # an interruption may have left one so
+                    break
+            else:
+                keeper = self._template.launch_another()
             self._busy.add(keeper)
         return keeper
 
