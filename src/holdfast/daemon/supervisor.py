@@ -273,9 +273,9 @@ class Supervisor:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
-        self._clean(copy.name, copy.incarnation)
         await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
         copy.close()
+        self._clean(copy.name, copy.incarnation)
 
     async def end_lost(self, name: str, incarnation: int, tree: HeldTree | None = None) -> int:
         """Kill what a lost keeper has left; how many survive."""
