@@ -176,3 +176,38 @@ def test_out_of_descriptors_it_can_still_be_asked_and_says_little(tmp_path):
         up.holdfast("stop", "s?")
         assert up.client().start("s39")[0]["outcome"] == "done"
         assert up.output.read_text().count("accept() out of") < 20
+
+
+def test_a_start_that_was_on_record_and_never_came_to_be_is_made_again(tmp_path):
+    """The supervisor was killed between the two: no policy may say that this was a life."""
+    with Running(tmp_path, SLEEPER + 'restart = "never"\n') as up:
+        up.until("web", ready=True)
+        record = up.run_dir / "services" / "web" / "record"
+        as_it_was_started = record.read_bytes()
+        up.holdfast("stop", "web")
+        supervisor = up.client().supervisor()["pid"]
+        kill(supervisor, signal.SIGSTOP)
+        record.write_bytes(as_it_was_started)
+        kill(supervisor)
+        wait_for(lambda: up.client().supervisor()["pid"] != supervisor)
+        assert up.until("web", ready=True)["incarnation"] == 2
+        assert len(up.of_service("web")) == 1
+
+
+def test_a_signal_that_one_keeper_cannot_hear_reaches_the_others(tmp_path):
+    other = '[service.other]\ncommand = ["sh", "-c", "trap \'echo heard\' USR1; while :; do sleep 0.1; done"]\n'
+    with Running(tmp_path, SLEEPER + "requires = [\"other\"]\n" + other) as up:
+        keeper = keeper_of(up.until("web", ready=True)["pid"])
+        kill(keeper, signal.SIGSTOP)
+        try:
+            with up.client() as client:
+                for _ in range(5000):  # until its socket is full
+                    result = client.signal("web", signal="URG", scope="group")[0]
+                    if result["outcome"] != "done":
+                        break
+                assert (result["outcome"], result["message"]) == ("refused", "its keeper does not answer")
+                result = client.signal("web", "other", signal="USR1", scope="group")
+            assert {r["name"]: r["outcome"] for r in result} == {"web": "refused", "other": "done"}
+        finally:
+            kill(keeper, signal.SIGCONT)
+        wait_for(lambda: "heard" in log_of(up, "other"))

@@ -5,7 +5,8 @@ For each service that has left something, the keeper of its last incarnation
   - has left a report: it ended while nobody was there;
   - is there and does not take us (frozen, has another owner yet, or we are out of descriptors): it is asked
     again and again, and until it answers its tree counts as alive;
-  - is not there and has left nothing: it was lost, or never came to be.  What may be left of its tree is ended.
+  - is not there and has left nothing: it was lost, and what may be left of its tree is ended; or, without even
+    a socket, it never came to be, and is started.
 A first start is the case of an empty directory.
 """
 
@@ -39,6 +40,7 @@ class _Found:
         self.survivors = 0  # of a tree whose keeper was lost, after it was killed
         self.unreachable = False
         self.ended: Exit | None = None  # from its report
+        self.never_came = False  # the supervisor was killed between its record and its keeper
 
     def heard(self, kind: type | tuple[type, ...]) -> bool:
         return any(isinstance(event, kind) for event in self.said)
@@ -161,13 +163,15 @@ async def _look_after(supervisor: Supervisor, found: _Found) -> None:
         found.ended = _reported_exit(report)
         if found.ended is None:
             found.survivors = await supervisor.end_lost(name, incarnation)
+            # The socket is made before the keeper, and removed after the end is on record.
+            found.never_came = not found.survivors and not os.path.exists(supervisor.store.address(name, incarnation))
 
 
 def _take_over(supervisor: Supervisor, found: _Found) -> None:
     """Tell the engine what was found of one service, and hear its keeper from now on."""
     record, copy = found.record, found.copy
     name, incarnation = record.name, record.incarnation
-    alive = copy is not None or found.unreachable or found.survivors > 0
+    alive = copy is not None or found.unreachable or found.survivors > 0 or found.never_came
     if not alive:
         supervisor.store.forget_incarnation(name, incarnation)
     now = asyncio.get_running_loop().time()
@@ -194,6 +198,8 @@ def _reported_exit(path: str) -> Exit | None:
 def _go_on(supervisor: Supervisor, found: _Found) -> None:
     """What ended meanwhile is an event like any other; who could not be reached is tried again."""
     name, incarnation = found.record.name, found.record.incarnation
+    if found.never_came:
+        supervisor.post(ev.SpawnFailed(name, incarnation, "the supervisor was killed at that moment", temporary=True))
     if found.survivors:
         supervisor.post(ev.KeeperLost(name, incarnation))
         supervisor.run_task(supervisor.settle_lost(name, incarnation, found.survivors))

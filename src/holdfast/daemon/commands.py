@@ -12,6 +12,7 @@ from holdfast.engine.outcome import outcome
 from holdfast.engine.service import ServiceView
 from holdfast.process.options import SCOPE, signal_number
 
+from .copy import Copy
 from .events import EventLog
 from .logs import LogReader
 from .names import UnknownService, matching
@@ -112,8 +113,9 @@ class Commands:
                 answers.append(_gone(status, incarnation))
             elif copy is None:
                 answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
+            elif refused := _refused_signal(copy, number, scope):
+                answers.append(Outcome(name, "refused", refused, status))
             else:
-                copy.tree.signal(number, scope)
                 self.events.add("signal", f"{signal_name(number)} to its {scope} ({peer})", name, copy.incarnation)
                 to = "" if scope == "main" else f" to its {scope}"
                 answers.append(Outcome(name, "done", f"{signal_name(number)} was sent{to}", status))
@@ -164,6 +166,17 @@ class Commands:
         except KeyError:
             return "forgotten"  # it was in no configuration any more, and its tree is empty
         return outcome(verb, before, now)
+
+
+def _refused_signal(copy: Copy, number: int, scope: str) -> str:
+    """Send it; why that could not be done, of this one: the others get theirs."""
+    try:
+        copy.tree.signal(number, scope)
+    except BlockingIOError:
+        return "its keeper does not answer"
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return ""
 
 
 def _gone(status: ServiceStatus, incarnation: int | None) -> Outcome:

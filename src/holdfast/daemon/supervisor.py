@@ -229,8 +229,7 @@ class Supervisor:
         if isinstance(event, told.Spawned):
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, told.Failed):
-            copy.tree.acknowledge(empty=True)
-            self.let_go(copy)
+            self._acknowledge(copy)
             reason = _why_not(self.config.services.get(name), event)
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
         elif isinstance(event, told.Exited):
@@ -242,12 +241,19 @@ class Supervisor:
         elif isinstance(event, told.Empty):
             self.post(ev.Emptied(name, incarnation, 0))
             # Only now is the exit on record: until here the keeper would have told it to the next supervisor.
-            copy.tree.acknowledge(exited=True, stopped=True, empty=True)
-            self.let_go(copy)
+            self._acknowledge(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
         elif isinstance(event, told.KeeperGone) and not copy.closed:
             self._on_keeper_gone(copy)
+
+    def _acknowledge(self, copy: Copy) -> None:
+        """Let the keeper end."""
+        try:
+            copy.tree.acknowledge(exited=True, stopped=True, empty=True)
+        except BlockingIOError:
+            pass  # frozen, with its socket full: without us, it writes a report and ends
+        self.let_go(copy)
 
     def _on_log_state(self, copy: Copy, event: told.LogState) -> None:
         if event.lost > copy.lost or event.dropped > copy.dropped:
@@ -273,9 +279,9 @@ class Supervisor:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
-        self._clean(copy.name, copy.incarnation)
         await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
         copy.close()
+        self._clean(copy.name, copy.incarnation)
 
     async def end_lost(self, name: str, incarnation: int, tree: HeldTree | None = None) -> int:
         """Kill what a lost keeper has left; how many survive."""
