@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 
 import pytest
+from helpers_wait import eventually
 
 
 def _descriptors() -> dict[str, str]:
@@ -37,12 +37,8 @@ def _children() -> set[str]:
 
 def _settled(look, before, limit=5.0):
     """What look() shows beyond `before`, once nothing is left or the limit is reached."""
-    deadline = time.monotonic() + limit
-    while True:
-        extra = {key: True for key in look() if key not in before}
-        if not extra or time.monotonic() > deadline:
-            return extra
-        time.sleep(0.01)
+    eventually(lambda: not set(look()) - set(before), limit)
+    return {key: True for key in look() if key not in before}
 
 
 @pytest.fixture(autouse=True)

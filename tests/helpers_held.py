@@ -12,6 +12,7 @@ import time
 
 import pytest
 from helpers_trees import kill_marked, left_of
+from helpers_wait import wait_for
 
 from holdfast.process.held import HeldTree, KeeperGone
 from holdfast.process.options import DEVNULL, make_plan
@@ -155,10 +156,9 @@ def first(events: list, name: str):
 def freeze(pidfd: int, pid: int) -> None:
     """SIGSTOP, and not before it has stopped."""
     signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-    deadline = time.monotonic() + PATIENCE
-    while True:
+
+    def stopped() -> bool:
         with open(f"/proc/{pid}/stat") as file:
-            if file.read().rpartition(")")[2].split()[0] == "T":
-                return
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.002)
+            return file.read().rpartition(")")[2].split()[0] == "T"
+
+    wait_for(stopped, PATIENCE, "the keeper to stop")

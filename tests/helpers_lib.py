@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -44,16 +43,6 @@ def program(code, *args, timeout=60, **options):
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Warning" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
     return done.stdout
-
-
-def eventually(look, limit=10.0):
-    """Wait until look() is true, for what no descriptor tells; its value."""
-    deadline = time.monotonic() + limit
-    while True:
-        value = look()
-        if value or time.monotonic() > deadline:
-            return value
-        time.sleep(0.005)
 
 
 def pids():

@@ -17,8 +17,10 @@ from __future__ import annotations
 import pathlib
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
+
+from helpers_wait import eventually
 
 SHOWN_DIRECTORY = "/home/me/demo"
 LOOKING = re.compile(r"holdfast (status|events|logs)\b(?!.*(-f|--follow))")
@@ -111,15 +113,16 @@ class Player:
                 (self.directory / "holdfast.toml").write_text(shown)
                 self.printed.append("")
                 continue
-            deadline = time.monotonic() + self.patience
-            before, looks = self._status, bool(LOOKING.match(command))
-            while True:
-                real = self._run(command, before)
-                if self.numbers.same(shown, real) or not looks or time.monotonic() > deadline:
-                    break
-                time.sleep(0.05)
+            before, tries = self._status, [""]
+            patience = self.patience if LOOKING.match(command) else 0.0
+            eventually(partial(self._try, command, before, shown, tries), patience)
+            real = tries[-1]
             assert self.numbers.same(shown, real), f"$ {command}\n--- the README shows\n{shown}--- printed\n{real}"
             self.printed.append(real)
+
+    def _try(self, command: str, status_before: int, shown: str, tries: list[str]) -> bool:
+        tries.append(self._run(command, status_before))
+        return self.numbers.same(shown, tries[-1])
 
     def _run(self, command: str, status_before: int) -> str:
         here = self.numbers.in_command(command)

@@ -14,6 +14,8 @@ import time
 import uuid
 from typing import Self
 
+from helpers_wait import all_ended, wait_for
+
 from holdfast.client import Client, ClientError
 
 HOLDFAST = str(pathlib.Path(sys.executable).parent / "holdfast")
@@ -58,16 +60,14 @@ class Running:
 
     def wait_for_socket(self) -> None:
         """Until the supervisor answers."""
-        deadline = time.monotonic() + LIMIT
-        while True:
-            try:
-                if self.client().supervisor()["state"] != "adopting":
-                    return
-            except ClientError:
-                pass
+
+        def answers() -> bool:
             assert self.process is None or self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.02)
+            with contextlib.suppress(ClientError):
+                return self.client().supervisor()["state"] != "adopting"
+            return False
+
+        wait_for(answers, LIMIT, self.output.read_text)
 
     def until(self, name: str, condition=None, **fields) -> dict:
         """The first status of a service that meets the condition and has these fields; woken by events."""
@@ -150,10 +150,9 @@ class Running:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        left = {}
         deadline = time.monotonic() + 5
-        while (left := self.marked()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        while (left := self.marked()) and all_ended(left, deadline - time.monotonic()):
+            continue  # those have ended; what they started meanwhile is looked for again
         for pid in left:  # ours by the mark: nothing of a failed test shall run on
             with contextlib.suppress(OSError):
                 fd = os.pidfd_open(pid)

@@ -15,6 +15,8 @@ import time
 import uuid
 from typing import Self
 
+from helpers_wait import wait_for
+
 HOLDFAST = os.path.join(os.path.dirname(sys.executable), "holdfast")
 IN_SHELL = shlex.quote(HOLDFAST)  # a path may have spaces
 LIMIT = 30.0  # a hang guard, never a measure
@@ -47,17 +49,6 @@ while True:
         os.write(1, b"counts %s\\n" % repr(sorted(got.items())).encode())
         sys.exit(7)
 """
-
-
-def poll_until(what, message="it did not happen"):
-    """What `what()` answers, once that is true.  For states of the kernel that no descriptor announces."""
-    deadline = time.monotonic() + LIMIT
-    while True:
-        answer = what()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, message() if callable(message) else message
-        select.select([], [], [], 0.005)
 
 
 def marked(marker: str) -> dict[int, str]:
@@ -201,3 +192,8 @@ class Terminal:
 
     def modes(self) -> list:
         return termios.tcgetattr(self.master)
+
+
+def poll_until(what, message="it did not happen"):
+    """What `what()` answers, once that is true."""
+    return wait_for(what, LIMIT, message)

@@ -13,11 +13,13 @@ from collections import Counter
 
 import pytest
 from conftest import require
+from helpers_wait import LIMIT, all_ended, wait_for
 
 import holdfast
 
+__all__ = ["LIMIT", "wait_for"]
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-LIMIT = 15.0  # a guard against hangs on a loaded machine, never a measure
 
 
 def build_tree_program(directory: str) -> str:
@@ -54,19 +56,9 @@ def left_of(mark: str, limit: float = 2.0) -> list[int]:
     """What is left of the marked ones.  The moment is for the marker's own reader: a process that dies
     keeps its environment readable until its memory is given back."""
     deadline = time.monotonic() + limit
-    while True:
-        left = marked(mark)
-        if not left or time.monotonic() > deadline:
-            return left
-        select.select([], [], [], 0.002)
-
-
-def wait_for(condition, limit: float = LIMIT, what: str = "") -> None:
-    """Look again until the condition holds: for facts of /proc, which has no descriptor to wait on."""
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {limit} s: {what or condition}"
-        select.select([], [], [], 0.002)
+    while (left := marked(mark)) and all_ended(left, deadline - time.monotonic()):
+        continue  # those have ended; what they started meanwhile is looked for again
+    return left
 
 
 def state(pid: int) -> str:

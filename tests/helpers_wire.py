@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from helpers_wait import wait_for
+
 from holdfast.process import _native
 
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
@@ -352,14 +354,6 @@ class RawKeeper:
             assert time.monotonic() < deadline, f"{now_ns - ns} ns and {now_times - times} runs in {window} s"
 
 
-def wait_until(look, what: str = "") -> None:
-    """For facts that no descriptor tells; bounded."""
-    deadline = time.monotonic() + PATIENCE
-    while not look():
-        assert time.monotonic() < deadline, what or "did not come true"
-        time.sleep(0.005)
-
-
 def marked(marker: str) -> list[int]:
     """Every process with this marker in its environment."""
     found = []
@@ -372,3 +366,8 @@ def marked(marker: str) -> list[int]:
             except OSError:
                 pass
     return found
+
+
+def wait_until(look, what: str = "") -> None:
+    """For facts that no descriptor tells; bounded."""
+    wait_for(look, PATIENCE, what)

@@ -14,7 +14,8 @@ import threading
 
 import pytest
 from helpers_control import LogWriter, Served, as_nobody
-from helpers_lib import eventually, root_only
+from helpers_lib import root_only
+from helpers_wait import eventually
 
 import holdfast
 from holdfast.client import Client, ClientError, NoSupervisor

@@ -15,7 +15,8 @@ import uuid
 
 import pytest
 from helpers_control import LogWriter, Served, as_nobody, everything
-from helpers_lib import eventually, root_only
+from helpers_lib import root_only
+from helpers_wait import eventually
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

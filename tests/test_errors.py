@@ -13,7 +13,6 @@ import pytest
 from helpers_lib import (
     WAYS,
     descriptors,
-    eventually,
     keepers,
     marked,
     nobody_can_run_keeper,
@@ -21,6 +20,7 @@ from helpers_lib import (
     root_only,
     starter,
 )  # fmt: skip
+from helpers_wait import eventually
 
 import holdfast
 from holdfast import DEVNULL, PIPE, STDOUT, SpawnError
@@ -383,7 +383,8 @@ def test_large_requests_that_fail_leave_nothing(start):
 
 TABLE_FULL = """
 import errno, os, resource, sys, holdfast
-from helpers_lib import descriptors, eventually, keepers, starter
+from helpers_lib import descriptors, keepers, starter
+from helpers_wait import eventually
 
 def exhaust(free, hog):
     # all but `free` numbers of the table are taken
@@ -438,7 +439,8 @@ def test_a_full_descriptor_table(way, kind):
 
 PROCESS_LIMIT = """
 import ctypes, errno, os, resource, sys, holdfast
-from helpers_lib import descriptors, eventually, keepers, starter
+from helpers_lib import descriptors, keepers, starter
+from helpers_wait import eventually
 way, user = sys.argv[1], int(sys.argv[2])
 holdfast.spawn  # load what the other user may not be able to read
 # Keepers that have ended come to us and are reaped at once: with an init that takes its time their

@@ -4,7 +4,8 @@ import os
 import select
 import uuid
 
-from helpers_lib import eventually, marked, program
+from helpers_lib import marked, program
+from helpers_wait import eventually
 
 import holdfast
 from holdfast import PIPE

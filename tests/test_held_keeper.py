@@ -15,8 +15,9 @@ import stat
 import pytest
 import wire_golden as golden
 from helpers_held import PATIENCE, Place, ended, first, freeze, kinds, place, until, until_adopted
-from helpers_lib import NOBODY, eventually, kernel_tells_stolen_status, root_only
+from helpers_lib import NOBODY, kernel_tells_stolen_status, root_only
 from helpers_trees import left_of
+from helpers_wait import eventually
 from helpers_wire import SPEC, RawKeeper, raw_record
 
 import holdfast

@@ -17,7 +17,8 @@ from holdfast import DEVNULL, PIPE, STDOUT
 TABLE = """
 import ctypes, fcntl, json, os, resource, signal, socket, subprocess, sys, termios, threading, time
 import holdfast
-from helpers_lib import descriptors, eventually, starter, read
+from helpers_lib import descriptors, starter, read
+from helpers_wait import eventually
 holdfast.spawn, holdfast.run
 probe = read(os.path.join(os.environ["PYTHONPATH"], "probe_state.py"))
 python = os.environ.get("HOLDFAST_TEST_PYTHON", sys.executable)
@@ -350,7 +351,8 @@ def test_no_trace_of_the_previous_tenant(tmp_path):
     """Whatever one process was given, and whatever it did, the next one of the same keeper has nothing of it."""
     program("""
         import json, os, signal, subprocess, sys, holdfast
-        from helpers_lib import eventually, keepers, read
+        from helpers_lib import keepers, read
+        from helpers_wait import eventually
         probe = read(os.path.join(os.environ["PYTHONPATH"], "probe_state.py"))
         def view(run, **options):
             return json.loads(run([sys.executable, "-ISE", "-c", probe], capture_output=True, **options).stdout)

@@ -10,7 +10,8 @@ COUNT = 1000
 # and so that handler and thread are proved to work: at the end they do meet that one.
 PROGRAM = """
 import os, signal, subprocess, sys, threading
-from helpers_lib import descriptors, keepers, starter, eventually
+from helpers_lib import descriptors, keepers, starter
+from helpers_wait import eventually
 
 way, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 called, got = [], []

@@ -7,7 +7,8 @@ import threading
 import uuid
 
 import pytest
-from helpers_lib import descriptors, eventually, keepers, marked, program
+from helpers_lib import descriptors, keepers, marked, program
+from helpers_wait import eventually
 
 import holdfast
 from holdfast import PIPE
@@ -212,7 +213,8 @@ def test_where_the_owner_is_a_subreaper():
     """Keepers come back to it as children: they are reaped by descriptor, and no status depends on that."""
     program("""
         import ctypes, os, holdfast
-        from helpers_lib import descriptors, eventually, keepers
+        from helpers_lib import descriptors, keepers
+        from helpers_wait import eventually
         assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
         before = descriptors()
         for _ in range(3):

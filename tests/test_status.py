@@ -12,7 +12,8 @@ import threading
 import time
 
 import pytest
-from helpers_lib import WAYS, eventually, kernel_tells_stolen_status, program, starter, state
+from helpers_lib import WAYS, kernel_tells_stolen_status, program, starter, state
+from helpers_wait import eventually
 
 import holdfast
 from holdfast import DEVNULL, PIPE

@@ -9,7 +9,8 @@ import time
 import uuid
 
 import pytest
-from helpers_lib import WAYS, eventually, keepers, marked, program, starter
+from helpers_lib import WAYS, keepers, marked, program, starter
+from helpers_wait import eventually
 
 import holdfast
 from holdfast import DEVNULL, PIPE
