@@ -2,11 +2,17 @@
 # make tour   a short guided run of `holdfast run`
 # make test   everything CI runs
 # make bench  measures; writes benchmarks/results/ and the figures in docs/benchmarks.md
+# make chaos  kills what holds services up and looks from outside; PROFILE=supervisor|keepers SEED= STEPS= SERVICES=
 # make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SUPERVISOR_BENCH_ARGS ?=
+PROFILE ?= supervisor
+SEED ?= 1
+STEPS ?= 100
+SERVICES ?= 50
+CHAOS_ARGS ?=
 V := .venv/bin/python
 # -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
 PIP := $(V) -m pip install -qq --disable-pip-version-check
@@ -14,7 +20,7 @@ PIP := $(V) -m pip install -qq --disable-pip-version-check
 SOURCES := meson.build meson_options.txt pyproject.toml tools/launcher \
 	$(shell find csrc src -name __pycache__ -prune -o -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper -print)
 
-.PHONY: run tour test install lint bench clean
+.PHONY: run tour test install lint bench chaos clean
 run: install
 	@exec sh examples/run.sh .venv/bin/holdfast
 
@@ -55,6 +61,9 @@ bench: .venv/test-ready
 	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
 	@$(V) benchmarks/supervisor.py --json benchmarks/results/supervisor.json $(SUPERVISOR_BENCH_ARGS)
 	@$(V) benchmarks/report.py
+
+chaos: .venv/installed
+	@cd tests && exec ../$(V) -m chaos --profile $(PROFILE) --seed $(SEED) --steps $(STEPS) --services $(SERVICES) $(CHAOS_ARGS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,141 @@
+"""What must hold whatever was killed.  Each is one function of the facts, and gives a line for each violation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from .facts import Facts, log_lines
+
+STEADY = {"writer", "forker", "notify", "stubborn"}  # they end only if somebody ends them
+MORTAL = {"crasher", "oneshot"}
+LEAVERS = {"leaver"}  # on_owner_loss is not "keep": they end with the supervisor
+LINE = re.compile(r"^(\S+) (\d+) (\d+) (\.*)$")
+MARKER = "--- holdfast: "
+
+
+def never_two_copies(facts: Facts) -> list[str]:
+    """No copy has found anything of an earlier one alive, no incarnation was used twice, one at most is alive."""
+    found = [f"{line}: part of an earlier copy was alive" for line in facts.doubles]
+    for name, born in facts.births.items():
+        numbers = [birth.incarnation for birth in born]
+        if numbers != sorted(set(numbers)):
+            found.append(f"{name}: incarnations were used twice or out of order: {numbers[-20:]}")
+    found += [f"{name}: {len(alive)} copies live: {alive}" for name, alive in facts.alive.items() if len(alive) > 1]
+    return found
+
+
+def ends_have_a_cause(facts: Facts) -> list[str]:
+    """Each end of a copy is its own doing, or follows what was done to it, its keeper, or by its `on_owner_loss`."""
+    found = []
+    for name, born in facts.births.items():
+        kind = facts.kinds[name]
+        excused = facts.commands[name] + facts.ended
+        if kind in LEAVERS:
+            excused += facts.owner_lost
+        for birth in born:
+            how = facts.ends.get((name, birth.incarnation))
+            if birth in facts.alive.get(name, ()) or (name, birth.incarnation) in facts.killed:
+                continue
+            if how and how.startswith("exit") and kind in MORTAL:
+                continue
+            excused -= 1
+            if excused < 0:
+                found.append(f"{name}@{birth.incarnation}, pid {birth.pid}: ended ({how or 'killed'}) without a cause")
+    return found
+
+
+def logs_are_whole(facts: Facts) -> list[str]:
+    """Each line that was written is in the files once and in order; of a lost keeper's, the last may be missing."""
+    found: list[str] = []
+    for name, paths in facts.logs.items():
+        found += _log_is_whole(facts, name, paths)
+    return found
+
+
+def _log_is_whole(facts: Facts, name: str, paths: list[str]) -> list[str]:
+    found = []
+    last: dict[int, int] = {}  # incarnation -> its last line
+    current = torn = 0
+    for line in log_lines(paths):
+        if line.startswith(MARKER):
+            continue
+        match = LINE.match(line)
+        if not match or match[1] != name:
+            torn += 1
+            continue
+        incarnation, number = int(match[2]), int(match[3])
+        if incarnation < current:
+            found.append(f"{name}@{incarnation}: line {number} after lines of incarnation {current}")
+        if number != last.get(incarnation, 0) + 1:
+            found.append(f"{name}@{incarnation}: line {number} after line {last.get(incarnation, 0)}")
+        current, last[incarnation] = incarnation, number
+    lost_keepers = {number for (service, number), what in facts.killed.items() if service == name and what == "keeper"}
+    if torn > len(lost_keepers):
+        found.append(f"{name}: {torn} torn lines")
+    for (service, incarnation), count in facts.counts.items():
+        written = last.get(incarnation, 0)
+        # One more than counted: it was killed between the two.
+        if service == name and written not in (count, count + 1) and not (
+            incarnation in lost_keepers and written < count
+        ):
+            found.append(f"{name}@{incarnation}: {count} lines were written, {written} are in the files")
+    return found
+
+
+def exits_are_accounted(facts: Facts) -> list[str]:
+    """Every end of a copy was told, and as what it was."""
+    found = []
+    for name, born in facts.births.items():
+        for birth in born:
+            life = name, birth.incarnation
+            how = facts.ends.get(life)
+            if birth in facts.alive.get(name, ()) or facts.killed.get(life) == "keeper":
+                continue
+            if how is None:
+                expected = "killed by SIGKILL"
+            else:
+                expected = f"exited with code {how.split()[1] if how.startswith('exit') else 0}"
+            told = facts.told.get(life, set())
+            if not any(expected in each for each in told):
+                found.append(f"{name}@{birth.incarnation}: {expected}, and was told as {sorted(told) or 'nothing'}")
+    return found
+
+
+def lost_keepers_are_told(facts: Facts) -> list[str]:
+    """History says why a service was started anew."""
+    return [
+        f"{name}@{number}: its keeper was killed, told as {sorted(facts.told.get((name, number), ())) or 'nothing'}"
+        for (name, number), what in facts.killed.items()
+        if what == "keeper"
+        and not any("keeper" in each or "exited with" in each for each in facts.told.get((name, number), ()))
+    ]
+
+
+def status_is_true(facts: Facts) -> list[str]:
+    """The supervisor's answer names the living copy, by pid and incarnation, and nothing else."""
+    found = []
+    for name, status in facts.status.items():
+        alive = [(birth.pid, birth.incarnation) for birth in facts.alive.get(name, ())]
+        if facts.kinds[name] in STEADY and alive != [(status["pid"], status["incarnation"])]:
+            found.append(f"{name}: status says pid {status['pid']}@{status['incarnation']}, alive is {alive}")
+    return found
+
+
+def nothing_is_left(facts: Facts) -> list[str]:
+    """After `down` no process of any service, keeper, supervisor or anchor is left."""
+    return [f"left behind: {each}" for each in facts.left]
+
+
+ALWAYS = (never_two_copies, ends_have_a_cause, status_is_true)  # also in between
+AT_THE_END = (
+    never_two_copies, ends_have_a_cause, logs_are_whole, exits_are_accounted, lost_keepers_are_told, nothing_is_left,
+)  # fmt: skip
+
+
+def check(facts: Facts, invariants: tuple, counter: Counter[str]) -> list[str]:
+    found = []
+    for invariant in invariants:
+        counter[invariant.__name__] += 1
+        found += [f"{invariant.__name__}: {each}" for each in invariant(facts)]
+    return found

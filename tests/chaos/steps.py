@@ -1,0 +1,117 @@
+"""What a step does to the world.  Each is one function of the world and the dice; the profiles choose among them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from .world import World
+
+Step = Callable[[World, random.Random], None]
+
+# Points inside a supervisor's life: an audit event of its Python, and a part of its arguments.
+POINTS = {
+    "start-up": ("open", "accepted.json"),
+    "reading a record": ("open", "/record"),
+    "connecting to a keeper": ("socket.connect", ".sock"),
+    "writing a record": ("open", "record.new"),
+    "renaming a record": ("os.rename", "record.new"),
+    "binding a keeper's socket": ("socket.bind", ".sock"),
+    "removing a report": ("os.remove", ".report"),
+    "removing a socket": ("os.remove", ".sock"),
+    "opening a log directory": ("os.mkdir", "-"),
+    "taking the control socket": ("import", "uvicorn"),
+}
+
+
+def pause(dice: random.Random, longest: float) -> None:
+    time.sleep(dice.uniform(0, longest))
+
+
+def supervisor(world: World, dice: random.Random) -> None:
+    """The supervisor, at any moment of its life."""
+    pid = world.supervisor()
+    pause(dice, 0.5)
+    world.kill_supervisor(pid)
+
+
+def settled_supervisor(world: World, dice: random.Random) -> None:
+    """One that has everything."""
+    world.settle()
+    pause(dice, 0.3)
+    world.kill_supervisor(world.supervisor())
+
+
+def anchor(world: World, dice: random.Random) -> None:
+    """The anchor, and with it the supervisor."""
+    world.supervisor()
+    pause(dice, 0.5)
+    world.kill_anchor()
+    world.up()
+
+
+def both(world: World, dice: random.Random) -> None:
+    """Supervisor and anchor, a moment apart."""
+    pid = world.supervisor()
+    pause(dice, 0.3)
+    if world.kill_supervisor(pid):
+        pause(dice, 0.01)
+    world.kill_anchor()
+    world.up()
+
+
+def at_a_point(world: World, dice: random.Random) -> None:
+    """The next supervisor, from inside, at a named point."""
+    name = dice.choice(sorted(POINTS))
+    event, text = POINTS[name]
+    world.point.write_text(f"{event} {text} {dice.choice((0, 0, 1, 2, dice.randrange(60)))}\n")
+    dice.choice((settled_supervisor, anchor))(world, dice)
+    armed = world.supervisor()
+    world.wait_for_point(armed, name)
+
+
+def keeper(world: World, dice: random.Random) -> None:
+    for name in dice.sample(sorted(world.kinds), dice.choice((1, 1, 2, 3))):
+        world.kill_keeper(name)
+
+
+def service(world: World, dice: random.Random) -> None:
+    for name in dice.sample(sorted(world.kinds), dice.choice((1, 1, 2, 3))):
+        world.kill_main(name)
+
+
+def command(world: World, dice: random.Random) -> None:
+    """A service is asked to start, stop or restart."""
+    name = dice.choice(sorted(world.kinds))
+    verb = dice.choice(("restart", "restart", "stop", "start"))
+    world.ask(verb, name)
+    if verb == "stop":
+        pause(dice, 0.1)
+        world.ask("start", name)
+
+
+def together(*steps: Step) -> Step:
+    def all_of_them(world: World, dice: random.Random) -> None:
+        for step in dice.sample(steps, len(steps)):
+            step(world, dice)
+            pause(dice, 0.02)
+
+    all_of_them.__name__ = "_".join(step.__name__ for step in steps)
+    return all_of_them
+
+
+def _now(world: World, dice: random.Random) -> None:
+    """The supervisor, this moment."""
+    world.kill_supervisor(world.supervisor())
+
+
+_now.__name__ = "supervisor"
+
+SUPERVISOR: tuple[Step, ...] = (supervisor, supervisor, settled_supervisor, anchor, both, at_a_point)
+KEEPERS: tuple[Step, ...] = (
+    keeper, service, command,
+    together(keeper, _now), together(keeper, command), together(command, _now), together(service, _now),
+    together(service, keeper), together(keeper, anchor), together(keeper, command, _now),
+)  # fmt: skip
+PROFILES = {"supervisor": SUPERVISOR, "keepers": KEEPERS}
