@@ -4,6 +4,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,9 @@ import uuid
 import pytest
 
 import holdfast
+from holdfast.config.load import load
+from holdfast.daemon import place
+from holdfast.daemon.notify import NotifySocket
 from holdfast.process import _native
 
 
@@ -244,3 +248,21 @@ def test_a_closed_runner_is_not_a_lost_keeper():
     with pytest.raises((RuntimeError, ValueError)) as caught:
         process.wait()
     assert not isinstance(caught.value, holdfast.KeeperLost)
+
+
+def test_a_service_that_is_ready_before_its_supervisor_listens_is_believed(tmp_path):
+    """The kernel names senders as they send: set at the receiver's start, that was too late for the first services,
+    which then stayed "not ready yet" until they were killed for it."""
+    file = tmp_path / "holdfast.toml"
+    file.write_text('[supervisor]\nrun_dir = "run"\nlog_dir = "log"\nstate_dir = "state"\n[service.x]\ncommand = "true"\n')
+    ours = place.take(load(str(file)))
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
+            service.connect(str(tmp_path / "run" / "notify"))
+            service.send(b"READY=1")
+        (message,) = NotifySocket(ours.notify).receive({os.getppid()})  # as if our parent were the keeper
+        assert (message.pid, message.fields) == (os.getpid(), {"READY": "1"})
+    finally:
+        os.close(ours.lock_fd)
+        ours.control.close()
+        ours.notify.close()

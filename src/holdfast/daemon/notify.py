@@ -40,16 +40,11 @@ class Message(NamedTuple):
 
 
 class NotifySocket:
-    """The supervisor's end.  For its thread; does not block."""
+    """The supervisor's end, made by `place.take`.  For its thread; does not block."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
-        except OSError:
-            pass  # before 6.5: the pid of the credentials, opened by us
         self.refused = 0  # messages that came from outside, or from nobody any more
         self._given = self._closed = 0  # descriptors, by us and by the thread
         self._to_close: queue.SimpleQueue[int] | None = None
@@ -122,6 +117,16 @@ class NotifySocket:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def name_senders(sock: socket.socket) -> None:
+    """Have the kernel name the sender of each message.  To be called before the first can come: it is named as the
+    message is sent, and a service may speak before a supervisor listens."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+    except OSError:
+        pass  # before 6.5: the pid of the credentials, opened by us
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]], fds: list[int]) -> tuple[int, int]:

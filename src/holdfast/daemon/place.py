@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.config.model import encode
 from holdfast.config.places import CONTROL
 
+from .notify import name_senders
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -61,6 +63,7 @@ def take(config: Config) -> Place:
         control = _bind(directory, run_dir, CONTROL, socket.SOCK_STREAM, 0o600)
         control.listen(BACKLOG_LIMIT)
         notify = _bind(directory, run_dir, NOTIFY, socket.SOCK_DGRAM, 0o666)
+        name_senders(notify)
         _write(directory, ACCEPTED, encode(config))
     except OSError as error:
         raise Refused(f"cannot use the run directory {run_dir}: {error.strerror or error}") from None
