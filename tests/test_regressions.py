@@ -254,7 +254,7 @@ def test_a_service_that_is_ready_before_its_supervisor_listens_is_believed(tmp_p
     """The kernel names senders as they send: set at the receiver's start, that was too late for the first services,
     which then stayed "not ready yet" until they were killed for it."""
     file = tmp_path / "holdfast.toml"
-    file.write_text('[supervisor]\nrun_dir = "run"\nlog_dir = "log"\nstate_dir = "state"\n[service.x]\ncommand = "true"\n')
+    file.write_text('[supervisor]\nrun_dir = "run"\nlog_dir = "log"\n[service.x]\ncommand = "true"\n')
     ours = place.take(load(str(file)))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:

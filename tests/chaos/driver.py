@@ -73,7 +73,7 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
             "kills_by_kind": dict(sorted(world.kills.items())),
             "kills_at_points": dict(sorted(world.kills_at.items())),
             "lives": sum(len(births) for births in facts.births.values()),
-            "exits_told": len(facts.told),
+            "exits_told": None if facts.told is None else len(facts.told),
             "lines": sum(facts.counts.values()),
             "log_files": sum(len(files) for files in facts.logs.values()),
             "invariants_checked": dict(sorted(counter.items())),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +14,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Life = tuple[str, int]  # service, incarnation
-
-TOLD = re.compile(r"^\S+ (\S+)@(\d+) (exited|lost|fatal|backoff): (.*)$")
-
 
 class Birth(NamedTuple):
     incarnation: int
@@ -33,7 +29,7 @@ class Facts:
     doubles: list[str] = field(default_factory=list)
     counts: dict[Life, int] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)  # the files of each, oldest first
-    told: dict[Life, set[str]] = field(default_factory=dict)  # exits as the supervisor told them
+    told: dict[Life, str] | None = None  # exits as the history tells them; None: it cannot be asked
     alive: dict[str, list[Birth]] = field(default_factory=dict)
     status: dict[str, dict] = field(default_factory=dict)  # as the supervisor answers; empty: not asked
     left: list[str] = field(default_factory=list)  # processes after everything was stopped
@@ -91,19 +87,7 @@ def log_lines(paths: list[str]) -> Iterator[str]:
                 yield line.rstrip("\n")
 
 
-def told_in_journal(path: str) -> dict[Life, set[str]]:
-    found: dict[Life, set[str]] = {}
-    for line in lines_of(path):
-        match = TOLD.match(line)
-        if match:
-            found.setdefault((match[1], int(match[2])), set()).add(f"{match[3]}: {match[4]}")
-    return found
-
-
-def told_in_history(text: str) -> dict[Life, set[str]]:
+def told_in_history(text: str) -> dict[Life, str]:
     """Rows of `holdfast history --json`."""
-    found: dict[Life, set[str]] = {}
-    for row in json.loads(text):
-        if row.get("service") and row.get("incarnation") and row.get("cause"):
-            found.setdefault((row["service"], row["incarnation"]), set()).add(f"exited: {row['cause']}")
-    return found
+    rows = json.loads(text)
+    return {(row["service"], row["incarnation"]): row["cause"] or "runs" for row in rows if row["service"]}

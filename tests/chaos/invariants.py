@@ -84,32 +84,29 @@ def _log_is_whole(facts: Facts, name: str, paths: list[str]) -> list[str]:
 
 
 def exits_are_accounted(facts: Facts) -> list[str]:
-    """Every end of a copy was told, and as what it was."""
+    """The history tells every end of a copy, and as what it was."""
     found = []
     for name, born in facts.births.items():
         for birth in born:
             life = name, birth.incarnation
-            how = facts.ends.get(life)
-            if birth in facts.alive.get(name, ()) or facts.killed.get(life) == "keeper":
+            if facts.told is None or facts.killed.get(life) == "keeper" or birth in facts.alive.get(name, ()):
                 continue
-            if how is None:
-                expected = "killed by SIGKILL"
-            else:
-                expected = f"exited with code {how.split()[1] if how.startswith('exit') else 0}"
-            told = facts.told.get(life, set())
-            if not any(expected in each for each in told):
-                found.append(f"{name}@{birth.incarnation}: {expected}, and was told as {sorted(told) or 'nothing'}")
+            how = facts.ends.get(life)
+            code = how.split()[1] if how and how.startswith("exit") else "0"
+            expected = f"exited with code {code}" if how else "killed by SIGKILL"
+            if expected not in facts.told.get(life, ""):
+                found.append(f"{name}@{birth.incarnation}: {expected}, told as {facts.told.get(life, 'nothing')!r}")
     return found
 
 
 def lost_keepers_are_told(facts: Facts) -> list[str]:
-    """History says why a service was started anew."""
-    return [
-        f"{name}@{number}: its keeper was killed, told as {sorted(facts.told.get((name, number), ())) or 'nothing'}"
-        for (name, number), what in facts.killed.items()
-        if what == "keeper"
-        and not any("keeper" in each or "exited with" in each for each in facts.told.get((name, number), ()))
-    ]
+    """History says why a service was started anew: its keeper was lost, or it had ended before that."""
+    found = []
+    for (name, number), what in facts.killed.items():
+        told = "keeper" if facts.told is None or what != "keeper" else facts.told.get((name, number), "nothing")
+        if not re.search("keeper|exited with|killed by", told):
+            found.append(f"{name}@{number}: its keeper was killed, told as {told!r}")
+    return found
 
 
 def status_is_true(facts: Facts) -> list[str]:

@@ -32,7 +32,7 @@ def pause(dice: random.Random, longest: float) -> None:
 def supervisor(world: World, dice: random.Random) -> None:
     """The supervisor, at any moment of its life."""
     pid = world.supervisor()
-    pause(dice, 0.5)
+    pause(dice, 0.4)
     world.kill_supervisor(pid)
 
 
@@ -46,7 +46,7 @@ def settled_supervisor(world: World, dice: random.Random) -> None:
 def anchor(world: World, dice: random.Random) -> None:
     """The anchor, and with it the supervisor."""
     world.supervisor()
-    pause(dice, 0.5)
+    pause(dice, 0.4)
     world.kill_anchor()
     world.up()
 
@@ -65,7 +65,7 @@ def at_a_point(world: World, dice: random.Random) -> None:
     """The next supervisor, from inside, at a named point."""
     name = dice.choice(sorted(POINTS))
     event, text = POINTS[name]
-    world.point.write_text(f"{event} {text} {dice.choice((0, 0, 1, 2, dice.randrange(60)))}\n")
+    world.point.write_text(f"{event} {text} {dice.choice((0, 0, 0, 1, 2, 5))}\n")
     dice.choice((settled_supervisor, anchor))(world, dice)
     armed = world.supervisor()
     world.wait_for_point(armed, name)

@@ -23,7 +23,7 @@ from .invariants import STEADY, status_is_true
 HERE = pathlib.Path(__file__).parent
 HOLDFAST = str(pathlib.Path(sys.executable).parent / "holdfast")
 POINT_LIMIT = 1.5  # seconds until an armed supervisor counts as past its point
-LIMIT = 60.0  # for anything that is waited for: a guard against hangs
+LIMIT = 20.0  # for anything that is waited for: a guard against hangs
 PAUSE = 0.003
 # In turn, so that every number of services has them all.
 KINDS = ("writer", "crasher", "forker", "notify", "stubborn", "leaver", "writer", "oneshot", "forker", "writer")
@@ -84,7 +84,7 @@ class World:
         with open(self.journal, "ab") as out:
             self.anchor = subprocess.Popen(
                 [HOLDFAST, "up", "-c", str(self.directory / "holdfast.toml")],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(HERE / "points"), "CHAOS_POINT": str(self.point),
                      "PYTHONDONTWRITEBYTECODE": "1"},
             )  # fmt: skip
@@ -217,18 +217,16 @@ class World:
         for name in self.kinds:
             facts.counts |= seen.counts(str(self.own), name)
             facts.logs[name] = seen.log_files(str(self.directory / "log" / name))
-        facts.told = seen.told_in_journal(str(self.journal))
-        for life, told in self._history().items():
-            facts.told.setdefault(life, set()).update(told)
+        facts.told = self._history()
         return facts
 
-    def _history(self) -> dict:
-        """What `holdfast history` knows; nothing, where this version has none."""
+    def _history(self) -> dict | None:
+        """What `holdfast history` knows; None: this version has no such command."""
         done = subprocess.run(
             [HOLDFAST, "history", "--json", "--limit", "1000000"], capture_output=True, text=True, timeout=LIMIT,
             env={**os.environ, "HOLDFAST_RUN_DIR": str(self.directory / "run")},
         )  # fmt: skip
-        return seen.told_in_history(done.stdout) if done.returncode == 0 else {}
+        return None if done.returncode == 2 else seen.told_in_history(done.stdout)
 
     def __enter__(self) -> Self:
         self.own.mkdir()
