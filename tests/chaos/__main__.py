@@ -11,6 +11,8 @@ import sys
 import tempfile
 
 from .driver import Options, as_json, run
+from .steps import PROFILES
+from .trouble import unmount
 
 PR_SET_CHILD_SUBREAPER = 36
 ISOLATED = "HOLDFAST_CHAOS_ISOLATED"
@@ -27,7 +29,7 @@ def isolate() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("--profile", default="supervisor")
+    parser.add_argument("--profile", default="supervisor", choices=PROFILES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--services", type=int, default=20)
@@ -55,7 +57,8 @@ def main() -> int:
         if given.keep:
             print(f"chaos: left in {directory}", file=sys.stderr)
         else:
-            shutil.rmtree(directory, ignore_errors=True)
+            unmount(directory / "disk")
+            shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

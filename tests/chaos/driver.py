@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from . import invariants, steps
+from . import invariants, steps, trouble
 from .world import Stuck, World
 
 VIOLATIONS_MAX = 20  # then there is enough to look at
@@ -39,7 +39,8 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
     counter: Counter[str] = Counter()
     done: Counter[str] = Counter()
     violations: list[str] = []
-    with World(directory, options.services) as world:
+    small_disk = options.profile == "trouble" and trouble.mount_small_disk(directory / "disk")
+    with World(directory, options.services, small_disk=small_disk) as world:
         interrupted = False
         try:
             world.settle()
@@ -72,6 +73,8 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
             "kills": sum(world.kills.values()),
             "kills_by_kind": dict(sorted(world.kills.items())),
             "kills_at_points": dict(sorted(world.kills_at.items())),
+            "frozen": dict(sorted(world.freezes.items())),
+            "exhausted": dict(sorted(world.exhausted.items())),
             "lives": sum(len(births) for births in facts.births.values()),
             "exits_told": None if facts.told is None else len(facts.told),
             "lines": sum(facts.counts.values()),

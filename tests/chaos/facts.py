@@ -36,6 +36,7 @@ class Facts:
     # What the driver has done:
     killed: dict[Life, str] = field(default_factory=dict)  # its main process ("main") or keeper ("keeper")
     commands: Counter[str] = field(default_factory=Counter)  # stops and restarts that were asked for
+    disk_full: set[Life] = field(default_factory=set)  # they lived while the disk was full
     owner_lost: int = 0  # kills of supervisors
     ended: bool = False  # everything was stopped in the end
 

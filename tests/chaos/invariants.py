@@ -56,28 +56,32 @@ def logs_are_whole(facts: Facts) -> list[str]:
 def _log_is_whole(facts: Facts, name: str, paths: list[str]) -> list[str]:
     found = []
     last: dict[int, int] = {}  # incarnation -> its last line
-    current = torn = 0
+    current, torn = 0, []
+    counted_loss = False  # a marker says that something is missing here: only after a full disk
+    cut = {number for (service, number), what in facts.killed.items() if service == name and what == "keeper"}
+    full = {number for service, number in facts.disk_full if service == name}
     for line in log_lines(paths):
         if line.startswith(MARKER):
+            counted_loss |= " bytes lost: " in line
             continue
         match = LINE.match(line)
         if not match or match[1] != name:
-            torn += 1
+            torn.append(line[:60])
             continue
         incarnation, number = int(match[2]), int(match[3])
         if incarnation < current:
             found.append(f"{name}@{incarnation}: line {number} after lines of incarnation {current}")
-        if number != last.get(incarnation, 0) + 1:
-            found.append(f"{name}@{incarnation}: line {number} after line {last.get(incarnation, 0)}")
-        current, last[incarnation] = incarnation, number
-    lost_keepers = {number for (service, number), what in facts.killed.items() if service == name and what == "keeper"}
-    if torn > len(lost_keepers):
-        found.append(f"{name}: {torn} torn lines")
+        before = last.get(incarnation, 0)
+        if number != before + 1 and not (counted_loss and incarnation in full and number > before):
+            found.append(f"{name}@{incarnation}: line {number} after line {before}")
+        current, last[incarnation], counted_loss = incarnation, number, False
+    if len(torn) > len(cut) + len(full):
+        found.append(f"{name}: {len(torn)} torn lines: {torn[:5]}")
     for (service, incarnation), count in facts.counts.items():
         written = last.get(incarnation, 0)
         # One more than counted: it was killed between the two.
         if service == name and written not in (count, count + 1) and not (
-            incarnation in lost_keepers and written < count
+            incarnation in cut | full and written < count
         ):
             found.append(f"{name}@{incarnation}: {count} lines were written, {written} are in the files")
     return found
@@ -90,6 +94,8 @@ def exits_are_accounted(facts: Facts) -> list[str]:
         for birth in born:
             life = name, birth.incarnation
             if facts.told is None or facts.killed.get(life) == "keeper" or birth in facts.alive.get(name, ()):
+                continue
+            if life in facts.disk_full:  # there was no room for its row
                 continue
             how = facts.ends.get(life)
             code = how.split()[1] if how and how.startswith("exit") else "0"

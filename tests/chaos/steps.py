@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Callable
 
+from .moments import MOMENTS
+from .trouble import TROUBLE
 from .world import World
 
 Step = Callable[[World, random.Random], None]
@@ -114,4 +116,4 @@ KEEPERS: tuple[Step, ...] = (
     together(keeper, _now), together(keeper, command), together(command, _now), together(service, _now),
     together(service, keeper), together(keeper, anchor), together(keeper, command, _now),
 )  # fmt: skip
-PROFILES = {"supervisor": SUPERVISOR, "keepers": KEEPERS}
+PROFILES = {"supervisor": SUPERVISOR, "keepers": (*KEEPERS, *MOMENTS), "trouble": (*TROUBLE, *TROUBLE, supervisor)}

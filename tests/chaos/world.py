@@ -45,27 +45,31 @@ def until(look, what: str, limit: float = LIMIT):
 class World:
     """`with World(directory, services) as world`: up; at the end down, and nothing is left."""
 
-    def __init__(self, directory: pathlib.Path, services: int) -> None:
+    def __init__(self, directory: pathlib.Path, services: int, *, small_disk: bool = False) -> None:
         self.directory = directory
+        self.small_disk = small_disk  # what the supervisor writes lies on one that can be filled, `directory`/disk
         self.own = directory / "own"  # the services' files
         self.journal = directory / "up.out"
         self.point = directory / "point"
+        self.freezes: Counter[str] = Counter()
+        self.exhausted: Counter[str] = Counter()
         self.kinds = {f"{KINDS[i % len(KINDS)]}{i}": KINDS[i % len(KINDS)] for i in range(services)}
         self.facts = Facts(self.kinds)
         self.kills: Counter[str] = Counter()
         self.kills_at: Counter[str] = Counter()  # named points
         self.anchor: subprocess.Popen[bytes] | None = None
-        self.client = Client(str(directory / "run"), timeout=LIMIT)
 
     def configuration(self) -> str:
-        text = '[supervisor]\nrun_dir = "run"\nlog_dir = "log"\nstate_dir = "state"\n'
+        disk = "disk/" if self.small_disk else ""
+        text = f'[supervisor]\nrun_dir = "{disk}run"\nlog_dir = "{disk}log"\nstate_dir = "{disk}state"\n'
         text += "start_budget = { at_once = 1000, per_second = 1000 }\n"
         python = os.path.realpath(sys.executable)
         for name, kind in self.kinds.items():
             words = [python, "-I", "-S", str(HERE / "service.py"), kind, str(self.own), name]
             command = " ".join(f"'{word}'" for word in words)
             text += f"[service.{name}]\nshell = true\ncommand = {json.dumps(f'exec {command} $HOLDFAST_INCARNATION')}\n"
-            text += "start_limit = 0\nlog = { rotate = { size = '64KiB', count = 10000 }, cap = '8GiB' }\n"
+            size = "4KiB" if self.rotates_fast(name) else "64KiB"
+            text += f"start_limit = 0\nlog = {{ rotate = {{ size = '{size}', count = 10000 }}, cap = '8GiB' }}\n"
             text += f"grace = '{'200ms' if kind in ('stubborn', 'forker') else '10s'}'\n"
             text += {
                 "crasher": "restart = 'always'\nbackoff = { first = '0s', then = '100ms', max = '1s' }\n",
@@ -74,6 +78,17 @@ class World:
                 "leaver": "on_owner_loss = 'stop'\nrestart = 'always'\n",
             }.get(kind, "restart = 'always'\n")
         return text
+
+    def rotates_fast(self, name: str) -> bool:
+        return name.startswith("writer") and name.endswith("0")
+
+    @property
+    def run_dir(self) -> pathlib.Path:
+        return self.directory / ("disk/run" if self.small_disk else "run")
+
+    @property
+    def log_dir(self) -> pathlib.Path:
+        return self.directory / ("disk/log" if self.small_disk else "log")
 
     # ---- the supervisor and its anchor
 
@@ -162,7 +177,16 @@ class World:
         if verb != "start":
             self.facts.commands[name] += 1
         with contextlib.suppress(ClientError):
-            getattr(Client(str(self.directory / "run"), timeout=5.0), verb)(name, wait=False)
+            getattr(Client(str(self.run_dir), timeout=5.0), verb)(name, wait=False)
+
+    def births(self) -> dict[str, list[Birth]]:
+        return {name: seen.births(str(self.own), name) for name in self.kinds}
+
+    def note_full_disk(self, before: dict[str, list[Birth]]) -> None:
+        """Who lived since then may have lost lines, which are counted, and the row of its end."""
+        for name, births in self.births().items():
+            since = births[max(0, len(before[name]) - 1) :]
+            self.facts.disk_full |= {(name, birth.incarnation) for birth in since}
 
     # ---- looking
 
@@ -176,9 +200,10 @@ class World:
             self.supervisor()
             self.tidy()
             with contextlib.suppress(ClientError):
-                if self.client.supervisor()["state"] != "running":
+                client = Client(str(self.run_dir), timeout=LIMIT)
+                if client.supervisor()["state"] != "running":
                     return False
-                self.facts.status = {status["name"]: status for status in self.client.services()}
+                self.facts.status = {status["name"]: status for status in client.services()}
                 if all(self.facts.status[n]["ready"] for n, kind in self.kinds.items() if kind in STEADY):
                     return not status_is_true(self.look())  # a kill of this moment may not have been seen yet
             return False
@@ -216,7 +241,7 @@ class World:
         facts.left = [f"{pid}: {processes.command(pid)}" for pid in processes.all_below()]
         for name in self.kinds:
             facts.counts |= seen.counts(str(self.own), name)
-            facts.logs[name] = seen.log_files(str(self.directory / "log" / name))
+            facts.logs[name] = seen.log_files(str(self.log_dir / name))
         facts.told = self._history()
         return facts
 
@@ -224,7 +249,7 @@ class World:
         """What `holdfast history` knows; None: this version has no such command."""
         done = subprocess.run(
             [HOLDFAST, "history", "--json", "--limit", "1000000"], capture_output=True, text=True, timeout=LIMIT,
-            env={**os.environ, "HOLDFAST_RUN_DIR": str(self.directory / "run")},
+            env={**os.environ, "HOLDFAST_RUN_DIR": str(self.run_dir)},
         )  # fmt: skip
         return None if done.returncode == 2 else seen.told_in_history(done.stdout)
 
