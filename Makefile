@@ -2,7 +2,8 @@
 # make tour   a short guided run of `holdfast run`
 # make test   everything CI runs
 # make bench  measures; writes benchmarks/results/ and the figures in docs/benchmarks.md
-# make chaos  kills what holds services up and looks from outside; PROFILE=supervisor|keepers SEED= STEPS= SERVICES=
+# make chaos  kills what holds services up and looks from outside whether they noticed; PROFILE=supervisor|keepers|trouble
+#             SEED= STEPS= SERVICES= KILLS= (0: no limit) JSON= (the report)
 # make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -12,7 +13,8 @@ PROFILE ?= supervisor
 SEED ?= 1
 STEPS ?= 100
 SERVICES ?= 50
-CHAOS_ARGS ?=
+KILLS ?= 0
+JSON ?= chaos-$(PROFILE)-$(SEED).json
 V := .venv/bin/python
 # -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
 PIP := $(V) -m pip install -qq --disable-pip-version-check
@@ -63,7 +65,8 @@ bench: .venv/test-ready
 	@$(V) benchmarks/report.py
 
 chaos: .venv/installed
-	@cd tests && exec ../$(V) -m chaos --profile $(PROFILE) --seed $(SEED) --steps $(STEPS) --services $(SERVICES) $(CHAOS_ARGS)
+	@cd tests && exec ../$(V) -m chaos --profile $(PROFILE) --seed $(SEED) --steps $(STEPS) --services $(SERVICES) \
+		--kills $(KILLS) --json "$(abspath $(JSON))"
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -138,6 +138,18 @@ def test_lines_are_counted_over_all_files(tmp_path, change, keeper_lost, violati
     assert len(found) == violations, found
 
 
+def test_a_full_disk_excuses_what_a_marker_counts(tmp_path):
+    lines = [*LOG[:2], "--- holdfast: 12 bytes lost: No space left on device", *LOG[3:]]
+    (tmp_path / "current").write_text("".join(f"{line}\n" for line in lines))
+    facts = Facts(kinds={"web": "writer"}, counts={("web", 1): 3, ("web", 2): 2})
+    facts.logs["web"] = [str(tmp_path / "current")]
+    assert len(invariants.logs_are_whole(facts)) == 1
+    facts.disk_full.add(("web", 1))
+    assert invariants.logs_are_whole(facts) == []
+    (tmp_path / "current").write_text("".join(f"{line}\n" for line in [*LOG[:2], *LOG[3:]]))
+    assert len(invariants.logs_are_whole(facts)) == 1
+
+
 def chaos(tmp_path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "chaos", *options], cwd=HERE, env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
@@ -183,3 +195,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
                 assert str(tmp_path).encode() not in file.read(), entry
         except OSError:
             pass
+
+
+def test_the_document_has_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE.parent / "tools"))
+    import reliability
+
+    assert reliability.DOCUMENT.read_text() == reliability.document()
+    for report in reliability.reports():
+        assert report["violations"] == []
+        assert f"**{report['kills']:,}**" in reliability.table()

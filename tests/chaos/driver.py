@@ -29,7 +29,8 @@ class Options:
 
 
 def repeat_with(options: Options) -> str:
-    return f"make chaos PROFILE={options.profile} SEED={options.seed} STEPS={options.steps} SERVICES={options.services}"
+    words = f"PROFILE={options.profile} SEED={options.seed} STEPS={options.steps} SERVICES={options.services}"
+    return f"make chaos {words}" + (f" KILLS={options.kills}" if options.kills else "")
 
 
 def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) -> dict:

@@ -37,6 +37,7 @@ class Facts:
     killed: dict[Life, str] = field(default_factory=dict)  # its main process ("main") or keeper ("keeper")
     commands: Counter[str] = field(default_factory=Counter)  # stops and restarts that were asked for
     disk_full: set[Life] = field(default_factory=set)  # they lived while the disk was full
+    disks_filled: int = 0
     owner_lost: int = 0  # kills of supervisors
     ended: bool = False  # everything was stopped in the end
 

@@ -75,7 +75,7 @@ def _log_is_whole(facts: Facts, name: str, paths: list[str]) -> list[str]:
         if number != before + 1 and not (counted_loss and incarnation in full and number > before):
             found.append(f"{name}@{incarnation}: line {number} after line {before}")
         current, last[incarnation], counted_loss = incarnation, number, False
-    if len(torn) > len(cut) + len(full):
+    if len(torn) > len(cut) + facts.disks_filled:
         found.append(f"{name}: {len(torn)} torn lines: {torn[:5]}")
     for (service, incarnation), count in facts.counts.items():
         written = last.get(incarnation, 0)

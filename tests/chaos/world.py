@@ -184,6 +184,7 @@ class World:
 
     def note_full_disk(self, before: dict[str, list[Birth]]) -> None:
         """Who lived since then may have lost lines, which are counted, and the row of its end."""
+        self.facts.disks_filled += 1
         for name, births in self.births().items():
             since = births[max(0, len(before[name]) - 1) :]
             self.facts.disk_full |= {(name, birth.incarnation) for birth in since}
