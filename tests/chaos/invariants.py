@@ -18,7 +18,8 @@ def never_two_copies(facts: Facts) -> list[str]:
     """No copy has found anything of an earlier one alive, no incarnation was used twice, one at most is alive."""
     found = [f"{line}: part of an earlier copy was alive" for line in facts.doubles]
     for name, born in facts.births.items():
-        numbers = [birth.incarnation for birth in born]
+        # Its record could not be written on a full disk: the number that this one had may be given again.
+        numbers = [birth.incarnation for birth in born if (name, birth.incarnation) not in facts.disk_full]
         if numbers != sorted(set(numbers)):
             found.append(f"{name}: incarnations were used twice or out of order: {numbers[-20:]}")
     found += [f"{name}: {len(alive)} copies live: {alive}" for name, alive in facts.alive.items() if len(alive) > 1]
@@ -69,9 +70,11 @@ def _log_is_whole(facts: Facts, name: str, paths: list[str]) -> list[str]:
             torn.append(line[:60])
             continue
         incarnation, number = int(match[2]), int(match[3])
-        if incarnation < current:
+        if incarnation < current and incarnation not in full:
             found.append(f"{name}@{incarnation}: line {number} after lines of incarnation {current}")
         before = last.get(incarnation, 0)
+        if incarnation in full and number == 1:
+            before = 0  # the same number once more
         if number != before + 1 and not (counted_loss and incarnation in full and number > before):
             found.append(f"{name}@{incarnation}: line {number} after line {before}")
         current, last[incarnation], counted_loss = incarnation, number, False
