@@ -45,6 +45,10 @@ class _Found:
     def heard(self, kind: type | tuple[type, ...]) -> bool:
         return any(isinstance(event, kind) for event in self.said)
 
+    def is_alive(self) -> bool:
+        """Something of it is there, or is to be treated as if it were."""
+        return self.copy is not None or self.unreachable or self.survivors > 0 or self.never_came
+
     def turned_away(self) -> bool:
         """Its keeper hung up without a word: it has ended, or it has another owner.  We have let go of it."""
         if self.copy is None or not self.heard(told.KeeperGone) or self.heard((told.Spawned, told.Failed)):
@@ -171,9 +175,7 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
     """Tell the engine what was found of one service, and hear its keeper from now on."""
     record, copy = found.record, found.copy
     name, incarnation = record.name, record.incarnation
-    alive = copy is not None or found.unreachable or found.survivors > 0 or found.never_came
-    if not alive:
-        supervisor.store.forget_incarnation(name, incarnation)
+    alive = found.is_alive()
     now = asyncio.get_running_loop().time()
     ready = record.ready_at is not None
     supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=found.ended, now=now)
@@ -198,6 +200,8 @@ def _reported_exit(path: str) -> Exit | None:
 def _go_on(supervisor: Supervisor, found: _Found) -> None:
     """What ended meanwhile is an event like any other; who could not be reached is tried again."""
     name, incarnation = found.record.name, found.record.incarnation
+    if not found.is_alive():  # its end is on record by now, and not before: who is killed in between reads it again
+        supervisor.store.forget_incarnation(name, incarnation)
     if found.never_came:
         supervisor.post(ev.SpawnFailed(name, incarnation, "the supervisor was killed at that moment", temporary=True))
     if found.survivors:
