@@ -37,6 +37,17 @@ def many(rows):
     )  # fmt: skip
 
 
+def adopt(rows):
+    r = rows[0]
+    yield (
+        f"{r['n']:,} services adopted after SIGKILL of the supervisor, from the start of the next one",
+        ["", "ms", "worst"],
+        [[what, figure(r[key]), figure(r[f"max_{key}"])] for what, key in (
+            ("to its first answer", "answer_ms"), ("to the last one adopted", "adopted_ms"),
+            ("to the end of start-up, as a client sees it", "settled_ms"), ("CPU of the supervisor until then", "cpu_ms"))],
+    )  # fmt: skip
+
+
 def size(rows):
     r = rows[0]
     yield (
@@ -94,6 +105,7 @@ def status(rows):
 MAKERS = {
     "restart": restart,
     "many": many,
+    "adopt": adopt,
     "size": size,
     "nothing": nothing,
     "logs": logs,
