@@ -313,7 +313,7 @@ def status(lab: Lab) -> list[dict]:
 
 
 def adopt(lab: Lab) -> list[dict]:
-    """A thousand services run on while the supervisor is killed: from the exec of the next one until it has them all."""
+    """A thousand services run on while the supervisor is killed: from the next one's start until it has them all."""
     n, rounds = (20, 2) if lab.quick else (1000, 10)
     found: dict[str, list[float]] = {"answer_ms": [], "adopted_ms": [], "settled_ms": [], "cpu_ms": []}
     with Holdfast(lab, count=n) as holdfast, holdfast.client() as client:

@@ -44,7 +44,8 @@ def adopt(rows):
         ["", "ms", "worst"],
         [[what, figure(r[key]), figure(r[f"max_{key}"])] for what, key in (
             ("to its first answer", "answer_ms"), ("to the last one adopted", "adopted_ms"),
-            ("to the end of start-up, as a client sees it", "settled_ms"), ("CPU of the supervisor until then", "cpu_ms"))],
+            ("to the end of start-up, as a client sees it", "settled_ms"),
+            ("CPU of the supervisor until then", "cpu_ms"))],
     )  # fmt: skip
 
 
