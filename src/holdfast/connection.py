@@ -30,8 +30,8 @@ class ClientError(Exception):
 
     `code` is one of the words of docs/api.md ("unknown_service", "bad_request", ...), or of the client itself:
     "no_answer" (the time limit was reached, or the supervisor is stopped: then the hint says how to let it go
-    on), "lost" (the connection ended before the answer did: whether a command was carried out is unknown),
-    "not_permitted" (the socket is another user's), "bad_answer".
+    on, and what was asked for may still be carried out), "lost" (the connection ended before the answer did:
+    whether a command was carried out is unknown), "not_permitted" (the socket is another user's), "bad_answer".
     `message` says what is wrong, `hint` what to do about it ("" where there is nothing to say).
     """
 

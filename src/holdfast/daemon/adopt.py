@@ -33,7 +33,9 @@ from .supervisor import Supervisor, exit_of
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
 LOOK_PAUSE = 0.1  # seconds until silent keepers are looked at: one that is stopped is not waited for
+SILENT_LOOKS = 5  # so many looks in a row in which nobody has answered: who has not will not, for now
 RETRY_PAUSE = 1.0  # seconds between two tries to reach a keeper that does not take us
+HUNG_UP = "somebody who hangs up: a keeper with another owner, or no keeper"
 SIGKILL = 9
 POLLIN = 1
 
@@ -142,8 +144,8 @@ async def _sweep(supervisor: Supervisor, name: str, incarnation: int) -> None:
 
 
 async def _hear(supervisor: Supervisor, found: list[_Found]) -> None:
-    """Wait until every keeper has said what it holds, within ANSWER_LIMIT together.  Nobody waits for one that is
-    stopped: it is there, and holds what it holds."""
+    """Wait until every keeper that answers has said what it holds, within ANSWER_LIMIT together.  The others are there,
+    and hold what they hold: they may speak later."""
     loop = asyncio.get_running_loop()
     silent = set(found)
     all_heard = asyncio.Event()
@@ -166,14 +168,18 @@ async def _hear(supervisor: Supervisor, found: list[_Found]) -> None:
         assert each.copy is not None
         loop.add_reader(each.copy.tree.fileno(), on_report, each)
     deadline = loop.time() + ANSWER_LIMIT
+    looks = 0
     while silent:
+        before = len(silent)
         try:
             async with asyncio.timeout(LOOK_PAUSE):
                 await all_heard.wait()
         except TimeoutError:
-            late = loop.time() > deadline
+            # Counted in looks: a time in which we could not listen ourselves (imports) is no silence of theirs.
+            looks = looks + 1 if len(silent) == before else 0
+            late = looks == SILENT_LOOKS or loop.time() > deadline
             for each in list(silent):
-                if late or (each.copy and is_stopped(each.copy.tree.keeper_pid)):
+                if each.copy and (late or is_stopped(each.copy.tree.keeper_pid) or _stranger(each.copy)):
                     forget(each)
 
 
@@ -185,7 +191,7 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         stranger = _stranger(found.copy)
         if found.turned_away() or stranger:
             # Without a report, another connection has to tell what it was.
-            found.unreachable = stranger or ("" if os.path.exists(report) else "a keeper that has another owner")
+            found.unreachable = stranger or ("" if os.path.exists(report) else HUNG_UP)
         if stranger and found.copy:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
@@ -311,7 +317,7 @@ async def _taken(supervisor: Supervisor, found: _Found) -> bool:
     await _hear(supervisor, [found])
     stranger = _stranger(found.copy) if not found.heard((told.Spawned, told.Failed)) else ""
     if found.turned_away() or stranger:
-        found.unreachable = stranger or "a keeper that has another owner"
+        found.unreachable = stranger or HUNG_UP
         if found.copy:
             found.let_go()
         return False
