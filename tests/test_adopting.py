@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 from conftest import require
 from helpers_adopt import Impostor, ask_early, kill_anchor_and_supervisor, silent_keeper
-from helpers_supervisor import LIMIT, Running, keeper_of, kill, log_of
+from helpers_supervisor import HOLDFAST, LIMIT, Running, keeper_of, kill, log_of
 from helpers_wait import all_ended, wait_for
 
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
@@ -322,3 +323,40 @@ def test_a_frozen_anchor_that_is_killed_makes_room_for_the_next(tmp_path):
         up.wait_for_socket()
         assert up.client().service("web")["pid"] == pid
         assert up.of_service("web") == [pid]
+
+
+def test_down_does_not_wait_for_a_frozen_anchor(tmp_path):
+    with Running(tmp_path, SLEEPER) as up:
+        up.until("web", ready=True)
+        assert up.process
+        kill(up.process.pid, signal.SIGSTOP)
+        try:
+            said = up.holdfast("down", check=1).stderr
+        finally:
+            kill(up.process.pid, signal.SIGCONT)
+        assert f"the anchor (pid {up.process.pid}) is stopped" in said
+        assert f"kill -CONT {up.process.pid}" in said
+        assert up.of_service("web") == []
+        assert up.process.wait(LIMIT) == 0
+
+
+def test_down_does_not_wait_for_a_supervisor_that_is_frozen_on_the_way(tmp_path):
+    script = "trap '' TERM; echo ignoring; while :; do sleep 1000; done"
+    service = f'[service.web]\ncommand = {json.dumps(["sh", "-c", script])}\ngrace = "1s"\n'
+    with Running(tmp_path, service) as up:
+        up.until("web", ready=True)
+        wait_for(lambda: "ignoring" in log_of(up, "web"))
+        supervisor = up.client().supervisor()["pid"]
+        down = subprocess.Popen(
+            [HOLDFAST, "down", "--run-dir", str(up.run_dir)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        up.until("web", state="stopping")
+        kill(supervisor, signal.SIGSTOP)
+        try:
+            _, said = down.communicate(timeout=LIMIT)
+        finally:
+            kill(supervisor, signal.SIGCONT)
+        assert down.returncode == 1
+        assert f"the supervisor (pid {supervisor}) is stopped" in said
+        assert up.process and up.process.wait(LIMIT) == 0
+        assert up.of_service("web") == []
