@@ -13,6 +13,8 @@ from helpers_adopt import Impostor, ask_early, kill_anchor_and_supervisor, silen
 from helpers_supervisor import HOLDFAST, LIMIT, Running, keeper_of, kill, log_of
 from helpers_wait import all_ended, wait_for
 
+from holdfast.config.holder import Holder, holder
+
 SLEEPER = '[service.web]\ncommand = ["sleep", "1000"]\n'
 WORKER = """
 [service.worker]
@@ -360,3 +362,26 @@ def test_down_does_not_wait_for_a_supervisor_that_is_frozen_on_the_way(tmp_path)
         assert f"the supervisor (pid {supervisor}) is stopped" in said
         assert up.process and up.process.wait(LIMIT) == 0
         assert up.of_service("web") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "silent", "words", "remedy"),
+    [
+        (Holder(7, False, 8, False), False, "", ""),
+        (Holder(7, False, 8, True), True, "the supervisor (pid 8) is stopped", "let it go on: kill -CONT 8"),
+        (Holder(7, True, 8, False), False, "the anchor (pid 7) is stopped", "let it go on: kill -CONT 7"),
+        (Holder(7, False, 0, False), False, "", ""),  # the next one is about to be started
+        (
+            Holder(7, True, 8, True), True, "the supervisor (pid 8) and the anchor (pid 7) are stopped",
+            "let it go on: kill -CONT 8 7",
+        ),
+    ],
+)  # fmt: skip
+def test_who_is_stopped_in_words(found, silent, words, remedy):
+    assert (found.silent, found.words, found.remedy) == (silent, words, remedy)
+
+
+@pytest.mark.parametrize("lock", ["", "{", "[]", '{"anchor": "x"}', '{"anchor": 0}', '{"anchor": -1}', "ours"])
+def test_a_number_in_a_lock_is_not_believed(tmp_path, lock):
+    (tmp_path / "lock").write_text(json.dumps({"anchor": os.getpid()}) if lock == "ours" else lock)
+    assert holder(str(tmp_path)) is None

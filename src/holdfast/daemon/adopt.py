@@ -228,7 +228,7 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
         supervisor.unreached[name] = found.unreachable
         supervisor.events.add("frozen", f"held by {found.unreachable}; it counts as alive", name, incarnation)
     if copy is not None:
-        copy.silent = not found.said
+        copy.silent = not found.heard((told.Spawned, told.Failed))
         supervisor.hold(copy)
         if found.heard(told.Spawned):
             supervisor.events.add("adopted", f"runs on as pid {copy.pid}", name, incarnation)
@@ -288,7 +288,7 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
         await asyncio.sleep(RETRY_PAUSE)
     del supervisor.unreached[name]
     if found.copy is not None:
-        found.copy.silent = not found.said
+        found.copy.silent = not found.heard((told.Spawned, told.Failed))
         supervisor.hold(found.copy)
         if not found.copy.silent:
             supervisor.events.add("adopted", "its keeper answers again", name, incarnation)

@@ -120,7 +120,9 @@ class Commands:
             if incarnation is not None and status.incarnation != incarnation:
                 answers.append(_gone(status, incarnation))
             elif copy is None:
-                answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
+                unreached = self._supervisor.unreached.get(name)
+                why = f"it is held by {unreached}" if unreached else f"nothing of it runs: it is {status.state}"
+                answers.append(Outcome(name, "refused", why, status))
             elif refused := _refused_signal(copy, number, scope):
                 answers.append(Outcome(name, "refused", refused, status))
             else:
