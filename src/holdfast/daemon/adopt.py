@@ -118,7 +118,10 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
     try:
         copy = _connect(supervisor, name, incarnation)
     except (FileNotFoundError, ConnectionRefusedError):
-        supervisor.run_task(_sweep(supervisor, name, incarnation))
+        if os.path.exists(supervisor.store.report(name, incarnation)):
+            supervisor.clean(name, incarnation)  # it ended in order
+        else:
+            supervisor.run_task(_sweep(supervisor, name, incarnation))
         return
     except OSError as error:  # what it holds is still its own, and its socket stays to be found
         text = f"the keeper of an earlier incarnation does not take us: {error}"
