@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -246,6 +248,30 @@ def test_a_stranger_is_left_alone_and_nothing_is_started_in_that_place(tmp_path,
             assert now["held_by"][:20] in up.holdfast("status", check=None).stdout
         assert up.until("web", incarnation=2, ready=True)["held_by"].startswith("keeper ")
         assert up.client().supervisor()["adopted"] == 2
+
+
+def test_a_frozen_keeper_whose_queue_is_full_is_taken_over_when_it_goes_on(tmp_path):
+    """Each supervisor that was killed meanwhile has left a connection in the queue."""
+    with Running(tmp_path, SLEEPER) as up:
+        pid = up.until("web", ready=True)["pid"]
+        keeper = keeper_of(pid)
+        kill_anchor_and_supervisor(up)
+        kill(keeper, signal.SIGSTOP)
+        with contextlib.ExitStack() as queue, pytest.raises(BlockingIOError):
+            for _ in range(100):
+                waiting = queue.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                waiting.setblocking(False)
+                waiting.connect(str(up.run_dir / "services" / "web" / "1.sock"))
+        up.up()
+        up.wait_for_socket()
+        now = up.client().service("web")
+        assert (now["state"], now["pid"]) == ("running", None)
+        assert now["held_by"].startswith("a keeper that does not take us")
+        assert up.client().signal("web", signal="USR1")[0]["message"].startswith("it is held by a keeper that")
+        assert up.of_service("web") == [pid]
+        kill(keeper, signal.SIGCONT)
+        assert up.until("web", pid=pid)["held_by"] == f"keeper {keeper}, as subreaper"
+        assert up.of_service("web") == [pid]
 
 
 # ---- who is stopped
