@@ -223,8 +223,17 @@ class Holdfast(Supervised):
                     f'[service.s{i}]\ncommand = [{command}]\ngrace = "{self.grace_ms}ms"\n{self.settings}'
                     f"log = {{ {log}, timestamps = {str(self.timestamps).lower()} }}\n"
                 )
+        self.file = file
+        self.up()
+
+    def up(self) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-        self.launch([*self.lab.holdfast, "up", "-c", file], env=environment)
+        self.launch([*self.lab.holdfast, "up", "-c", self.file], env=environment)
+
+    def kill_anchor(self) -> None:
+        """SIGKILL to what was launched: the kernel ends the supervisor with it."""
+        self.process.kill()
+        self.process.wait()
 
     def client(self):
         from holdfast.client import Client

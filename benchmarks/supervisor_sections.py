@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from lab import Lab, Series, percentile, row, say, take_turns
 from supervised import (
     AT_ONCE,
     BEGAN,
+    LIMIT,
     TERM,
     WRITING,
     WRITTEN,
@@ -26,6 +28,8 @@ from supervised import (
     switches,
     tree_cpu,
 )
+
+from holdfast.client import NoSupervisor
 
 NEVER = 'restart = "never"\n'
 
@@ -311,9 +315,76 @@ def status(lab: Lab) -> list[dict]:
     return [row(each) | {"n": n} for each in series]
 
 
+def adopt(lab: Lab) -> list[dict]:
+    """A thousand services run on while who supervises is killed: from the next one's start until it has them all."""
+    n, rounds = (20, 2) if lab.quick else (1000, 10)
+    rows = []
+    with Holdfast(lab, count=n) as holdfast, holdfast.client() as client:
+        pids = {word.pid for word in holdfast.ear.until(n, pause=0.005)}
+        for what in ("supervisor", "all"):
+            found: dict[str, list[float]] = {}
+            for number in range(rounds):
+                say(f"{n} services adopted after SIGKILL: {what}, {number + 1} of {rounds}")
+                for key, value in adoption(holdfast, client, n, what).items():
+                    found.setdefault(key, []).append(1000 * value)
+            row: dict = {"what": what, "n": n, "rounds": rounds}
+            for key, values in found.items():
+                row |= {f"{key}_ms": round(median(values), 1), f"max_{key}_ms": round(max(values), 1)}
+            rows.append(row)
+        if {service["pid"] for service in client.services()} != pids:
+            raise RuntimeError("a service was started again")
+    return rows
+
+
+def adoption(holdfast: Holdfast, client, n: int, what: str) -> dict[str, float]:
+    """Once, in seconds.  The supervisor alone is started again by its anchor; after all, `holdfast up` is."""
+    before = holdfast.settled()
+    supervisor = os.pidfd_open(before["pid"])
+    began = time.time()
+    if what == "all":
+        holdfast.kill_anchor()
+        if not select.select([supervisor], [], [], LIMIT)[0]:
+            raise RuntimeError("a supervisor has outlived its anchor")
+        began = time.time()
+        holdfast.up()
+    else:
+        signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+    os.close(supervisor)
+    answered = None
+    while True:
+        try:
+            status = client.supervisor()
+        except NoSupervisor:  # the last one's socket, still
+            time.sleep(0.005)
+            continue
+        if status["pid"] != before["pid"]:
+            answered = answered or time.time()
+            if status["state"] != "adopting":
+                break
+        time.sleep(0.005)
+    settled = time.time()
+    with client.events(after=before["last_event"]) as events:
+        last = max(next(e["time"] for e in events if e["event"] == "adopted") for _ in range(n))
+    if what == "supervisor":
+        # The anchor starts the next one at once; the kernel notes that moment in ticks only, and not after it.
+        began = max(began, began_s(status["pid"]) + time.time() - time.monotonic())
+    return {
+        "answer": answered - began,
+        "adopted": last - began,
+        "settled": settled - began,
+        "cpu": own_cpu([status["pid"]]),
+    }
+
+
+def began_s(pid: int) -> float:
+    """When a process was made, in seconds of CLOCK_MONOTONIC, or up to a tick earlier."""
+    return int(stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
+
+
 SECTIONS = {
     "restart": restart,
     "many": many,
+    "adopt": adopt,
     "size": size,
     "nothing": nothing,
     "logs": logs,

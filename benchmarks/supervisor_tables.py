@@ -37,6 +37,20 @@ def many(rows):
     )  # fmt: skip
 
 
+def adopt(rows):
+    after = {"supervisor": "of the supervisor, from the start of the next one",
+             "all": "of the anchor, and with it the supervisor, from the exec of `holdfast up`"}  # fmt: skip
+    for r in rows:
+        yield (
+            f"{r['n']:,} services adopted after SIGKILL {after[r['what']]}",
+            ["", "ms", "worst"],
+            [[what, figure(r[key]), figure(r[f"max_{key}"])] for what, key in (
+                ("to the first answer", "answer_ms"), ("to the last one adopted", "adopted_ms"),
+                ("to the end of start-up, as a client sees it", "settled_ms"),
+                ("CPU of the supervisor until then", "cpu_ms"))],
+        )  # fmt: skip
+
+
 def size(rows):
     r = rows[0]
     yield (
@@ -94,6 +108,7 @@ def status(rows):
 MAKERS = {
     "restart": restart,
     "many": many,
+    "adopt": adopt,
     "size": size,
     "nothing": nothing,
     "logs": logs,

@@ -65,6 +65,9 @@ def judge_supervisor(sections: dict[str, list[dict]]) -> list[dict]:
         add("the same, to the end of supervisor and anchor", r["stop_end_ms"] / 1000, 0.2, "s")
         if "down_end_ms" in r:
             add("the same by `holdfast down`, a whole command", r["down_end_ms"] / 1000, 0.2, "s")
+    for r in rows("adopt"):
+        start = "the start of the next supervisor" if r["what"] == "supervisor" else "the exec of `holdfast up`"
+        add(f"{r['n']:,} services adopted, from {start}, worst", r["max_adopted_ms"] / 1000, 2.0, "s")
     for r in rows("size"):
         add("memory (PSS) of holdfast, each service", r["all_kib"], 20.0, "KiB")
     for r in rows("nothing"):

@@ -112,7 +112,7 @@ class MemorySupervisor:
         values = {
             "pid": os.getpid(), "state": "running", "anchor_pid": None, "restarts": 0, "uptime_seconds": 1.5,
             "version": "0.1.0", "config": "holdfast.toml", "run_dir": "/run/x", "log_dir": self.log_dir,
-            "services": len(self.states), "last_event": self.events.last,
+            "services": len(self.states), "last_event": self.events.last, "found": 0, "adopted": 0, "frozen": [],
         }  # fmt: skip
         return SupervisorStatus(**{key: values[key] for key in SupervisorStatus.__struct_fields__})
 

@@ -75,6 +75,16 @@ def test_restart_section_of_the_supervisor(tmp_path):
     assert "From SIGKILL to the first instruction of the next, hot" in table
 
 
+def test_adopt_section_of_the_supervisor(tmp_path):
+    results, table = bench(tmp_path, "--section", "adopt", program="supervisor.py")
+    assert [r["what"] for r in results["sections"]["adopt"]] == ["supervisor", "all"]
+    for r in results["sections"]["adopt"]:
+        assert 0 < r["adopted_ms"] <= r["max_adopted_ms"]
+        assert r["answer_ms"] <= r["settled_ms"] and r["adopted_ms"] <= r["settled_ms"]
+    assert [t["limit"] for t in results["targets"]] == [2.0, 2.0]
+    assert "20 services adopted after SIGKILL" in table
+
+
 def test_too_little_memory_is_a_note_and_not_a_failure(tmp_path):
     results, table = bench(tmp_path, "--section", "memory", "--memory", str(1 << 30))
     assert results["sections"]["memory"] == []

@@ -19,6 +19,7 @@ from helpers_wait import eventually
 
 import holdfast
 from holdfast.client import Client, ClientError, NoSupervisor
+from holdfast.daemon.names import StillAdopting
 
 
 @pytest.fixture
@@ -387,4 +388,30 @@ def test_it_imports_little():
     tops = {name.partition(".")[0] for name in names}
     assert tops <= sys.stdlib_module_names | {"holdfast"}
     assert not {"asyncio", "http", "urllib", "email", "ssl", "subprocess", "dataclasses", "typing", "logging"} & tops
-    assert not [name for name in names if name.startswith("holdfast.") and name != "holdfast.client"]
+    ours = {name for name in names if name.startswith("holdfast.")}
+    assert ours == {"holdfast.client", "holdfast.connection"}
+
+
+# ---- a supervisor that has just started
+
+
+def test_it_asks_again_while_the_supervisor_adopts(client, served, monkeypatch):
+    asked, overview = [], served.supervisor.overview
+
+    def adopting_at_first():
+        asked.append(1)
+        if len(asked) < 4:
+            raise StillAdopting(1, 2)
+        return overview()
+
+    monkeypatch.setattr(served.supervisor, "overview", adopting_at_first)
+    assert client.supervisor()["state"] == "running"
+    assert len(asked) == 4
+
+
+def test_asking_again_ends_at_the_limit(served):
+    served.supervisor.failing = StillAdopting(1, 2)
+    with Client(served.run_dir, timeout=0.3) as client, pytest.raises(ClientError) as caught:
+        client.supervisor()
+    assert caught.value.code == "adopting"
+    assert "1 of 2" in caught.value.message

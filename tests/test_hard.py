@@ -12,6 +12,7 @@ import struct
 
 import pytest
 from conftest import require
+from helpers_adopt import silent_keeper
 from helpers_supervisor import LIMIT, PLACES, Running, keeper_of, kill, log_of
 from helpers_trees import wait_for
 
@@ -53,12 +54,12 @@ def kill_all_but_the_services(up: Running) -> None:
 def test_ctrl_c_while_it_takes_over_stops_what_it_takes_over(tmp_path):
     """A key of the terminal reaches the supervisor itself, and does not wait in the anchor."""
     with Running(tmp_path, SLEEPER) as up:
-        keeper = keeper_of(up.until("web", ready=True)["pid"])
+        up.until("web", ready=True)
         kill_all_but_the_services(up)
-        kill(keeper, signal.SIGSTOP)  # start-up waits for its answer, for seconds
-        process = up.up()
-        kill(start_of_next(up), signal.SIGINT)
-        kill(keeper, signal.SIGCONT)
+        with silent_keeper(up):  # start-up waits for its answer for a while
+            process = up.up()
+            kill(start_of_next(up), signal.SIGINT)
+            wait_for(lambda: up.of_service("web") == [])
         assert process.wait(30) == 0
         assert up.of_service("web") == []
 

@@ -1,4 +1,4 @@
-"""Supervisors that die at one point of their start-up, by their own hand (chaos/points), and what the next one finds."""
+"""Supervisors that die at one point of their start-up, by their own hand (chaos/points): what the next one finds."""
 
 from __future__ import annotations
 

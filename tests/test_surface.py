@@ -28,13 +28,14 @@ LAYERS = {
     "engine": {"config"},  # its specs
     "daemon": {"process", "config", "engine"},
     "control": {"process", "config", "engine", "daemon"},
-    "client": {"config"},  # config.places alone, which finds the socket
+    "client": {"config"},  # config.places, which finds the socket, and config.holder: who should answer there
     "cli": {"process", "config", "engine", "daemon", "control", "client", ""},
     "web": {"control"},
     "compat": {"config", "control"},
     "": {"process"},  # the package itself: the public names
 }
-TOP = {"__main__": "cli", "client": "client"}  # a module of the package's own folder that belongs to a layer
+# Modules of the package's own folder that belong to a layer.
+TOP = {"__main__": "cli", "client": "client", "connection": "client"}
 
 # What each layer may import from outside the standard library.
 THIRD_PARTY = {

@@ -6,10 +6,13 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
+
+from holdfast.config.holder import holder
 
 from .target import REFUSED, Duration, duration, fail, state_and_reason, target
 
@@ -17,10 +20,41 @@ if TYPE_CHECKING:
     from holdfast.client import Client
 
 SHOWN = {"stopped", "survived", "lost"}
+LOOK_PAUSE = 3.0  # seconds between two looks whether those who should end are stopped
 
 
 class _Late(Exception):
     pass
+
+
+class _Alarm:
+    """Raises in the main thread: _Late after `timeout` seconds; ClientError when those who should end are stopped (by
+    SIGSTOP), and nobody knows when they will."""
+
+    def __init__(self, run_dir: str, timeout: float | None) -> None:
+        self._run_dir = run_dir
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._ring)
+        self._set()
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _set(self) -> None:
+        left = LOOK_PAUSE if self._deadline is None else self._deadline - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(1e-6, min(LOOK_PAUSE, left)))  # 0 would mean never
+
+    def _ring(self, _signo: int, _frame: FrameType | None) -> None:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise _Late
+        found = holder(self._run_dir)
+        if found is not None and found.silent:
+            from holdfast.client import ClientError
+
+            raise ClientError("no_answer", f"the stop was asked for, but {found.words}", found.remedy)
+        self._set()
 
 
 @click.command(short_help="Stop everything, then the supervisor.")
@@ -34,23 +68,17 @@ def down(client: Client, wait: bool, timeout: float | None) -> None:
         client.shutdown()
         return
     lock = os.open(os.path.join(place["run_dir"], "lock"), os.O_RDONLY | os.O_CLOEXEC)
-    signal.signal(signal.SIGALRM, _late)
-    signal.setitimer(signal.ITIMER_REAL, timeout or 0.0)
     try:
-        while not _ask(client):
-            pass
-        # The anchor holds it until it ends: no polling, and no race with a supervisor that is started meanwhile.
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        with _Alarm(place["run_dir"], timeout):
+            while not _ask(client):
+                pass
+            # The anchor holds it until it ends: no polling, and no race with a supervisor that is started meanwhile.
+            fcntl.flock(lock, fcntl.LOCK_SH)
     except _Late:
         fail(f"still stopping after {duration(timeout)}; it goes on: see `holdfast status`", REFUSED)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         os.close(lock)
     click.echo("holdfast: everything is stopped")
-
-
-def _late(_signo: int, _frame: FrameType | None) -> None:
-    raise _Late
 
 
 def _ask(client: Client) -> bool:

@@ -57,6 +57,8 @@ def _row(s: dict[str, Any]) -> list[str]:
     note = s["status_text"] if quiet else s["reason"]
     if last:  # it has a column of its own
         note = note.removeprefix(last["cause"]).removeprefix("; ")
+    if s["frozen"]:
+        note = f"{_stopped(s['frozen'])}; {note}".removesuffix("; ")
     log = s["log"]
     if log and (log["lost_bytes"] or log["dropped_bytes"]):
         note += f" [log: {log['lost_bytes']} bytes lost, {log['dropped_bytes']} dropped]"
@@ -74,8 +76,15 @@ def _row(s: dict[str, Any]) -> list[str]:
     ]
 
 
+def _stopped(frozen: list[dict[str, Any]]) -> str:
+    """Who does nothing until somebody lets it go on, and how."""
+    return f"stopped: {' and '.join(f['what'] for f in frozen)}: kill -CONT {' '.join(str(f['pid']) for f in frozen)}"
+
+
 def _supervisor(s: dict[str, Any]) -> str:
     anchor = f"held by anchor {s['anchor_pid']}" if s["anchor_pid"] else "without an anchor"
+    if s["frozen"]:
+        anchor += f" ({_stopped(s['frozen'])})"
     state = "" if s["state"] == "running" else f" ({s['state']})"
     return (
         f"supervisor pid {s['pid']}{state}, {anchor}, restarts {s['restarts']}, "

@@ -1,8 +1,8 @@
 """What the anchor starts: `python -m holdfast.cli.supervise --run-dir DIR`.
 
 Puts the parts together: the accepted configuration, the daemon, the control socket.  Order: 1. signals
-are heard before anything is started; 2. adoption, before the slow imports of HTTP; 3. READY to the
-anchor; 4. the control socket, whose clients have waited in its queue meanwhile.
+are heard before anything is started; 2. adoption: every keeper is asked; 3. while they answer, the slow imports
+of HTTP and the control socket, whose clients have waited in its queue; 4. when adoption is over, READY to the anchor.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from holdfast.daemon.supervisor import Supervisor
 from holdfast.engine.table import State
 
 BAD_CONFIG = 78  # as in sysexits.h
+HEAD_START = 0.05  # seconds that adoption has for itself: keepers that answer at once do not wait for imports
 RETRY_PAUSE = 5.0  # seconds until the anchor tries again when what was accepted cannot be read
 
 
@@ -83,26 +84,31 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
         supervisor.events.add("started", f"pid {os.getpid()}, again, by its anchor")
     else:
         supervisor.events.add("started", f"pid {os.getpid()}, services: {len(config.services)}")
-    await adopt(supervisor)
-    # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
-    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
-    anchor.ready()
+    taking_over = loop.create_task(_take_over(supervisor, anchor))
+    await asyncio.wait({taking_over}, timeout=HEAD_START)
 
     from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for
 
     server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD))
     await server.start()
-    telling = loop.create_task(_tell_caller(supervisor, anchor))
     try:
+        await taking_over
+        supervisor.run_task(_tell_caller(supervisor, anchor))
         done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
         status = done.pop().result()
         supervisor.events.add("ended", "the services run on" if leave.done() else "everything is stopped")
     finally:
-        telling.cancel()
         await server.stop()
         supervisor.leave()
         journal.close()
     return status
+
+
+async def _take_over(supervisor: Supervisor, anchor: Anchor) -> None:
+    await adopt(supervisor)
+    # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
+    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
+    anchor.ready()
 
 
 async def _tell_caller(supervisor: Supervisor, anchor: Anchor) -> None:

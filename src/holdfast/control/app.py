@@ -157,6 +157,8 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
 def _refused(refusal: Refusal) -> Response:
     # Not for a connection of which the rest of a request may still come: the next one would begin within it.
     headers = {"connection": "close"} if refusal.code in ("too_large", "not_json") else {}
+    if refusal.code == "adopting":
+        headers["retry-after"] = "1"
     if refusal.allow:
         headers["allow"] = refusal.allow
     return Response(refusal.body, refusal.status, headers, media_type="application/json")

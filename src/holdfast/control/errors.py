@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from holdfast.daemon.names import UnknownService
+from holdfast.daemon.names import StillAdopting, UnknownService
 
 log = logging.getLogger("holdfast.control")
 
@@ -47,6 +47,7 @@ STATUS = {
     "too_large": 413,
     "not_json": 415,
     "internal": 500,
+    "adopting": 503,
     "busy": 503,
     "stopping": 503,
     "unavailable": 503,
@@ -59,6 +60,8 @@ def explain(error: Exception) -> Refusal:
         return error
     if isinstance(error, UnknownService):
         return Refusal("unknown_service", str(error), did_you_mean(error.name, error.known))
+    if isinstance(error, StillAdopting):
+        return Refusal("adopting", str(error), "ask again in a moment")
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return Refusal("bad_request", str(error))
     if isinstance(error, OSError):

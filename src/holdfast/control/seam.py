@@ -39,7 +39,8 @@ class Events(Protocol):
 
 
 class Supervised(Protocol):
-    """The supervisor as clients see it.  UnknownService (daemon/names.py) and ValueError: nothing was done."""
+    """The supervisor as clients see it.  UnknownService, StillAdopting (daemon/names.py), ValueError: nothing was done.
+    """
 
     @property
     def events(self) -> Events: ...

@@ -7,7 +7,10 @@ For each service that has left something, the keeper of its last incarnation
     again and again, and until it answers its tree counts as alive;
   - is not there and has left nothing: it was lost, and what may be left of its tree is ended; or, without even
     a socket, it never came to be, and is started.
-A first start is the case of an empty directory.
+Whoever holds a keeper's socket and is none (a stranger) is left alone: that service waits until he has gone.
+
+All keepers are heard at once.  What takes longer for one (it is frozen, its tree has to be ended) becomes a task
+of its own, and the engine begins without it.  A first start is the case of an empty directory.
 """
 
 from __future__ import annotations
@@ -18,16 +21,23 @@ from dataclasses import replace
 
 from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
-from holdfast.engine.events import Exit
+from holdfast.engine.events import KEEPER_LOST, Exit
+from holdfast.process import _native
 from holdfast.process import events as told
 from holdfast.process.held import HeldTree
 
 from .copy import Copy
+from .lost import KEEPER_NAME
+from .processes import is_stopped, name_of
 from .supervisor import Supervisor, exit_of
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
+LOOK_PAUSE = 0.1  # seconds until silent keepers are looked at: one that is stopped is not waited for
+SILENT_LOOKS = 5  # so many looks in a row in which nobody has answered: who has not will not, for now
 RETRY_PAUSE = 1.0  # seconds between two tries to reach a keeper that does not take us
+HUNG_UP = "somebody who hangs up: a keeper with another owner, or no keeper"
 SIGKILL = 9
+POLLIN = 1
 
 
 class _Found:
@@ -37,37 +47,42 @@ class _Found:
         self.record = record
         self.copy: Copy | None = None
         self.said: list[told.Event] = []
-        self.survivors = 0  # of a tree whose keeper was lost, after it was killed
-        self.unreachable = False
+        self.unreachable = ""  # why its keeper does not take us
         self.ended: Exit | None = None  # from its report
-        self.never_came = False  # the supervisor was killed between its record and its keeper
+        self.lost = False  # nobody is there, and nothing was left to say how it ended
+        self.never_came = False  # the same, and not even a socket: the supervisor was killed before it made a keeper
 
     def heard(self, kind: type | tuple[type, ...]) -> bool:
         return any(isinstance(event, kind) for event in self.said)
 
     def is_alive(self) -> bool:
-        """Something of it is there, or is to be treated as if it were."""
-        return self.copy is not None or self.unreachable or self.survivors > 0 or self.never_came
+        """Something of it is there, or has to be treated as if it were."""
+        return self.copy is not None or bool(self.unreachable) or self.lost
 
     def turned_away(self) -> bool:
-        """Its keeper hung up without a word: it has ended, or it has another owner.  We have let go of it."""
+        """Whoever is there hung up without a keeper's word: it has ended, or it has another owner, or is no keeper.
+        We have let go of it."""
         if self.copy is None or not self.heard(told.KeeperGone) or self.heard((told.Spawned, told.Failed)):
             return False
+        self.let_go()
+        return True
+
+    def let_go(self) -> None:
+        assert self.copy is not None
         self.copy.close()
         self.copy = None
         self.said.clear()
-        return True
 
 
 async def adopt(supervisor: Supervisor) -> None:
     """Take over what there is, then let the engine begin."""
     supervisor.store.begin()
     found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
-    await _hear([each for each in found if each.copy])
-    for each in found:
-        await _look_after(supervisor, each)
+    supervisor.found = len(found)
+    await _hear(supervisor, [each for each in found if each.copy])
     # From here on nothing waits: what keepers say from now on comes after what they have said until now.
     for each in found:
+        _judge(supervisor, each)
         _take_over(supervisor, each)
     supervisor.begin()
     for each in found:
@@ -93,8 +108,7 @@ def _find(supervisor: Supervisor, name: str) -> _Found | None:
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     except OSError as error:
-        found.unreachable = True
-        supervisor.events.add("frozen", f"its keeper does not take us: {error}", name, record.incarnation)
+        found.unreachable = f"a keeper that does not take us: {error.strerror}"
     return found
 
 
@@ -108,7 +122,10 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
     try:
         copy = _connect(supervisor, name, incarnation)
     except (FileNotFoundError, ConnectionRefusedError):
-        supervisor.store.forget_incarnation(name, incarnation)
+        if os.path.exists(supervisor.store.report(name, incarnation)):
+            supervisor.clean(name, incarnation)  # it ended in order
+        else:
+            supervisor.run_task(_sweep(supervisor, name, incarnation))
         return
     except OSError as error:  # what it holds is still its own, and its socket stays to be found
         text = f"the keeper of an earlier incarnation does not take us: {error}"
@@ -128,8 +145,14 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
     asyncio.get_running_loop().add_reader(copy.tree.fileno(), on_report)
 
 
-async def _hear(found: list[_Found]) -> None:
-    """Wait until every keeper has said what it holds, within ANSWER_LIMIT together."""
+async def _sweep(supervisor: Supervisor, name: str, incarnation: int) -> None:
+    await supervisor.end_lost(name, incarnation)
+    supervisor.clean(name, incarnation)
+
+
+async def _hear(supervisor: Supervisor, found: list[_Found]) -> None:
+    """Wait until every keeper that answers has said what it holds, within ANSWER_LIMIT together.  The others are there,
+    and hold what they hold: they may speak later."""
     loop = asyncio.get_running_loop()
     silent = set(found)
     all_heard = asyncio.Event()
@@ -138,37 +161,60 @@ async def _hear(found: list[_Found]) -> None:
         assert each.copy is not None
         each.said += each.copy.tree.events()
         if each.heard((told.Spawned, told.Failed, told.KeeperGone)):
-            loop.remove_reader(each.copy.tree.fileno())
-            silent.discard(each)
-            if not silent:
-                all_heard.set()
+            supervisor.adopted += each.heard((told.Spawned, told.Failed))
+            forget(each)
+
+    def forget(each: _Found) -> None:
+        assert each.copy is not None
+        loop.remove_reader(each.copy.tree.fileno())
+        silent.discard(each)
+        if not silent:
+            all_heard.set()
 
     for each in found:
         assert each.copy is not None
         loop.add_reader(each.copy.tree.fileno(), on_report, each)
-    try:
-        async with asyncio.timeout(ANSWER_LIMIT):
-            while silent:
+    deadline = loop.time() + ANSWER_LIMIT
+    looks = 0
+    while silent:
+        before = len(silent)
+        try:
+            async with asyncio.timeout(LOOK_PAUSE):
                 await all_heard.wait()
-    except TimeoutError:
-        for each in silent:  # frozen: it is there, and holds what it holds
-            assert each.copy is not None
-            loop.remove_reader(each.copy.tree.fileno())
+        except TimeoutError:
+            # Counted in looks: a time in which we could not listen ourselves (imports) is no silence of theirs.
+            looks = looks + 1 if len(silent) == before else 0
+            late = looks == SILENT_LOOKS or loop.time() > deadline
+            for each in list(silent):
+                if each.copy and (late or is_stopped(each.copy.tree.keeper_pid) or _stranger(each.copy)):
+                    forget(each)
 
 
-async def _look_after(supervisor: Supervisor, found: _Found) -> None:
-    """Find out what has become of one whose keeper does not tell, and end what is left of it."""
-    name, incarnation = found.record.name, found.record.incarnation
-    report = supervisor.store.report(name, incarnation)
-    if found.turned_away():
-        # Without a report, another connection has to tell which.
-        found.unreachable = not os.path.exists(report)
-    if found.copy is None and not found.unreachable and found.record.live:
+def _judge(supervisor: Supervisor, found: _Found) -> None:
+    """What has become of one whose keeper does not tell: by its report, and by who is there instead."""
+    record = found.record
+    report = supervisor.store.report(record.name, record.incarnation)
+    if found.copy is not None and not found.heard((told.Spawned, told.Failed)):
+        stranger = _stranger(found.copy)
+        if found.turned_away() or stranger:
+            # Without a report, another connection has to tell what it was.
+            found.unreachable = stranger or ("" if os.path.exists(report) else HUNG_UP)
+        if stranger and found.copy:
+            found.let_go()
+    if found.copy is None and not found.unreachable and record.live:
         found.ended = _reported_exit(report)
-        if found.ended is None:
-            found.survivors = await supervisor.end_lost(name, incarnation)
-            # The socket is made before the keeper, and removed after the end is on record.
-            found.never_came = not found.survivors and not os.path.exists(supervisor.store.address(name, incarnation))
+        found.lost = found.ended is None
+        # The socket is made before the keeper, and removed after the end is on record.
+        found.never_came = found.lost and not os.path.exists(supervisor.store.address(record.name, record.incarnation))
+
+
+def _stranger(copy: Copy) -> str:
+    """Who is at the other end and is no keeper; "" when it is one, or when nobody can say."""
+    pid, pidfd = copy.tree.keeper_pid, copy.tree.keeper_pidfd
+    name = name_of(pid) if pidfd >= 0 else ""
+    if name in ("", KEEPER_NAME) or _native.poll(pidfd, POLLIN, 0):  # ended: the number may be another's by now
+        return ""
+    return f"a stranger at its keeper's socket: pid {pid} ({name})"
 
 
 def _take_over(supervisor: Supervisor, found: _Found) -> None:
@@ -176,14 +222,22 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
     record, copy = found.record, found.copy
     name, incarnation = record.name, record.incarnation
     alive = found.is_alive()
+    supervisor.adopted += not alive
+    ended = found.ended
+    if found.lost and not found.never_came:
+        ended = Exit(None, None, cause=KEEPER_LOST)  # before the engine begins: nothing shall start because it runs
     now = asyncio.get_running_loop().time()
     ready = record.ready_at is not None
-    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=found.ended, now=now)
+    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now)
+    if found.unreachable:
+        supervisor.unreached[name] = found.unreachable
+        supervisor.events.add("frozen", f"held by {found.unreachable}; it counts as alive", name, incarnation)
     if copy is not None:
+        copy.silent = not found.heard((told.Spawned, told.Failed))
         supervisor.hold(copy)
         if found.heard(told.Spawned):
             supervisor.events.add("adopted", f"runs on as pid {copy.pid}", name, incarnation)
-        elif not found.said:
+        elif copy.silent:
             supervisor.events.add("frozen", "its keeper does not answer; its tree counts as alive", name, incarnation)
 
 
@@ -198,15 +252,11 @@ def _reported_exit(path: str) -> Exit | None:
 
 
 def _go_on(supervisor: Supervisor, found: _Found) -> None:
-    """What ended meanwhile is an event like any other; who could not be reached is tried again."""
-    name, incarnation = found.record.name, found.record.incarnation
+    """What ended meanwhile is an event like any other; what takes longer is nobody else's matter."""
     if not found.is_alive():  # its end is on record by now, and not before: who is killed in between reads it again
-        supervisor.store.forget_incarnation(name, incarnation)
-    if found.never_came:
-        supervisor.post(ev.SpawnFailed(name, incarnation, "the supervisor was killed at that moment", temporary=True))
-    if found.survivors:
-        supervisor.post(ev.KeeperLost(name, incarnation))
-        supervisor.run_task(supervisor.settle_lost(name, incarnation, found.survivors))
+        supervisor.clean(found.record.name, found.record.incarnation)
+    if found.lost:
+        supervisor.run_task(_end_lost(supervisor, found))
     if found.unreachable:
         supervisor.run_task(_reach(supervisor, found))
     _pass_on(supervisor, found)
@@ -218,27 +268,64 @@ def _pass_on(supervisor: Supervisor, found: _Found) -> None:
             supervisor.on_event(found.copy, event)
 
 
+async def _end_lost(supervisor: Supervisor, found: _Found) -> None:
+    """What is left of its tree is ended; then it is empty, or it never was."""
+    name, incarnation = found.record.name, found.record.incarnation
+    if not found.never_came:
+        supervisor.post(ev.KeeperLost(name, incarnation))
+    survivors = await supervisor.end_lost(name, incarnation)
+    supervisor.adopted += 1
+    if found.never_came and not survivors:
+        text = "the supervisor was killed at that moment"
+        supervisor.post(ev.SpawnFailed(name, incarnation, text, temporary=True))
+        return
+    if found.never_came:
+        supervisor.post(ev.KeeperLost(name, incarnation))
+    await supervisor.settle_lost(name, incarnation, survivors)
+    supervisor.clean(name, incarnation)
+
+
 async def _reach(supervisor: Supervisor, found: _Found) -> None:
     """Until the keeper takes us, or is gone."""
     name, incarnation = found.record.name, found.record.incarnation
-    while True:
-        try:
-            found.copy = _connect(supervisor, name, incarnation)
-        except (FileNotFoundError, ConnectionRefusedError):
+    while not await _taken(supervisor, found):
+        if not found.unreachable:
             break
-        except OSError:
-            pass
-        else:
-            await _hear([found])
-            if not found.turned_away():
-                supervisor.hold(found.copy)
-                supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
-                _pass_on(supervisor, found)
-                return
+        supervisor.unreached[name] = found.unreachable
         await asyncio.sleep(RETRY_PAUSE)
-    supervisor.post(ev.KeeperLost(name, incarnation))
+    del supervisor.unreached[name]
+    if found.copy is not None:
+        found.copy.silent = not found.heard((told.Spawned, told.Failed))
+        supervisor.hold(found.copy)
+        if not found.copy.silent:
+            supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
+        _pass_on(supervisor, found)
+        return
     ended = _reported_exit(supervisor.store.report(name, incarnation))
-    if ended is not None:
-        supervisor.post(ev.Exited(name, incarnation, ended))
-    survivors = 0 if ended else await supervisor.end_lost(name, incarnation)
-    await supervisor.settle_lost(name, incarnation, survivors)
+    if ended is None:
+        await _end_lost(supervisor, found)
+        return
+    supervisor.adopted += 1
+    supervisor.post(ev.Exited(name, incarnation, ended))
+    supervisor.post(ev.Emptied(name, incarnation, 0))
+    supervisor.clean(name, incarnation)
+
+
+async def _taken(supervisor: Supervisor, found: _Found) -> bool:
+    """Try once more.  False: `unreachable` says why not; "" there when nobody is there any more."""
+    try:
+        found.copy = _connect(supervisor, found.record.name, found.record.incarnation)
+    except (FileNotFoundError, ConnectionRefusedError):
+        found.unreachable = ""
+        return False
+    except OSError as error:
+        found.unreachable = f"a keeper that does not take us: {error.strerror}"
+        return False
+    await _hear(supervisor, [found])
+    stranger = _stranger(found.copy) if not found.heard((told.Spawned, told.Failed)) else ""
+    if found.turned_away() or stranger:
+        found.unreachable = stranger or HUNG_UP
+        if found.copy:
+            found.let_go()
+        return False
+    return True

@@ -15,7 +15,7 @@ from holdfast.process.options import SCOPE, signal_number
 from .copy import Copy
 from .events import EventLog
 from .logs import LogReader
-from .names import UnknownService, matching
+from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .show import service_status, signal_name, supervisor_status
 from .status import Outcome, ServiceStatus, SupervisorStatus
@@ -30,7 +30,9 @@ ASKED: dict[Verb, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
 
 
 class Commands:
-    """A supervisor's counter.  For the loop's thread.  UnknownService, ValueError: nothing was done."""
+    """A supervisor's counter.  For the loop's thread.  UnknownService, ValueError, StillAdopting: nothing was done.
+
+    While the supervisor adopts there are the overview, the events, and the end of everything to ask for."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -46,6 +48,7 @@ class Commands:
 
     def services(self, patterns: Iterable[str] = ()) -> list[ServiceStatus]:
         """The state of those that match, in start order; all without patterns."""
+        self._adoption_is_over()
         table = Table()
         return [self._status(name, table) for name in matching(self._supervisor.engine.order, patterns)]
 
@@ -57,7 +60,12 @@ class Commands:
         self._known(name)
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
 
+    def _adoption_is_over(self) -> None:
+        if self._supervisor.state == "adopting":
+            raise StillAdopting(self._supervisor.adopted, self._supervisor.found)
+
     def _known(self, name: str) -> None:
+        self._adoption_is_over()
         order = self._supervisor.engine.order
         if name not in order:
             raise UnknownService(name, order)
@@ -112,7 +120,9 @@ class Commands:
             if incarnation is not None and status.incarnation != incarnation:
                 answers.append(_gone(status, incarnation))
             elif copy is None:
-                answers.append(Outcome(name, "refused", f"nothing of it runs: it is {status.state}", status))
+                unreached = self._supervisor.unreached.get(name)
+                why = f"it is held by {unreached}" if unreached else f"nothing of it runs: it is {status.state}"
+                answers.append(Outcome(name, "refused", why, status))
             elif refused := _refused_signal(copy, number, scope):
                 answers.append(Outcome(name, "refused", refused, status))
             else:
@@ -131,6 +141,7 @@ class Commands:
 
     def _resolve(self, given: Sequence[str]) -> list[tuple[str, int | None]]:
         """`web`, `web*`, `web@41` to names, in start order, and the incarnations that are meant."""
+        self._adoption_is_over()
         order = self._supervisor.engine.order
         meant: dict[str, int | None] = {}
         for text in given:

@@ -24,6 +24,7 @@ class Copy:
         self.status_text = ""  # STATUS= of sd_notify
         self.stopping_said = False  # STOPPING=1 of sd_notify
         self.closed = False
+        self.silent = False  # found by start-up, and its keeper has not said a word yet
         self._insist: asyncio.TimerHandle | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""What clients call services: names and globs to names."""
+"""What clients call services: names and globs to names; and when nobody can say yet what they mean."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ class UnknownService(ValueError):
         self.name = name
         self.known = list(known)
         super().__init__(f"no service matches {name!r}" if is_pattern(name) else f"no service is called {name!r}")
+
+
+class StillAdopting(Exception):
+    """Start-up is not through yet: what can be said of services now may be wrong a moment later."""
+
+    def __init__(self, adopted: int, found: int) -> None:
+        super().__init__(f"the supervisor has just started and is taking over what runs: {adopted} of {found} so far")
 
 
 def is_pattern(text: str) -> bool:

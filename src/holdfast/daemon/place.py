@@ -16,6 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from holdfast.config.holder import holder
 from holdfast.config.model import encode
 from holdfast.config.places import CONTROL
 
@@ -155,9 +156,10 @@ def _lock(directory: int, run_dir: str) -> int:
             return fd
         except BlockingIOError:
             if time.monotonic() > deadline:
-                holder = _holder(fd)
+                who, found = _holder(fd), holder(run_dir)
                 os.close(fd)
-                raise Refused(f"another supervisor holds {run_dir}: {holder}") from None
+                stopped = f"; {found.words}; {found.remedy}" if found is not None and found.words else ""
+                raise Refused(f"another supervisor holds {run_dir}: {who}{stopped}") from None
         time.sleep(0.02)
 
 

@@ -10,6 +10,7 @@ import os
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+STOPPED = (b"T", b"t")
 
 
 class Table:
@@ -18,6 +19,7 @@ class Table:
     def __init__(self) -> None:
         self._children: dict[int, list[int]] = {}
         self._usage: dict[int, tuple[int, int]] = {}  # ticks, pages
+        self._stopped: set[int] = set()
         for entry in os.listdir("/proc"):
             if entry.isdecimal():
                 fields = stat(int(entry))
@@ -25,6 +27,12 @@ class Table:
                     pid, parent = int(entry), int(fields[1])
                     self._children.setdefault(parent, []).append(pid)
                     self._usage[pid] = (int(fields[11]) + int(fields[12]), int(fields[21]))
+                    if fields[0] in STOPPED:
+                        self._stopped.add(pid)
+
+    def stopped(self, pid: int) -> bool:
+        """By SIGSTOP, its terminal, or a debugger: nothing of it runs until somebody lets it go on."""
+        return pid in self._stopped
 
     def below(self, pid: int) -> list[int]:
         """Every descendant of a process, without itself."""
@@ -56,6 +64,12 @@ def stat(pid: int) -> list[bytes] | None:
     finally:
         os.close(fd)
     return text[text.rindex(b")") + 2 :].split()
+
+
+def is_stopped(pid: int) -> bool:
+    """As `Table.stopped`, of one process now."""
+    fields = stat(pid)
+    return fields is not None and fields[0] in STOPPED
 
 
 def name_of(pid: int) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from holdfast.engine.events import Exit
 
-from .processes import Table
-from .status import LastExit, LogStatus, ServiceStatus, SupervisorStatus, TreeStatus
+from .processes import Table, is_stopped
+from .status import Frozen, LastExit, LogStatus, ServiceStatus, SupervisorStatus, TreeStatus
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -33,7 +33,8 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
     view = supervisor.engine.view(name)
     spec = supervisor.config.services.get(name)
     copy = supervisor.copies.get(name)
-    tree = held_by = log = uptime = pid = None
+    tree = log = uptime = pid = None
+    held_by = supervisor.unreached.get(name)
     if copy is not None:
         pids = table.below(copy.tree.keeper_pid) if copy.tree.keeper_pid else []
         cpu, memory = table.usage(pids)
@@ -46,6 +47,8 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         if copy.tree.pid and copy.tree.status is None:
             pid = copy.pid
             uptime = round(max(0.0, time.time() - copy.tree.started_at), 3)
+    keeper_pid = copy.tree.keeper_pid if copy else 0
+    frozen = [Frozen(what, n) for what, n in (("keeper", keeper_pid), ("main", pid)) if n and table.stopped(n)]
     return ServiceStatus(
         name=name,
         state=view.state.value,
@@ -62,15 +65,17 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         status_text=copy.status_text if copy else "",
         on_owner_loss=spec.on_owner_loss if spec else "keep",
         log=log,
+        frozen=frozen,
     )
 
 
 def supervisor_status(supervisor: Supervisor) -> SupervisorStatus:
     places = supervisor.config.supervisor
+    anchor = supervisor.anchor_pid
     return SupervisorStatus(
         pid=os.getpid(),
         state=supervisor.state,
-        anchor_pid=supervisor.anchor_pid,
+        anchor_pid=anchor,
         restarts=supervisor.restarts,
         uptime_seconds=round(time.monotonic() - supervisor.started, 3),
         version=supervisor.version,
@@ -79,4 +84,7 @@ def supervisor_status(supervisor: Supervisor) -> SupervisorStatus:
         log_dir=places.log_dir,
         services=len(supervisor.engine.order),
         last_event=supervisor.events.last,
+        found=supervisor.found,
+        adopted=supervisor.adopted,
+        frozen=[Frozen("anchor", anchor)] if anchor and is_stopped(anchor) else [],
     )

@@ -24,6 +24,11 @@ class LogStatus(msgspec.Struct, frozen=True):
     error: str | None
 
 
+class Frozen(msgspec.Struct, frozen=True):
+    what: str  # keeper | main | anchor
+    pid: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     name: str
     state: str
@@ -40,6 +45,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     status_text: str  # sd_notify STATUS=
     on_owner_loss: str
     log: LogStatus | None
+    frozen: list[Frozen] = []  # who of it is stopped (SIGSTOP) and does nothing until `kill -CONT`
 
 
 class SupervisorStatus(msgspec.Struct, frozen=True):
@@ -54,6 +60,9 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     log_dir: str
     services: int
     last_event: int  # its seq
+    found: int = 0  # services that were left by an earlier supervisor
+    adopted: int = 0  # how many of them are looked after: taken over, or their end is known
+    frozen: list[Frozen] = []  # the anchor, when it is stopped
 
 
 class Outcome(msgspec.Struct, frozen=True):

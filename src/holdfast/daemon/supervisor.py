@@ -60,6 +60,8 @@ class Supervisor:
         self.anchor_pid = anchor_pid
         self.restarts = restarts  # how often the anchor has started us again
         self.state = "adopting"
+        self.found = self.adopted = 0  # services that an earlier supervisor has left; those whose fate is known
+        self.unreached: dict[str, str] = {}  # who holds a service that start-up knows of and cannot take over
         self.started = time.monotonic()
         self.events = EventLog()
         self.store = Store(config.supervisor.run_dir)
@@ -187,7 +189,7 @@ class Supervisor:
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
             temporary = isinstance(error, OSError) and _errno_name(error.errno) in TEMPORARY
             self._queue.append(ev.SpawnFailed(name, incarnation, str(error), temporary))
-            self._clean(name, incarnation)
+            self.clean(name, incarnation)
             return
         self.hold(Copy(name, incarnation, tree, log_path))
 
@@ -226,6 +228,11 @@ class Supervisor:
 
     def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
+        if copy.silent and isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)):
+            copy.silent = False
+            self.adopted += 1
+            if isinstance(event, told.Spawned):
+                self.events.add("adopted", "its keeper answers again", name, incarnation)
         if isinstance(event, told.Spawned):
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, told.Failed):
@@ -281,7 +288,7 @@ class Supervisor:
             del self.copies[copy.name]
         await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
         copy.close()
-        self._clean(copy.name, copy.incarnation)
+        self.clean(copy.name, copy.incarnation)
 
     async def end_lost(self, name: str, incarnation: int, tree: HeldTree | None = None) -> int:
         """Kill what a lost keeper has left; how many survive."""
@@ -308,9 +315,10 @@ class Supervisor:
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
         self.strays.discard(copy)
-        self._clean(copy.name, copy.incarnation)
+        self.clean(copy.name, copy.incarnation)
 
-    def _clean(self, name: str, incarnation: int) -> None:
+    def clean(self, name: str, incarnation: int) -> None:
+        """Remove the files of an incarnation of which nothing is left."""
         try:
             self.store.forget_incarnation(name, incarnation)
         except OSError as error:
