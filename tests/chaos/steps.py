@@ -46,8 +46,9 @@ def settled_supervisor(world: World, dice: random.Random) -> None:
 
 
 def anchor(world: World, dice: random.Random) -> None:
-    """The anchor, and with it the supervisor."""
-    world.supervisor()
+    """The anchor, and with it the supervisor, if there is one: it may be in the pause before the next."""
+    if dice.random() < 0.5:
+        world.supervisor()
     pause(dice, 0.4)
     world.kill_anchor()
     world.up()
@@ -110,7 +111,7 @@ def _now(world: World, dice: random.Random) -> None:
 
 _now.__name__ = "supervisor"
 
-SUPERVISOR: tuple[Step, ...] = (supervisor, supervisor, settled_supervisor, anchor, both, at_a_point)
+SUPERVISOR: tuple[Step, ...] = (supervisor, settled_supervisor, anchor, anchor, both, both, at_a_point)
 KEEPERS: tuple[Step, ...] = (
     keeper, service, command,
     together(keeper, _now), together(keeper, command), together(command, _now), together(service, _now),

@@ -22,7 +22,7 @@ from .invariants import STEADY, status_is_true
 
 HERE = pathlib.Path(__file__).parent
 HOLDFAST = str(pathlib.Path(sys.executable).parent / "holdfast")
-POINT_LIMIT = 1.5  # seconds until an armed supervisor counts as past its point
+POINT_LIMIT = 1.0  # seconds until an armed supervisor counts as past its point
 LIMIT = 20.0  # for anything that is waited for: a guard against hangs
 PAUSE = 0.003
 # In turn, so that every number of services has them all.
