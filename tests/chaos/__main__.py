@@ -7,12 +7,14 @@ import ctypes
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
 from .driver import Options, as_json, run
 from .steps import PROFILES
 from .trouble import unmount
+from .world import Stuck
 
 PR_SET_CHILD_SUBREAPER = 36
 ISOLATED = "HOLDFAST_CHAOS_ISOLATED"
@@ -35,7 +37,8 @@ def main() -> int:
     parser.add_argument("--services", type=int, default=20)
     parser.add_argument("--kills", type=int, default=0, help="end after so many")
     parser.add_argument("--json", metavar="FILE", help="write the report there")
-    parser.add_argument("--keep", action="store_true", help="leave the directory of the run for a look")
+    parser.add_argument("--limit", type=int, default=7200, help="seconds that the run may take")
+    parser.add_argument("--keep", action="store_true", help="leave the directory of the run, as after violations")
     given = parser.parse_args()
     isolate()
     options = Options(given.profile, given.seed, given.steps, given.services, given.kills)
@@ -44,9 +47,17 @@ def main() -> int:
     def progress(text: str) -> None:
         print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
 
+    def too_long(_signo: int, _frame: object) -> None:
+        raise Stuck(f"the run took longer than {given.limit} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is ended
+    signal.alarm(given.limit)
     directory = pathlib.Path(tempfile.mkdtemp(prefix="chaos-"))
+    keep = given.keep
     try:
         report = run(options, directory, progress)
+        keep |= bool(report["violations"])
         if given.json:
             pathlib.Path(given.json).write_text(as_json(report))
         print("\n" + as_json(report))
@@ -54,7 +65,7 @@ def main() -> int:
             print(f"chaos: violations: {len(report['violations'])}; repeat with: {report['repeat']}", file=sys.stderr)
         return 130 if report["interrupted"] else 1 if report["violations"] else 0
     finally:
-        if given.keep:
+        if keep:
             print(f"chaos: left in {directory}", file=sys.stderr)
         else:
             unmount(directory / "disk")
