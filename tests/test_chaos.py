@@ -27,6 +27,7 @@ def world() -> Facts:
         told={("web", 1): "killed by SIGKILL", ("job", 1): "exited with code 3", ("old", 1): "keeper lost"},
         alive={"web": [Birth(2, 11, 6)]},
         status={"web": {"pid": 11, "incarnation": 2}},
+        files={"web": ["record"], "job": ["record"]},
         killed={("web", 1): "main", ("old", 1): "keeper"},
     )
 
@@ -88,6 +89,10 @@ def orphan(facts: Facts) -> None:
     facts.left.append("77: sleep")
 
 
+def old_socket(facts: Facts) -> None:
+    facts.files["web"].append("1.sock")
+
+
 @pytest.mark.parametrize(
     ("damage", "noticed"),
     [
@@ -96,7 +101,7 @@ def orphan(facts: Facts) -> None:
         (ends_by_itself, "ends_have_a_cause"),
         (wrong_code, "exits_are_accounted"), (no_row, "exits_are_accounted"),
         (no_reason, "lost_keepers_are_told"), (wrong_pid, "status_is_true"), (dead_one, "status_is_true"),
-        (orphan, "nothing_is_left"),
+        (orphan, "nothing_is_left"), (old_socket, "run_directory_is_tidy"),
     ],
 )  # fmt: skip
 def test_each_invariant_can_fail(damage, noticed):

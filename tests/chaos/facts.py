@@ -33,6 +33,7 @@ class Facts:
     alive: dict[str, list[Birth]] = field(default_factory=dict)
     status: dict[str, dict] = field(default_factory=dict)  # as the supervisor answers; empty: not asked
     left: list[str] = field(default_factory=list)  # processes after everything was stopped
+    files: dict[str, list[str]] = field(default_factory=dict)  # in the run directory of each, after that
     # What the driver has done:
     killed: dict[Life, str] = field(default_factory=dict)  # its main process ("main") or keeper ("keeper")
     commands: Counter[str] = field(default_factory=Counter)  # stops and restarts that were asked for

@@ -133,9 +133,15 @@ def nothing_is_left(facts: Facts) -> list[str]:
     return [f"left behind: {each}" for each in facts.left]
 
 
+def run_directory_is_tidy(facts: Facts) -> list[str]:
+    """After `down` there is a record of each service, and nothing of any incarnation."""
+    return [f"{name}: left in its directory: {files}" for name, files in facts.files.items() if files != ["record"]]
+
+
 ALWAYS = (never_two_copies, ends_have_a_cause, status_is_true)  # also in between
 AT_THE_END = (
     never_two_copies, ends_have_a_cause, logs_are_whole, exits_are_accounted, lost_keepers_are_told, nothing_is_left,
+    run_directory_is_tidy,
 )  # fmt: skip
 
 

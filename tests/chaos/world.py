@@ -242,6 +242,7 @@ class World:
         facts.left = [f"{pid}: {processes.command(pid)}" for pid in processes.all_below()]
         for name in self.kinds:
             facts.counts |= seen.counts(str(self.own), name)
+            facts.files[name] = sorted(os.listdir(self.run_dir / "services" / name))
             facts.logs[name] = seen.log_files(str(self.log_dir / name))
         facts.told = self._history()
         return facts
