@@ -51,8 +51,7 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
                 done[step.__name__] += 1
                 world.tidy()
                 if dice.random() < SETTLED:
-                    world.settle()
-                    violations += invariants.check(world.look(), invariants.ALWAYS, counter)
+                    violations += invariants.check(world.settle(), invariants.ALWAYS, counter)
                 so_far = f"kills: {dict(world.kills)}, violations: {len(violations)}"
                 progress(f"{number + 1}/{options.steps} {step.__name__}; {so_far}")
                 if len(violations) >= VIOLATIONS_MAX or 0 < options.kills <= sum(world.kills.values()):

@@ -194,8 +194,9 @@ class World:
     def tidy(self) -> None:
         processes.reap({self.anchor.pid} if self.anchor else set())
 
-    def settle(self) -> None:
-        """Until a supervisor answers, and each service that is to run is ready."""
+    def settle(self) -> Facts:
+        """Until a supervisor answers, each service that is to run is ready, and what was asked and what was looked at
+        after that agree; what was seen then."""
 
         def settled() -> bool:
             self.supervisor()
@@ -215,6 +216,7 @@ class World:
             down = [f"{name} is {status['state']}: {status['reason']}" for name, status in self.facts.status.items()
                     if self.kinds[name] in STEADY and not status["ready"]]  # fmt: skip
             raise Stuck(f"{error}; {down + status_is_true(self.look())}") from None
+        return self.facts
 
     def look(self) -> Facts:
         """Read what services have written, and who lives.  After `settle`, as long as nothing is done."""
