@@ -89,7 +89,7 @@ class Commands:
         before = {name: engine.view(name) for name, _ in asked}
         if asked:
             self._tell(verb, asked, peer)
-            self._supervisor.post(ASKED[verb](asked))
+            self._supervisor.post(ASKED[verb](asked, str(peer)))
         late = await self._wait(verb, before, timeout) if wait else set()
         table = Table()
         answers = []
@@ -134,7 +134,7 @@ class Commands:
     def shut_down(self, *, peer: object) -> None:
         """Begin to stop everything; returns at once."""
         self.events.add("asked", f"to stop everything ({peer})")
-        self._supervisor.shut_down()
+        self._supervisor.shut_down(str(peer))
         self._supervisor.remind_anchor()
 
     # ---- parts of them

@@ -77,7 +77,7 @@ class Supervisor:
         self.finished: asyncio.Future[int] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
-        self._end_asked = False  # during start-up
+        self._end_asked: str | None = None  # during start-up, and by whom
         self._unheard: set[tuple[str, int]] = set()  # stops of incarnations that no keeper is held of
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
@@ -94,8 +94,8 @@ class Supervisor:
     def begin(self) -> None:
         """Start-up knows what there is: start what is missing, end what shall not be."""
         self.state = "running"
-        if self._end_asked:
-            self.shut_down()
+        if self._end_asked is not None:
+            self.shut_down(self._end_asked)
         self._stepping = True
         try:
             for effect in self.engine.begin(self._loop.time()):
@@ -365,13 +365,13 @@ class Supervisor:
 
     # ---- the end
 
-    def shut_down(self) -> None:
-        """Stop everything, in order; `finished` tells when that is done."""
+    def shut_down(self, by: str = "") -> None:
+        """Stop everything, in order; `finished` tells when that is done.  `by`: who asked, for people."""
         if self.state == "adopting":
-            self._end_asked = True  # the engine does not know yet what there is to stop
+            self._end_asked = by  # the engine does not know yet what there is to stop
             return
         self.state = "stopping"
-        self.post(ev.ShutdownAsked())
+        self.post(ev.ShutdownAsked(by))
 
     def remind_anchor(self) -> None:
         """Let the anchor know that the end was asked for, as if it had come by signal: it tells our successor, should
