@@ -18,7 +18,7 @@ from .logs import LogReader
 from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .show import service_status, signal_name, supervisor_status
-from .status import Outcome, ServiceStatus, SupervisorStatus
+from .status import HistoryRecord, Outcome, ServiceStatus, SupervisorStatus
 from .supervisor import Supervisor
 
 Verb = Literal["start", "stop", "restart"]
@@ -59,6 +59,10 @@ class Commands:
     def log_reader(self, name: str) -> LogReader:
         self._known(name)
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
+
+    async def history(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
+        """The last `limit` rows of services, past ones too, that match; OSError: it cannot be read."""
+        return await self._supervisor.chronicle.read(patterns, limit)
 
     def _adoption_is_over(self) -> None:
         if self._supervisor.state == "adopting":

@@ -26,6 +26,7 @@ from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
+from .chronicle import Chronicle
 from .copy import Copy
 from .events import EventLog
 from .lost import await_survivors, end_lost
@@ -82,6 +83,7 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.chronicle = Chronicle(self)
 
     # ---- the one way in
 
@@ -102,6 +104,7 @@ class Supervisor:
                 self._perform(effect)
         finally:
             self._stepping = False
+        self.chronicle.begin()
         self._step()
 
     def _step(self) -> None:
@@ -148,6 +151,7 @@ class Supervisor:
             self.events.add("error", f"{type(effect).__name__}: {error!r}", getattr(effect, "name", ""))
 
     def _do(self, effect: fx.Effect) -> None:
+        self.chronicle.perform(effect)
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
@@ -228,6 +232,7 @@ class Supervisor:
 
     def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
+        self.chronicle.heard(name, incarnation, event)
         if copy.silent and isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)):
             copy.silent = False
             self.adopted += 1
@@ -390,6 +395,7 @@ class Supervisor:
             self.notify.close()
         for task in self._tasks:
             task.cancel()
+        self.chronicle.close()
 
 
 def exit_of(status: ExitStatus) -> Exit:
