@@ -34,7 +34,7 @@ class Chronicle:
         places = supervisor.config.supervisor
         self._history = History(
             path_of(places.state_dir, places.run_dir),
-            tell=lambda text: self._soon(supervisor.events.add, "history", text),
+            tell=lambda text: self._soon(lambda: supervisor.events.add("history", text)),
             made_anew=lambda: self._soon(self._note_living),
         )
         self._self = "", supervisor.restarts + 1
@@ -152,10 +152,10 @@ class Chronicle:
             return None
         return view if view.incarnation == incarnation else None
 
-    def _soon(self, function: Callable[..., None], *args: Any) -> None:
+    def _soon(self, function: Callable[[], None]) -> None:
         """In the loop's thread; not at all, when that has ended."""
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             pass
 

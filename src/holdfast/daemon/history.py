@@ -13,7 +13,10 @@ from typing import Any
 
 from .history_file import Database, Key, Row, is_damaged, merge, move_aside
 
-BATCH_PAUSE = 0.02  # seconds between two transactions; what has come meanwhile is one
+# Seconds after a transaction, for each of its rows: who is killed loses what waits, so they are few; but a storm of
+# starts shall not pay for a transaction each.
+ROW_PAUSE = 0.001
+PAUSE_MAX = 0.02
 RETRY_PAUSE = 1.0  # seconds until a database that cannot be written is tried again
 WAITING_MAX = 10_000  # incarnations that wait to be written; what is not of them then is counted as lost
 CLOSE_LIMIT = 1.0  # seconds for what waits at the end
@@ -90,7 +93,8 @@ class History:
                 settle, self._settle = self._settle, None
                 given = self._given
             if rows or settle:
-                pause = BATCH_PAUSE if self._try_to_write(rows, settle, given) else RETRY_PAUSE
+                written = self._try_to_write(rows, settle, given)
+                pause = min(PAUSE_MAX, len(rows) * ROW_PAUSE) if written else RETRY_PAUSE
             with self._changed:
                 if self._closing and (self._given == self._written or pause == RETRY_PAUSE):
                     break
