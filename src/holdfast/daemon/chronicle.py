@@ -17,7 +17,7 @@ from holdfast.process import events as told
 from holdfast.process.status import ExitStatus, StopReport, Usage
 
 from .history import History
-from .history_file import READ_LIMIT, path_of, read
+from .history_file import READ_LIMIT, Unreadable, path_of, read
 from .show import signal_name
 from .status import EventRecord, HistoryRecord, StopSummary
 
@@ -45,8 +45,16 @@ class Chronicle:
         return await asyncio.to_thread(self._read, list(patterns), limit)
 
     def _read(self, patterns: list[str], limit: int) -> list[HistoryRecord]:
-        self._history.flush(READ_LIMIT)
-        return read(self._history.path, patterns, limit)
+        written = self._history.flush(READ_LIMIT)
+        try:
+            return read(self._history.path, patterns, limit)
+        except Unreadable:
+            if not written:
+                raise  # locked, or the like: the writer cannot use it either, and tries again
+            # It may be damaged where the writer does not look.  Then it is begun anew, and that can be read.
+            self._history.doubt()
+            self._history.flush(READ_LIMIT)
+            return read(self._history.path, patterns, limit)
 
     def close(self) -> None:
         self._history.close()
@@ -55,7 +63,7 @@ class Chronicle:
 
     def begin(self) -> None:
         """Start-up is over: what an earlier supervisor has not written down any more is closed."""
-        live, ended = {self._self}, {}
+        live, ended = set(), {}
         for view in self._supervisor.engine.views():
             key = view.name, view.incarnation
             if view.live:

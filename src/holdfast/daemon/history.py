@@ -38,6 +38,7 @@ class History:
         self._settle: tuple[set[Key], Mapping[Key, Row]] | None = None
         self._given = self._written = 0  # calls of note and settle; of them, those in the file
         self._lost = 0
+        self._doubted = False
         self._closing = False
         self._trouble = ""
         self._database: Database | None = None
@@ -61,17 +62,23 @@ class History:
             self._settle = live, ended
             self._has_work()
 
+    def doubt(self) -> None:
+        """Somebody could not read it: look at all of it, and begin anew if it is damaged."""
+        with self._changed:
+            self._doubted = True
+            self._has_work()
+
     def _has_work(self) -> None:
         self._given += 1
         if not self._writer.ident:
             self._writer.start()
         self._changed.notify_all()
 
-    def flush(self, limit: float) -> None:
-        """Return when all that was noted is in the file, or after `limit` seconds."""
+    def flush(self, limit: float) -> bool:
+        """Return when all that was noted is in the file, or after `limit` seconds (False)."""
         with self._changed:
             given = self._given
-            self._changed.wait_for(lambda: self._written >= given, limit)
+            return self._changed.wait_for(lambda: self._written >= given, limit)
 
     def close(self) -> None:
         """Write what waits, within CLOSE_LIMIT."""
@@ -92,18 +99,23 @@ class History:
                 rows, self._waiting = self._waiting, {}
                 settle, self._settle = self._settle, None
                 given = self._given
-            if rows or settle:
+            if given > self._written:
                 written = self._try_to_write(rows, settle, given)
                 pause = min(PAUSE_MAX, len(rows) * ROW_PAUSE) if written else RETRY_PAUSE
             with self._changed:
                 if self._closing and (self._given == self._written or pause == RETRY_PAUSE):
                     break
-        if self._database is not None:
-            self._database.close()
+        self._drop()
 
     def _try_to_write(self, rows: dict[Key, Row], settle: Any, given: int) -> bool:
         try:
-            self._current().write(rows, settle)
+            try:
+                self._current().write(rows, settle)
+            except Exception as error:
+                if not is_damaged(error):
+                    raise
+                self._begin_anew(error)
+                self._current().write(rows, settle)
         except Exception as error:  # of SQLite, of the disk: the services go on, and so does everything else
             self._say(f"cannot be written: {self.path}: {error}; it is tried again")
             with self._changed:
@@ -128,21 +140,24 @@ class History:
 
     def _current(self) -> Database:
         """The open database, while its file is the one at the path; opened or made anew otherwise."""
-        if self._database is not None and not self._database.in_place():
-            self._database.close()
-            self._database = None
+        if self._database is not None and (self._doubted or not self._database.in_place()):
+            self._drop()
         if self._database is None:
-            try:
-                self._database = Database(self.path)
-            except Exception as error:
-                if not is_damaged(error):
-                    raise
-                self._set_aside(error)
-                self._database = Database(self.path)
+            self._database = Database(self.path)
             if self._database.made:
                 self._made_anew()
+        if self._doubted:
+            self._database.check()
+            self._doubted = False
         return self._database
 
-    def _set_aside(self, error: Exception) -> None:
+    def _drop(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _begin_anew(self, error: Exception) -> None:
+        self._drop()
         move_aside(self.path)
+        self._doubted = False
         self._tell(f"was damaged ({error}) and is begun anew; what there was: {self.path}.corrupt-*")

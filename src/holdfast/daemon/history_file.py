@@ -82,17 +82,17 @@ class Database:
         self._file = os.stat(path)
         self._db = sqlite3.connect(path, timeout=BUSY_LIMIT, isolation_level=None)
         try:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):  # looked at before anything is changed
+                raise Unreadable(f"it is of version {version}, and this is {VERSION}")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if not version and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if not version:
+                self._db.execute("BEGIN IMMEDIATE")
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise Unreadable(f"it is of version {version}, and this is {VERSION}")
-            self._db.execute("COMMIT")
+                self._db.execute("COMMIT")
         except BaseException:
             self._db.close()
             raise
@@ -102,6 +102,12 @@ class Database:
             return os.path.samestat(self._file, os.stat(self._path))
         except FileNotFoundError:
             return False
+
+    def check(self) -> None:
+        """Unreadable: it is damaged.  Reads all of it."""
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise Unreadable(found)
 
     def close(self) -> None:
         try:
@@ -113,9 +119,9 @@ class Database:
         """All of it, or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            inserted = [self._write_row(key, dict(row)) for key, row in rows.items()]
-            if settle is not None:
+            if settle is not None:  # first: some of the rows have begun since
                 self._close_open_rows(*settle)
+            inserted = [self._write_row(key, dict(row)) for key, row in rows.items()]
             if any(number % PRUNE_EACH == 0 for number in inserted if number):
                 self._prune()
             self._db.execute("COMMIT")
@@ -126,7 +132,10 @@ class Database:
 
     def _write_row(self, key: Key, row: Row) -> int | None:
         """The number of the row, if it is a new one."""
-        if not row.pop("new", False):
+        if row.pop("new", False):
+            if not key[0]:
+                self._close_own_rows()
+        else:
             sets = ", ".join(map(_set, row))
             found = self._db.execute(
                 f"UPDATE incarnations SET {sets} WHERE id = ({NEWEST})", (*row.values(), *key, self._boot)
@@ -138,9 +147,16 @@ class Database:
         done = self._db.execute(f"INSERT INTO incarnations ({', '.join(row)}) VALUES ({marks})", (*row.values(),))
         return done.lastrowid
 
+    def _close_own_rows(self) -> None:
+        """Another supervisor begins: those before it have ended, and had no time to say how."""
+        self._db.execute(
+            "UPDATE incarnations SET cause = CASE boot WHEN ? THEN ? ELSE ? END WHERE service = '' AND cause IS NULL",
+            (self._boot, KILLED, REBOOT),
+        )
+
     def _close_open_rows(self, live: set[Key], ended: Mapping[Key, Row]) -> None:
         open_rows = self._db.execute(
-            "SELECT id, boot, service, incarnation FROM incarnations WHERE cause IS NULL ORDER BY id"
+            "SELECT id, boot, service, incarnation FROM incarnations WHERE cause IS NULL AND service != '' ORDER BY id"
         ).fetchall()
         newest = {(service, incarnation): number for number, _, service, incarnation in open_rows}
         for number, boot, *key in open_rows:
@@ -148,9 +164,9 @@ class Database:
             here = boot == self._boot
             if here and (service, incarnation) in live and newest[service, incarnation] == number:
                 continue
-            row = {"cause": REBOOT if not here else UNKNOWN if service else KILLED}
+            row = {"cause": REBOOT}
             if here:
-                row.update(ended.get((service, incarnation), {}))
+                row = {"cause": UNKNOWN} | ended.get((service, incarnation), {})
             sets = ", ".join(map(_set, row))
             self._db.execute(f"UPDATE incarnations SET {sets} WHERE id = ?", (*row.values(), number))
 
