@@ -134,6 +134,8 @@ class Chronicle:
             self._history.note(self._self, new=True, pid=os.getpid(), why=record.text, started_at=record.time)
         elif record.event == "ended":
             self._history.note(self._self, ended_at=record.time, cause=record.text)
+        elif record.event == "upgrading":
+            self._history.note(self._self, ended_at=record.time, cause=f"upgraded {record.text}")
 
     # ---- parts of it
 
