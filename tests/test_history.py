@@ -146,6 +146,7 @@ def test_without_a_supervisor_the_file_says_the_same(tmp_path):
         up.run_dir.joinpath("accepted.json").unlink()  # as after a reboot: the configuration says where the file is
         done = up.holdfast("history", "--json", "-c", str(up.file), "w*")
         assert json.loads(done.stdout) == with_it
+        assert "after the @ stands" in up.holdfast("history", "web@", check=1).stderr
 
 
 def test_nothing_there_is_said(tmp_path):
@@ -162,6 +163,11 @@ def test_names_and_limits(tmp_path):
         up.until("db", state="running")
         assert [row["service"] for row in client.history("w*")] == ["web"]
         assert sorted(row["service"] for row in client.history("w*", "d?")) == ["db", "web"]
+        assert client.history("w*@1") == client.history("web")
+        assert client.history("web@2") == []
+        with pytest.raises(ClientError, match="after the @ stands the number") as refused:
+            client.history("web@x")
+        assert refused.value.code == "bad_request"
         assert client.history("gone") == client.history(limit=0) == []
         assert len(client.history(limit=2)) == 2
         assert len(client.history()) == 3

@@ -48,7 +48,7 @@ def _read_alone(run_dir: str, names: tuple[str, ...], limit: int) -> list[dict[s
 
     try:
         return [msgspec.to_builtins(row) for row in read(path_of(_state_dir(run_dir), run_dir), names, limit)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         fail(str(error), REFUSED)
         raise
 

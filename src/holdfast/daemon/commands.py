@@ -61,7 +61,7 @@ class Commands:
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
 
     async def history(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
-        """The last `limit` rows of services, past ones too, that match; OSError: it cannot be read."""
+        """The last `limit` rows of those that match (`web*`, `web@41`), past services too.  OSError: unreadable."""
         return await self._supervisor.chronicle.read(patterns, limit)
 
     def _adoption_is_over(self) -> None:

@@ -6,13 +6,14 @@ Nothing in here may be used in the loop's thread, for all of it waits for the di
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import json
 import os
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -227,31 +228,46 @@ def move_aside(path: str) -> None:
 # ---- reading
 
 
-def read(path: str, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
+def read(path: str, patterns: Sequence[str], limit: int) -> list[HistoryRecord]:
     """The newest `limit` rows of the services that match (all, without patterns), oldest first; none where there is no
-    file.  Unreadable.  Any thread; waits for the disk."""
+    file.  Unreadable; ValueError: a pattern that is none.  Any thread; waits for the disk."""
     import sqlite3
 
+    wanted = _wanted(patterns) if patterns else None
     if not os.path.exists(path):
         return []
     try:
         db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=READ_LIMIT)
         try:
-            return _read(db, list(patterns), limit)
+            return _read(db, wanted, limit)
         finally:
             db.close()
     except sqlite3.Error as error:
         raise Unreadable(f"the history cannot be read: {path}: {error}") from None
 
 
-def _read(db: sqlite3.Connection, patterns: list[str], limit: int) -> list[HistoryRecord]:
-    where, names = "", []
-    if patterns:
-        known = [name for (name,) in db.execute("SELECT DISTINCT service FROM incarnations")]
-        names = [name for name in known if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
-        where = f"WHERE service IN ({', '.join('?' * len(names))})"
+def _wanted(patterns: Iterable[str]) -> Callable[[str, int], bool]:
+    """Whether one of the patterns, `web*` or `web@41`, means an incarnation."""
+    asked: list[tuple[str, int | None]] = []
+    for text in patterns:
+        pattern, at, number = text.partition("@")
+        if at and not (number.isascii() and number.isdecimal()):
+            raise ValueError(f"{text!r}: after the @ stands the number of an incarnation, as history shows it")
+        asked.append((pattern, int(number) if at else None))
+
+    @functools.cache
+    def numbers(service: str) -> list[int | None]:
+        return [number for pattern, number in asked if fnmatch.fnmatchcase(service, pattern)]
+
+    return lambda service, incarnation: any(each is None or each == incarnation for each in numbers(service))
+
+
+def _read(db: sqlite3.Connection, wanted: Callable[[str, int], bool] | None, limit: int) -> list[HistoryRecord]:
+    if wanted is not None:
+        db.create_function("wanted", 2, wanted, deterministic=True)
+    where = "" if wanted is None else "WHERE wanted(service, incarnation)"
     db.row_factory = lambda cursor, row: {c[0]: value for c, value in zip(cursor.description, row, strict=True)}
-    rows = db.execute(f"SELECT * FROM incarnations {where} ORDER BY id DESC LIMIT ?", (*names, limit)).fetchall()
+    rows = db.execute(f"SELECT * FROM incarnations {where} ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
     return [_record(row) for row in reversed(rows)]
 
 
