@@ -368,6 +368,32 @@ def test_no_database_is_an_error_for_who_reads(tmp_path):
     assert path.read_text() == "something else\n" * 100
 
 
+NO_THREADS = """
+import os, resource, sqlite3, tempfile
+from holdfast.daemon.history import History
+from holdfast.daemon.history_file import read
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)  # root may have as many as it likes
+with tempfile.TemporaryDirectory() as directory:
+    path = directory + "/history.db"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    history = History(path, print, lambda: None)
+    history.note(("web", 1), new=True, why="one")
+    assert not os.path.exists(path)
+    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+    history.note(("web", 2), new=True, why="two")
+    assert history.flush(30)
+    print(*(row.why for row in read(path, [], 10)))
+    history.close()
+"""
+
+
+def test_without_a_thread_it_waits_until_there_can_be_one():
+    done = subprocess.run([sys.executable, "-c", NO_THREADS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "one two\n"), done.stderr
+
+
 FULL = """
 import resource, sys, threading
 from holdfast.daemon.history import History

@@ -71,7 +71,10 @@ class History:
     def _has_work(self) -> None:
         self._given += 1
         if not self._writer.ident:
-            self._writer.start()
+            try:
+                self._writer.start()
+            except RuntimeError:
+                return  # no more threads for now: services go first, and the next call tries again
         self._changed.notify_all()
 
     def flush(self, limit: float) -> bool:

@@ -188,7 +188,7 @@ def _set(column: str) -> str:
 
 
 def _boot() -> str:
-    with open(BOOT_ID, encoding="ascii") as file:
+    with open(BOOT_ID, encoding="utf-8") as file:
         return file.read().strip()
 
 
