@@ -136,6 +136,9 @@ class MemorySupervisor:
         matching(list(self.states), [name])
         return LogReader(os.path.join(self.log_dir, name))
 
+    async def history(self, patterns, limit):
+        return []
+
     async def command(self, verb, names, *, wait, timeout, peer):
         found = matching(list(self.states), [name.partition("@")[0] for name in names])
         self.asked.append((verb, found, peer))

@@ -121,6 +121,10 @@ class Client:
             return Stream(self, address + query)
         return Stream(self, address + query, pages=lambda at: self._get(address + _query(cursor=at, stream=stream)))
 
+    def history(self, *patterns: str, limit: int | None = None) -> list[JSON]:
+        """The last `limit` incarnations (None: 100) of services, past ones too, that match (names, globs, `web@2`)."""
+        return self._get("/v1/history" + _query(name=patterns, limit=limit))  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """End the streams that are open, in whatever thread they are waited for."""
         with self._lock:

@@ -28,6 +28,7 @@ COMMANDS = {
     "signal": "act",
     "logs": "watch",
     "events": "watch",
+    "history": "history",
     "check": "check",
     "schema": "schema",
     "init": "init",

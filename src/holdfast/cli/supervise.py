@@ -145,12 +145,12 @@ def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> No
 
     def hang_up() -> None:
         if interactive and not _terminal_is_there():
-            supervisor.shut_down()  # the window was closed: as with Ctrl-C
+            supervisor.shut_down("SIGHUP")  # the window was closed: as with Ctrl-C
         else:
             supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
 
-    loop.add_signal_handler(signal.SIGTERM, supervisor.shut_down)
-    loop.add_signal_handler(signal.SIGINT, supervisor.shut_down)
+    for end in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(end, supervisor.shut_down, end.name)
     loop.add_signal_handler(signal.SIGQUIT, quit_)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     for unused in (signal.SIGUSR1, signal.SIGUSR2):

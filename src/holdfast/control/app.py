@@ -22,11 +22,12 @@ from holdfast.daemon.status import Outcome
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, did_you_mean, explain
-from .requests import LINES_MAX, Command, Nothing, Query, Signal, body_of
+from .requests import HISTORY_ROWS, LINES_MAX, Command, Nothing, Query, Signal, body_of
 from .seam import Peer, Supervised, Verb
 from .streams import EventStream, attended, events_after, log_after
 
 _SEQ = 10**18  # more than any event's number
+_ROWS = 10**9  # more than any history keeps
 
 Answer = Any  # something that is a response, or becomes one as JSON
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -48,6 +49,7 @@ class Api:
             "/v1/services/{name}": self.service,
             "/v1/services/{name}/logs": self.logs,
             "/v1/events": self.events,
+            "/v1/history": self.history,
         }
         post: dict[str, Handler] = {
             "/v1/start": partial(self.command, "start"),
@@ -88,6 +90,11 @@ class Api:
     async def service(self, request: Request) -> Answer:
         Query(request, ())
         return self.supervisor.service(request.path_params["name"])
+
+    async def history(self, request: Request) -> Answer:
+        query = Query(request, ("limit",), many=("name",))
+        limit = query.number("limit", _ROWS)
+        return await self.supervisor.history(query.many("name"), HISTORY_ROWS if limit is None else limit)
 
     async def command(self, verb: Verb, request: Request) -> Answer:
         body = await body_of(request, Command)

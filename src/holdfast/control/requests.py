@@ -14,6 +14,7 @@ BODY_MAX = 65536  # bytes
 NAMES_MAX = 1000  # in one command
 LINES_MAX = 100000  # that the last ones of a log may be
 SECONDS_MAX = 1000000000
+HISTORY_ROWS = 100  # without a `limit`
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Names = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=NAMES_MAX)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from holdfast.daemon.logs import LogReader
-from holdfast.daemon.status import EventRecord, Outcome, ServiceStatus, SupervisorStatus
+from holdfast.daemon.status import EventRecord, HistoryRecord, Outcome, ServiceStatus, SupervisorStatus
 
 Verb = Literal["start", "stop", "restart"]
 
@@ -57,6 +57,10 @@ class Supervised(Protocol):
 
     def log_reader(self, name: str) -> LogReader:
         """UnknownService."""
+        ...
+
+    async def history(self, patterns: Iterable[str], limit: int) -> Sequence[HistoryRecord]:
+        """The last `limit` rows of those that match, oldest first.  OSError: it cannot be read."""
         ...
 
     async def command(

@@ -199,6 +199,7 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
         found.ended = _reported_exit(report)
+        supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
         found.never_came = found.lost and not os.path.exists(supervisor.store.address(record.name, record.incarnation))
@@ -297,7 +298,9 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
             supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
         _pass_on(supervisor, found)
         return
-    ended = _reported_exit(supervisor.store.report(name, incarnation))
+    report = supervisor.store.report(name, incarnation)
+    supervisor.chronicle.take_report(name, incarnation, report)
+    ended = _reported_exit(report)
     if ended is None:
         await _end_lost(supervisor, found)
         return

@@ -18,7 +18,7 @@ from .logs import LogReader
 from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .show import service_status, signal_name, supervisor_status
-from .status import Outcome, ServiceStatus, SupervisorStatus
+from .status import HistoryRecord, Outcome, ServiceStatus, SupervisorStatus
 from .supervisor import Supervisor
 
 Verb = Literal["start", "stop", "restart"]
@@ -60,6 +60,10 @@ class Commands:
         self._known(name)
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
 
+    async def history(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
+        """The last `limit` rows of those that match (`web*`, `web@41`), past services too.  OSError: unreadable."""
+        return await self._supervisor.chronicle.read(patterns, limit)
+
     def _adoption_is_over(self) -> None:
         if self._supervisor.state == "adopting":
             raise StillAdopting(self._supervisor.adopted, self._supervisor.found)
@@ -89,7 +93,7 @@ class Commands:
         before = {name: engine.view(name) for name, _ in asked}
         if asked:
             self._tell(verb, asked, peer)
-            self._supervisor.post(ASKED[verb](asked))
+            self._supervisor.post(ASKED[verb](asked, str(peer)))
         late = await self._wait(verb, before, timeout) if wait else set()
         table = Table()
         answers = []
@@ -134,7 +138,7 @@ class Commands:
     def shut_down(self, *, peer: object) -> None:
         """Begin to stop everything; returns at once."""
         self.events.add("asked", f"to stop everything ({peer})")
-        self._supervisor.shut_down()
+        self._supervisor.shut_down(str(peer))
         self._supervisor.remind_anchor()
 
     # ---- parts of them

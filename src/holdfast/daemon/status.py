@@ -79,3 +79,36 @@ class EventRecord(msgspec.Struct, frozen=True):
     incarnation: int | None
     event: str  # starting, spawned, ready, exited, emptied, stopped, backoff, fatal, ...
     text: str
+
+
+class StopSummary(msgspec.Struct, frozen=True):
+    signal: str  # "SIGTERM"
+    scope: str
+    grace_seconds: float
+    seconds: float  # until the tree was empty, or the stop gave up
+    signalled: int
+    killed: int
+    survivors: list[str]  # "name (pid)"
+
+
+class HistoryRecord(msgspec.Struct, frozen=True):
+    service: str  # "" for the supervisor itself
+    incarnation: int
+    boot: str  # boot id: numbers begin anew with each
+    pid: int | None
+    why: str  # it was started
+    started_at: float | None  # unix seconds, here and below
+    ready_at: float | None
+    ended_at: float | None  # its main process
+    empty_at: float | None  # its tree
+    asked: str  # why its end was asked for, and by whom; "": by nobody
+    cause: str | None  # how it ended, in words; None: it runs
+    code: int | None
+    signal: str | None
+    core: bool
+    usage: dict[str, float] | None  # of the main process
+    tree_usage: dict[str, float] | None  # summed over its tree
+    stop: StopSummary | None
+    adopted: int  # by so many supervisors that came later
+    log_lost_bytes: int
+    log_dropped_bytes: int

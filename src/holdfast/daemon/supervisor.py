@@ -26,6 +26,7 @@ from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
+from .chronicle import Chronicle
 from .copy import Copy
 from .events import EventLog
 from .lost import await_survivors, end_lost
@@ -77,11 +78,12 @@ class Supervisor:
         self.finished: asyncio.Future[int] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
-        self._end_asked = False  # during start-up
+        self._end_asked: str | None = None  # during start-up, and by whom
         self._unheard: set[tuple[str, int]] = set()  # stops of incarnations that no keeper is held of
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.chronicle = Chronicle(self)
 
     # ---- the one way in
 
@@ -94,14 +96,15 @@ class Supervisor:
     def begin(self) -> None:
         """Start-up knows what there is: start what is missing, end what shall not be."""
         self.state = "running"
-        if self._end_asked:
-            self.shut_down()
+        if self._end_asked is not None:
+            self.shut_down(self._end_asked)
         self._stepping = True
         try:
             for effect in self.engine.begin(self._loop.time()):
                 self._perform(effect)
         finally:
             self._stepping = False
+        self.chronicle.begin()
         self._step()
 
     def _step(self) -> None:
@@ -148,6 +151,7 @@ class Supervisor:
             self.events.add("error", f"{type(effect).__name__}: {error!r}", getattr(effect, "name", ""))
 
     def _do(self, effect: fx.Effect) -> None:
+        self.chronicle.perform(effect)
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
@@ -228,6 +232,7 @@ class Supervisor:
 
     def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
+        self.chronicle.heard(name, incarnation, event)
         if copy.silent and isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)):
             copy.silent = False
             self.adopted += 1
@@ -365,13 +370,13 @@ class Supervisor:
 
     # ---- the end
 
-    def shut_down(self) -> None:
-        """Stop everything, in order; `finished` tells when that is done."""
+    def shut_down(self, by: str = "") -> None:
+        """Stop everything, in order; `finished` tells when that is done.  `by`: who asked, for people."""
         if self.state == "adopting":
-            self._end_asked = True  # the engine does not know yet what there is to stop
+            self._end_asked = by  # the engine does not know yet what there is to stop
             return
         self.state = "stopping"
-        self.post(ev.ShutdownAsked())
+        self.post(ev.ShutdownAsked(by))
 
     def remind_anchor(self) -> None:
         """Let the anchor know that the end was asked for, as if it had come by signal: it tells our successor, should
@@ -390,6 +395,7 @@ class Supervisor:
             self.notify.close()
         for task in self._tasks:
             task.cancel()
+        self.chronicle.close()
 
 
 def exit_of(status: ExitStatus) -> Exit:
