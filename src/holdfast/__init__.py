@@ -1,6 +1,7 @@
 """holdfast: processes held by file descriptor, never by number.
 
-`run` a command bounded and contained; `spawn` one and hold its handle.  See the README.
+`run` a command bounded and contained; `spawn` one and hold its handle; `attach` to one that has outlived
+its owner.  See the README.
 
 Names are loaded at first use, so that `import holdfast` costs nothing and `holdfast run` can exec
 the keeper before anything else is imported.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .process.attach import attach
     from .process.errors import CalledProcessError, KeeperLost, SpawnError, TimeoutExpired
     from .process.handle import Process
     from .process.options import DEVNULL, PIPE, STDOUT
@@ -35,11 +37,13 @@ __all__ = (
     "StopReport",
     "TimeoutExpired",
     "Usage",
+    "attach",
     "run",
     "spawn",
 )
 
 _HOMES = {
+    "attach": ("attach",),
     "errors": ("CalledProcessError", "KeeperLost", "SpawnError", "TimeoutExpired"),
     "handle": ("Process",),
     "options": ("DEVNULL", "PIPE", "STDOUT"),

@@ -68,13 +68,18 @@ def reap_retired() -> None:
 
 def retire(pidfd: int) -> None:
     """Close the pidfd of a keeper; where we are a subreaper or PID 1, only when it has ended and was reaped."""
+    if is_child(pidfd):
+        _retired.append(pidfd)
+    else:
+        os.close(pidfd)
+
+
+def is_child(pidfd: int) -> bool:
+    """It came back to us, for we are a subreaper or PID 1, and is to be reaped; if it has ended, that is done now."""
     try:
-        if _native.wait_status(pidfd) is None:
-            _retired.append(pidfd)
-            return
+        return _native.wait_status(pidfd) is None
     except ChildProcessError:
-        pass  # not ours, as a rule
-    os.close(pidfd)
+        return False  # as a rule
 
 
 def _abandon_all() -> None:
@@ -392,6 +397,7 @@ class Keeper:
         self._sock = self._pidfd = -1  # first: they must not be closed twice
         if sock >= 0:
             os.close(sock)
+        if pidfd >= 0:
             os.close(pidfd)
 
     def thaw(self) -> None:

@@ -1,0 +1,295 @@
+"""`attach`, and what `spawn(address=)` does: handles of held trees.
+
+Between a handle and its keeper nothing is different from other kept trees, but for the two ends of the story: the
+keeper is found by its address, and what became of the tree stays there (with the keeper, or in its report) until an
+owner who knows it closes the handle.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from time import monotonic_ns
+
+from . import _native
+from .address import ACK, ACK_EMPTY, ACK_EXITED, ACK_STOP_REPORT, REPORT_NAME_MAX, connect, launch, pidfd_of_peer
+from .descriptor import Descriptor
+from .errors import KeeperLost
+from .handle import Process
+from .keeper import FROZEN_LIMIT, SIGKILL, STOP, Keeper, is_child, spawn_error, stop_body
+from .kept import KeptTree
+from .options import GRACE, Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .options import StrPath
+    from .status import Seconds, StopReport
+
+# Tags of the wire (csrc/common/wire.h).
+KEEPER_HELLO, SPAWNED, FAILED, LAUNCHED = 64, 65, 66, 75
+LAUNCH, RECEIVE = 1, 2  # stages
+
+ANSWER_LIMIT = 3.0  # seconds until a keeper that was connected to has answered; others may be heard before us
+REPORT = ".report"  # after the address: what the keeper leaves when it ends with nobody to tell
+TAKEN = "the address is taken: attach, and remove it only when nothing of it can be left"
+
+
+class _HeldKeeper(Keeper):
+    """A keeper that waits for ACK after "empty", and whose pidfd comes with its words.
+
+    Or its report: what it would have said, read from the file that it left, which is then in the place of the socket.
+    """
+
+    __slots__ = ("connected", "failure", "is_report")
+
+    def __init__(self, fd: int, connected: bool = False, is_report: bool = False) -> None:
+        self.connected = connected  # by its address; False: launched by us
+        self.is_report = is_report
+        self.failure: tuple[int, int] | None = None  # stage and errno of a start that came to nothing
+        super().__init__(fd, -1, False)
+        self.reused = True  # it is not through when its tree is empty
+        self.retired = is_report  # it will say no more than is in there
+        self.starting = not (connected or is_report)
+
+    def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        tag = record[0]
+        if tag == LAUNCHED:
+            if fds:
+                self._pidfd = fds.pop()
+                self.is_child = is_child(self._pidfd)
+            else:
+                self.failure = RECEIVE, errno.EMFILE  # no room in our table
+        elif tag == KEEPER_HELLO and self.connected:
+            self._pidfd = pidfd_of_peer(self._sock, record[2])
+        elif tag == FAILED:
+            self.failure = record[1], record[2]
+        super()._apply(record, fds)
+
+    def hear(self, tree: _HeldTree, timeout: Seconds | None) -> bool:
+        """Until it has said what it holds, or that it holds nothing, or is gone; False: it is silent."""
+        return self.wait_until(
+            lambda: self.retired or self.failure or (tree.pid and (self.connected or self._pidfd >= 0)), timeout
+        )
+
+    def acknowledge(self) -> None:
+        """The owner knows.  With an empty tree that is the keeper's end, and it leaves no report."""
+        self.request(ACK, (ACK_EXITED | ACK_EMPTY | ACK_STOP_REPORT).to_bytes(4, "little") + bytes(4))
+
+
+class _HeldTree(KeptTree):
+    """A kept tree that is found by its address."""
+
+    __slots__ = ("address", "held")
+
+    def __init__(self, keeper: _HeldKeeper, plan: Plan, address: str) -> None:
+        super().__init__(keeper, plan)
+        self.held = keeper
+        self.address = address
+        # No owner before us has used the ids that follow: milliseconds since boot, and never 0.
+        keeper._stop_id = monotonic_ns() // 1_000_000 % (1 << 31) + 1
+        keeper.tree = self
+
+    def apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
+        if record[0] != SPAWNED:
+            super().apply(record, fds)
+            return
+        _, self.pid, _, self.started_ns, started_at_ns = record
+        self.started_at = started_at_ns / 1e9
+        if fds:
+            self.descriptor = Descriptor(fds.pop())
+        elif self.held.is_report:
+            self.descriptor = Descriptor(os.eventfd(1, os.EFD_CLOEXEC))  # readable, as of all that has ended
+        else:
+            self.held.failure = RECEIVE, errno.EMFILE
+
+    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+        report = super().finish_stop(stop_id, signo, scope, grace)
+        if report.empty:  # the word comes with the report or behind it, and `acknowledge` needs it
+            self.held.wait_until(lambda: self.held.retired, FROZEN_LIMIT)
+        return report
+
+    def acknowledge(self) -> None:
+        over = self.empty and self.status is not None
+        lost = self._lost is not None and not self._lost.survivors
+        if (over or lost) and not self.foreign:
+            self.free()
+
+    def free(self) -> None:
+        """Give the address back.  Cut off half-way, the report that is there (or will be) tells the next owner."""
+        _remove(self.address)
+        if self.held.is_report:
+            _remove(self.address + REPORT)
+        else:
+            self.held.acknowledge()
+
+    def drop(self) -> None:
+        if self.held.starting:  # it comes to nothing: neither the process shall be left, nor socket and report
+            self.held.starting = False
+            self.held.request(STOP, stop_body(self.held.next_stop_id(), SIGKILL, "tree", 0))
+            self.held.wait_until(lambda: self.held.retired or self.held.failure, FROZEN_LIMIT)
+            self.free()
+        super().drop()
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+# ---- starting
+
+
+def check_address(address: StrPath) -> str:
+    """The address as an absolute path.  ValueError; OSError where nothing can be, or is already."""
+    path = os.path.abspath(os.fsdecode(address))
+    directory, name = os.path.split(path)
+    most = REPORT_NAME_MAX - len(REPORT)
+    if not 1 <= len(os.fsencode(name)) <= most or name.startswith("."):
+        raise ValueError(f"the name of an address must have 1 to {most} bytes and begin with no dot: {name!r}")
+    found = os.stat(directory + "/")
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        # Who may write there could put a socket of his own in its place.
+        text = "the directory of an address must be ours and writable by nobody else"
+        raise PermissionError(errno.EPERM, text, directory)
+    for each in (path, path + REPORT):
+        if os.path.lexists(each):
+            raise FileExistsError(errno.EEXIST, TAKEN, each)
+    return path
+
+
+def launch_held(plan: Plan) -> _HeldTree:
+    """Start a held keeper and its one process, and wait until it runs.  SpawnError, OSError, ValueError."""
+    assert plan.address is not None
+    address = check_address(plan.address)
+    try:
+        sock, _ = launch(plan, address, address + REPORT, stop_rest=False, log=None)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # somebody was faster
+            raise FileExistsError(errno.EEXIST, TAKEN, address) from None
+        raise
+    tree = _HeldTree(_HeldKeeper(sock.detach()), plan, address)
+    try:
+        tree.held.hear(tree, None)
+        if tree.held.failure or not tree.pid:
+            raise _spawn_error(tree.held.failure or (LAUNCH, errno.EIO), plan)  # EIO: it ended without a word
+        return tree
+    except BaseException:
+        tree.drop()
+        raise
+
+
+def _spawn_error(failure: tuple[int, int], plan: Plan | None) -> OSError:
+    stage, number = failure
+    return spawn_error(OSError(number, os.strerror(number), None, None, stage), plan)
+
+
+# ---- coming back
+
+
+def attach(address: StrPath) -> Process:
+    """Take over a process that was started with `spawn(address=...)` and has no owner now; return its handle.
+
+    The owner before has released it, or has died; we must be of the same user.  The handle is like spawn's, with what
+    happened meanwhile: `status` if it has ended, `report` of the last stop.  Its `args` is the address, pipes are
+    not there, and `stop` has the library's defaults.  `on_owner_loss` and all else is as at the start.
+
+    What became of it stays known at the address until a handle that knows it, with nothing of the tree left, is closed
+    or released; only then is the address free.  An owner who dies before has lost nothing.
+
+    FileNotFoundError: nothing is there, or its end was taken.  BlockingIOError: not now: another owner has it
+    (EALREADY), or its keeper does not answer for 3 s, as one that is stopped (EAGAIN).  PermissionError: it is another
+    user's.  KeeperLost: its keeper was killed and has left nothing; the address stays until you remove it.
+    SpawnError: its start had failed and nobody knew; the address is free.  Any thread.
+    """
+    path = os.path.abspath(os.fsdecode(address))
+    tree = _from_keeper(path) or _from_report(path)
+    if tree is None:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(errno.ENOENT, "nothing was started there, or its end was taken", path)
+        raise KeeperLost(0, (), None, path)
+    try:
+        if tree.held.failure is None:
+            tree.advance()
+            return Process(tree, _plan(path))
+        if tree.pid:
+            raise OSError(errno.EMFILE, "no room for the descriptor of its process", path)
+        tree.free()
+        raise _spawn_error(tree.held.failure, None)
+    except BaseException:
+        tree.drop()
+        raise
+
+
+def _plan(address: str) -> Plan:
+    """What an owner has to know who has not started it.  What he does not know is left to the keeper."""
+    plan = Plan()
+    plan.args, plan.address, plan.leads_group, plan.on_owner_loss = address, address, False, "keep"
+    plan.stop_signal, plan.stop_scope, plan.grace = 15, "group", GRACE
+    return plan
+
+
+def _from_keeper(address: str) -> _HeldTree | None:
+    """From the keeper that listens there; None: none does."""
+    for _ in range(2):
+        try:
+            sock, pid = connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except BlockingIOError:
+            text = "its keeper does not answer: others wait for it already"
+            raise BlockingIOError(errno.EAGAIN, text, address) from None
+        tree = _HeldTree(_HeldKeeper(sock.detach(), connected=True), _plan(address), address)
+        try:
+            if not tree.held.hear(tree, ANSWER_LIMIT):
+                raise BlockingIOError(errno.EAGAIN, _why_silent(pid), address)
+            if tree.pid or tree.held.failure:
+                return tree
+        except BaseException:
+            tree.drop()
+            raise
+        # It hung up without a word: it has ended, which the next look tells; or it has another owner.
+        tree.drop()
+    raise BlockingIOError(errno.EALREADY, "another owner has it", address)
+
+
+def _why_silent(pid: int) -> str:
+    """For people: the number may be another's by now."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            stopped = file.read().rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        stopped = False
+    return f"its keeper (pid {pid}) is stopped: kill -CONT {pid}" if stopped else f"its keeper (pid {pid}) is silent"
+
+
+def _from_report(address: str) -> _HeldTree | None:
+    """From the report that its keeper left; None: there is none.  It is locked while somebody has it."""
+    path = address + REPORT
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    tree = _HeldTree(_HeldKeeper(fd, is_report=True), _plan(address), address)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"it was another user's ({found.st_uid})", path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EALREADY, "another owner has it", address) from None
+        if os.fstat(fd).st_nlink:
+            tree.held.deliver([(_native.wire_decode(os.read(fd, found.st_size)), [])])
+            if not (tree.empty or tree.held.failure):
+                raise ValueError(f"not a report of a keeper: {path!r}")
+            return tree
+    except BaseException:
+        tree.drop()
+        raise
+    tree.drop()  # its last owner has just taken it
+    return None
