@@ -11,13 +11,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .process.attach import attach
     from .process.errors import CalledProcessError, KeeperLost, SpawnError, TimeoutExpired
     from .process.handle import Process
     from .process.options import DEVNULL, PIPE, STDOUT
     from .process.run import CompletedProcess, run
     from .process.runner import Runner
-    from .process.spawn import spawn
+    from .process.spawn import attach, spawn
     from .process.status import ExitStatus, Member, StopReport, Usage
 
 __version__ = "0.1.0"
@@ -43,13 +42,12 @@ __all__ = (
 )
 
 _HOMES = {
-    "attach": ("attach",),
     "errors": ("CalledProcessError", "KeeperLost", "SpawnError", "TimeoutExpired"),
     "handle": ("Process",),
     "options": ("DEVNULL", "PIPE", "STDOUT"),
     "run": ("CompletedProcess", "run"),
     "runner": ("Runner",),
-    "spawn": ("spawn",),
+    "spawn": ("attach", "spawn"),
     "status": ("ExitStatus", "Member", "StopReport", "Usage"),
 }
 

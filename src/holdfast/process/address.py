@@ -1,6 +1,6 @@
 """Where a held keeper is found: its socket, the report file that it may leave, the first words to it.
 
-For both faces of a held tree, the event face (held.py) and the handle (attach.py).  Nothing in here waits for anything,
+For both faces of a held tree, the event face (held.py) and the handle (addressed.py).  Nothing in here waits for anything,
 but for the exec of the keeper itself.
 """
 

@@ -1,4 +1,4 @@
-"""`spawn`: start one process, and give it a keeper."""
+"""`spawn`: start one process, and give it a keeper.  `attach`: come back to one that has outlived its owner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .options import Command, Plan, SpawnOptions
+    from .options import Command, Plan, SpawnOptions, StrPath
 
 
 def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
@@ -61,6 +61,26 @@ def start(plan: Plan, private: bool) -> Process:
 
 
 def _at_address(plan: Plan) -> KeptTree:
-    from .attach import launch_held  # with what only those need who ask for it
+    from .addressed import launch_held  # with what only those need who ask for it
 
     return launch_held(plan)
+
+
+def attach(address: StrPath) -> Process:
+    """Take over a process that was started with `spawn(address=...)` and has no owner now; return its handle.
+
+    The owner before has released it, or has died; we must be of the same user.  The handle is like spawn's, with what
+    happened meanwhile: `status` if it has ended, `report` of the last stop.  Its `args` is the address, pipes are
+    not there, and `stop` has the library's defaults.  `on_owner_loss` and all else is as at the start.
+
+    What became of it stays known at the address until a handle that knows it, with nothing of the tree left, is closed
+    or released; only then is the address free.  An owner who dies before has lost nothing.
+
+    FileNotFoundError: nothing is there, or its end was taken.  BlockingIOError: not now: another owner has it
+    (EALREADY), or its keeper does not answer for 3 s, as one that is stopped (EAGAIN).  PermissionError: it is another
+    user's.  KeeperLost: its keeper was killed and has left nothing; the address stays until you remove it.
+    SpawnError: its start had failed and nobody knew; the address is free.  Any thread.
+    """
+    from .addressed import take_over
+
+    return take_over(address)

@@ -1,4 +1,4 @@
-"""`attach`, and what `spawn(address=)` does: handles of held trees.
+"""What `spawn(address=)` and `attach` do: handles of held trees.
 
 Between a handle and its keeper nothing is different from other kept trees, but for the two ends of the story: the
 keeper is found by its address, and what became of the tree stays there (with the keeper, or in its report) until an
@@ -191,21 +191,8 @@ def _spawn_error(failure: tuple[int, int], plan: Plan | None) -> OSError:
 # ---- coming back
 
 
-def attach(address: StrPath) -> Process:
-    """Take over a process that was started with `spawn(address=...)` and has no owner now; return its handle.
-
-    The owner before has released it, or has died; we must be of the same user.  The handle is like spawn's, with what
-    happened meanwhile: `status` if it has ended, `report` of the last stop.  Its `args` is the address, pipes are
-    not there, and `stop` has the library's defaults.  `on_owner_loss` and all else is as at the start.
-
-    What became of it stays known at the address until a handle that knows it, with nothing of the tree left, is closed
-    or released; only then is the address free.  An owner who dies before has lost nothing.
-
-    FileNotFoundError: nothing is there, or its end was taken.  BlockingIOError: not now: another owner has it
-    (EALREADY), or its keeper does not answer for 3 s, as one that is stopped (EAGAIN).  PermissionError: it is another
-    user's.  KeeperLost: its keeper was killed and has left nothing; the address stays until you remove it.
-    SpawnError: its start had failed and nobody knew; the address is free.  Any thread.
-    """
+def take_over(address: StrPath) -> Process:
+    """See `attach`."""
     path = os.path.abspath(os.fsdecode(address))
     tree = _from_keeper(path) or _from_report(path)
     if tree is None:
