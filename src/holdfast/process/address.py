@@ -1,7 +1,7 @@
 """Where a held keeper is found: its socket, the report file that it may leave, the first words to it.
 
-For both faces of a held tree, the event face (held.py) and the handle (addressed.py).  Nothing in here waits for anything,
-but for the exec of the keeper itself.
+For both faces of a held tree, the event face (held.py) and the handle (addressed.py).  Nothing in here waits for
+anything, but for the exec of the keeper itself, and for the end of what an interrupted start had begun.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import os
 import socket
 import struct
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _native, keeper
-from .keeper import ON_OWNER_LOSS, spawn_error
+from .events import EMPTY, FAILED
+from .keeper import FROZEN_LIMIT, ON_OWNER_LOSS, SIGKILL, STOP, spawn_error, stop_body
 from .options import LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from .options import Plan
 
@@ -61,19 +64,13 @@ def _short(path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def _bind(address: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
-        with _short(address) as path:
-            sock.bind(path)
-        # The keeper listens once more, for itself.  But from here on, until the last one who may still become
-        # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
-        sock.listen(QUEUE)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _bind(sock: socket.socket, address: str) -> None:
+    os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
+    with _short(address) as path:
+        sock.bind(path)
+    # The keeper listens once more, for itself.  But from here on, until the last one who may still become
+    # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
+    sock.listen(QUEUE)
 
 
 def connect(address: str) -> tuple[socket.socket, int]:
@@ -137,6 +134,24 @@ def _fitting(what: str, text: str, most: int) -> bytes:
     return data
 
 
+def _undo(sock: socket.socket) -> None:
+    """A keeper that runs all the same, for the start was interrupted, shall leave nothing: not even a report."""
+    request(sock, STOP, stop_body(1, SIGKILL, "tree", 0))
+    deadline = monotonic() + FROZEN_LIMIT
+    inbox: list[tuple[list[Any] | None, list[int]]] = []
+    records: list[Any] | None = []
+    while records is not None and not any(record[0] in (FAILED, EMPTY) for record in records):
+        left = max(0, int((deadline - monotonic()) * 1e9))
+        if not _native.receive(sock.fileno(), -1, -1, left, inbox):
+            break
+        records, fds = inbox.pop()
+        for fd in fds:
+            os.close(fd)
+    request(sock, ACK, struct.pack("<II", ACK_EXITED | ACK_EMPTY | ACK_STOP_REPORT, 0))
+    request(sock, ON_OWNER_LOSS, struct.pack("<II", LOSS["kill"], 0))
+    sock.close()
+
+
 def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan | None) -> tuple[socket.socket, int]:
     """Start a held keeper with its process, without waiting for the exec: our end of its socket, and its pid.
 
@@ -156,24 +171,25 @@ def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan 
             body = struct.pack("<IIQQ160s", flags, log.rotate_count, log.rotate_size, log.cap, label)
             files.append(_directory(log.directory))
             packets.append((_record(LOG, body), files[1:]))
-        keep = _bind(address)
+        keep = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _bind(keep, address)
+        hello = _record(HELLO, struct.pack("<II", 1, 0)) + _record(HELD, held)
+        packets.insert(0, (hello, [keep.fileno(), files[0]]))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for packet, fds in packets:
+            socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         try:
-            hello = _record(HELLO, struct.pack("<II", 1, 0)) + _record(HELD, held)
-            packets.insert(0, (hello, [keep.fileno(), files[0]]))
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for packet, fds in packets:
-                socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            try:
-                _native.send_spawn(ours.fileno(), plan.body, plan.fds)
-                pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
-            except OSError as error:
-                raise spawn_error(error, plan) from None
-        except BaseException:
+            _native.send_spawn(ours.fileno(), plan.body, plan.fds)
+            pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+    except BaseException:
+        if keep and keep.getsockname():  # it has its name from us
             os.unlink(address)
-            if ours:  # a keeper that runs all the same shall leave nothing
-                request(ours, ON_OWNER_LOSS, struct.pack("<II", LOSS["kill"], 0))
-                ours.close()
-            raise
+        if ours and theirs:
+            theirs.close()
+            _undo(ours)
+        raise
     finally:
         for fd in files:
             os.close(fd)

@@ -2,7 +2,7 @@
 
 Between a handle and its keeper nothing is different from other kept trees, but for the two ends of the story: the
 keeper is found by its address, and what became of the tree stays there (with the keeper, or in its report) until an
-owner who knows it closes the handle.
+owner closes the handle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
+from io import FileIO
 from time import monotonic_ns
 
 from . import _native
@@ -23,6 +25,7 @@ from .options import GRACE, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket
     from typing import Any
 
     from .options import StrPath
@@ -43,13 +46,16 @@ class _HeldKeeper(Keeper):
     Or its report: what it would have said, read from the file that it left, which is then in the place of the socket.
     """
 
-    __slots__ = ("connected", "failure", "is_report")
+    __slots__ = ("connected", "end", "failure", "is_report")
 
-    def __init__(self, fd: int, connected: bool = False, is_report: bool = False) -> None:
+    def __init__(self, end: socket | FileIO, connected: bool = False, is_report: bool = False) -> None:
+        # Owned by the object from its beginning: a bare number that a signal handler's exception makes us lose would
+        # stay our connection, and nobody could have the tree, we ourselves included, until we die.
+        self.end = end
         self.connected = connected  # by its address; False: launched by us
         self.is_report = is_report
         self.failure: tuple[int, int] | None = None  # stage and errno of a start that came to nothing
-        super().__init__(fd, -1, False)
+        super().__init__(end.fileno(), -1, False)
         self.reused = True  # it is not through when its tree is empty
         self.retired = is_report  # it will say no more than is in there
         self.starting = not (connected or is_report)
@@ -73,6 +79,11 @@ class _HeldKeeper(Keeper):
         return self.wait_until(
             lambda: self.retired or self.failure or (tree.pid and (self.connected or self._pidfd >= 0)), timeout
         )
+
+    def _close_descriptors(self) -> None:
+        self._sock = -1
+        self.end.close()
+        super()._close_descriptors()
 
     def acknowledge(self) -> None:
         """The owner knows.  With an empty tree that is the keeper's end, and it leaves no report."""
@@ -172,7 +183,7 @@ def launch_held(plan: Plan) -> _HeldTree:
         if error.errno == errno.EADDRINUSE:  # somebody was faster
             raise FileExistsError(errno.EEXIST, TAKEN, address) from None
         raise
-    tree = _HeldTree(_HeldKeeper(sock.detach()), plan, address)
+    tree = _HeldTree(_HeldKeeper(sock), plan, address)
     try:
         tree.held.hear(tree, None)
         if tree.held.failure or not tree.pid:
@@ -198,6 +209,8 @@ def take_over(address: StrPath) -> Process:
     if tree is None:
         if not os.path.lexists(path):
             raise FileNotFoundError(errno.ENOENT, "nothing was started there, or its end was taken", path)
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, "not a socket", path)
         raise KeeperLost(0, (), None, path)
     try:
         if tree.held.failure is None:
@@ -230,7 +243,7 @@ def _from_keeper(address: str) -> _HeldTree | None:
         except BlockingIOError:
             text = "its keeper does not answer: others wait for it already"
             raise BlockingIOError(errno.EAGAIN, text, address) from None
-        tree = _HeldTree(_HeldKeeper(sock.detach(), connected=True), _plan(address), address)
+        tree = _HeldTree(_HeldKeeper(sock, connected=True), _plan(address), address)
         try:
             if not tree.held.hear(tree, ANSWER_LIMIT):
                 raise BlockingIOError(errno.EAGAIN, _why_silent(pid), address)
@@ -258,20 +271,20 @@ def _from_report(address: str) -> _HeldTree | None:
     """From the report that its keeper left; None: there is none.  It is locked while somebody has it."""
     path = address + REPORT
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
     except FileNotFoundError:
         return None
-    tree = _HeldTree(_HeldKeeper(fd, is_report=True), _plan(address), address)
+    tree = _HeldTree(_HeldKeeper(file, is_report=True), _plan(address), address)
     try:
-        found = os.fstat(fd)
+        found = os.fstat(file.fileno())
         if found.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it was another user's ({found.st_uid})", path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(errno.EALREADY, "another owner has it", address) from None
-        if os.fstat(fd).st_nlink:
-            tree.held.deliver([(_native.wire_decode(os.read(fd, found.st_size)), [])])
+        if os.fstat(file.fileno()).st_nlink:
+            tree.held.deliver([(_native.wire_decode(file.readall()), [])])
             if not (tree.empty or tree.held.failure):
                 raise ValueError(f"not a report of a keeper: {path!r}")
             return tree

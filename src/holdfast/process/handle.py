@@ -178,17 +178,19 @@ class Process:
         """Let the tree outlive us: give the handle up without stopping anything.
 
         As if it had been started with `on_owner_loss="keep"`, except that the main process still dies
-        with its keeper (that is fixed at the start).  Started with `address`, it is left to who attaches next.
-        The handle is closed afterwards.
+        with its keeper (that is fixed at the start).  Started with `address`, it is left to who attaches next,
+        even if it has ended.  The handle is closed afterwards.
         """
         self._tree.set_on_owner_loss("keep")
         self._close_files()
         self._closed = True
-        self._tree.acknowledge()
         self._tree.drop()
 
     def close(self) -> None:
-        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost."""
+        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost.
+
+        This frees the `address` of one that has it: how it ended is known now, here and nowhere else.
+        """
         if self._closed:
             return
         self._closed = True

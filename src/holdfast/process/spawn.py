@@ -73,8 +73,8 @@ def attach(address: StrPath) -> Process:
     happened meanwhile: `status` if it has ended, `report` of the last stop.  Its `args` is the address, pipes are
     not there, and `stop` has the library's defaults.  `on_owner_loss` and all else is as at the start.
 
-    What became of it stays known at the address until a handle that knows it, with nothing of the tree left, is closed
-    or released; only then is the address free.  An owner who dies before has lost nothing.
+    What became of it stays known at the address until nothing of the tree is left and the handle is closed; only then
+    is the address free.  An owner who releases the handle, drops it or dies leaves all to the next.
 
     FileNotFoundError: nothing is there, or its end was taken.  BlockingIOError: not now: another owner has it
     (EALREADY), or its keeper does not answer for 3 s, as one that is stopped (EAGAIN).  PermissionError: it is another
