@@ -203,8 +203,8 @@ MOMENTS = {
     "in close, half-way": ("addressed._HeldKeeper.acknowledge = die\n"
                            "p = start('exit 5'); p.wait_empty(); p.close()", 5),
     "during a stop": ("addressed._HeldTree.finish_stop = die\n"
-                      "p = start('trap \"\" TERM; echo >$1; read x <$1; exit 5', gate)\n"
-                      "open(gate).readline(); p.stop(grace=300)", None),
+                      "p = start('trap \"\" TERM; echo >$2; read x <$1; exit 5', gate, up)\n"
+                      "open(up).readline(); p.stop(grace=300)", None),
 }  # fmt: skip
 
 
@@ -212,7 +212,7 @@ MOMENTS = {
 def test_an_owner_killed_at_any_moment_has_lost_nothing(place: Place, moment):
     source, code = MOMENTS[moment]
     gate = place.gate("gate")
-    owner = place.owner("import select\ngate = sys.argv[3]\n" + source, gate)
+    owner = place.owner("import select\ngate, up = sys.argv[3:]\n" + source, gate, place.gate("up"))
     assert owner.wait(LIMIT) == -9
     if moment == "in close, half-way":
         place.until_reported()  # the address is free already, and the report about to be written

@@ -19,7 +19,7 @@ from .address import ACK, ACK_EMPTY, ACK_EXITED, ACK_STOP_REPORT, REPORT_NAME_MA
 from .descriptor import Descriptor
 from .errors import KeeperLost
 from .handle import Process
-from .keeper import FROZEN_LIMIT, SIGKILL, STOP, Keeper, is_child, spawn_error, stop_body
+from .keeper import FROZEN_LIMIT, POLLIN, SIGKILL, STOP, Keeper, is_child, spawn_error, stop_body
 from .kept import KeptTree
 from .options import GRACE, Plan
 
@@ -121,6 +121,12 @@ class _HeldTree(KeptTree):
         if report.empty:  # the word comes with the report or behind it, and `acknowledge` needs it
             self.held.wait_until(lambda: self.held.retired, FROZEN_LIMIT)
         return report
+
+    def _look_at_loss(self) -> KeeperLost:
+        if self.held.connected and self.descriptor and not self.descriptor.closed:
+            # Whether it was started with "keep" is not known to us: if not, it is about to follow its keeper.
+            _native.poll(self.descriptor.fileno(), POLLIN, int(FROZEN_LIMIT * 1e9))
+        return super()._look_at_loss()
 
     def acknowledge(self) -> None:
         over = self.empty and self.status is not None
