@@ -570,6 +570,8 @@ for number in range(150):
             signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         count += 1
+    except FileExistsError:
+        pass  # the report of an earlier one, whose close was cut off half-way, has come meanwhile
     clean_up()
 gc.collect()
 say(json.dumps({"interrupted": count, "left": os.listdir(os.path.dirname(address)),
@@ -582,7 +584,7 @@ def test_an_interruption_leaves_at_most_what_can_be_attached(place: Place, seed)
     owner = place.owner(INTERRUPTED, str(seed))
     assert owner.stdout and select.select([owner.stdout], [], [], 60)[0], "it hangs"
     said = json.loads(owner.stdout.readline() or "{}")
-    assert said["interrupted"] > 20 and said["left"] == []
+    assert said["interrupted"] > 20 and set(said["left"]) <= {"app.report"}
     assert said["descriptors"] <= said["interrupted"] // 10
     wait_for(lambda: not marked(place.mark), LIMIT, "the trees to end")
 
