@@ -342,8 +342,19 @@ class Keeper:
             self.lock.release()
             return _native.receive(self._sock, self._pidfd, ended_fd, ns, self._inbox)
         finally:
+            # A handler may raise in acquire, or right after it: go on with the lock held, once, all the same.  In
+            # place, for it may also raise on the way into a function, before anything in that can catch it.
+            interrupted: BaseException | None = None
+            while True:
+                try:
+                    if not self.lock._is_owned():  # type: ignore[attr-defined]
+                        self.lock.acquire()
+                    break
+                except BaseException as error:
+                    interrupted = error
             try:
-                self._lock_again()
+                if interrupted is not None:
+                    raise interrupted
             finally:
                 self._reading = False
                 self._users -= 1
@@ -353,19 +364,6 @@ class Keeper:
                 finally:
                     if self._waiting and self._changed:
                         self._changed.notify_all()
-
-    def _lock_again(self) -> None:
-        """A handler may raise in acquire, or right after it: leave with the lock held, once, all the same."""
-        interrupted: BaseException | None = None
-        while True:
-            try:
-                if not self.lock._is_owned():  # type: ignore[attr-defined]
-                    self.lock.acquire()
-                break
-            except BaseException as error:
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
 
     def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tree, tag = self.tree, record[0]
