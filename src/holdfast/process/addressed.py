@@ -80,6 +80,15 @@ class _HeldKeeper(Keeper):
             lambda: self.retired or self.failure or (tree.pid and (self.connected or self._pidfd >= 0)), timeout
         )
 
+    def __del__(self) -> None:
+        try:
+            is_open = self.end.fileno() >= 0
+        except (AttributeError, ValueError):  # not begun; a closed file
+            is_open = False
+        if not is_open:  # in a cycle it may be collected before us, and its number be another's by now
+            self._sock = -1
+        super().__del__()
+
     def _close_descriptors(self) -> None:
         self._sock = -1
         self.end.close()
