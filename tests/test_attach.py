@@ -280,8 +280,9 @@ def test_a_handle_that_is_dropped_has_not_taken_the_status(place: Place):
 
 
 def test_the_report_of_a_stop_that_the_next_owner_missed(place: Place):
-    assert place.owner("start('trap \"\" TERM; while :; do sleep 99; done', grace=0.3, on_owner_loss='stop'); die()"
-                       ).wait(LIMIT) == -9  # fmt: skip
+    source = "p = start('trap \"\" TERM; echo >$1; while :; do sleep 99; done', up, grace=0.3, on_owner_loss='stop')\n"
+    owner = place.owner("up = sys.argv[3]\n" + source + "open(up).readline(); die()", place.gate("up"))
+    assert owner.wait(LIMIT) == -9
     place.until_reported()
     process = holdfast.attach(place.address)
     assert process.status and process.status.signal == 9
@@ -292,12 +293,12 @@ def test_the_report_of_a_stop_that_the_next_owner_missed(place: Place):
 
 
 def test_what_ends_at_its_owners_loss_can_be_taken_over_in_its_grace(place: Place):
-    source = "p = start('trap \"say TERM\" TERM; say() { echo $1 >$2; }; trap \"echo TERM >$1\" TERM; echo up >$1;" \
-             " while :; do sleep 99 & wait; done', sys.argv[3], grace=300, on_owner_loss='stop'); die()"  # fmt: skip
-    gate = place.gate("gate")
-    assert place.owner(source, gate).wait(LIMIT) == -9
-    with open(gate) as said:
-        assert said.readline() in ("up\n", "TERM\n")
+    source = "p = start('trap \"echo TERM >$2\" TERM; echo up >$1; while :; do sleep 99 & wait; done', *sys.argv[3:]," \
+             " grace=300, on_owner_loss='stop'); open(sys.argv[3]).readline(); die()"  # fmt: skip
+    up, told = place.gate("up"), place.gate("told")
+    assert place.owner(source, up, told).wait(LIMIT) == -9
+    with open(told) as said:
+        assert said.readline() == "TERM\n"
     process = holdfast.attach(place.address)
     assert process.poll() is None
     assert process.stop(grace=0).empty and process.wait().signal == 9
@@ -516,7 +517,7 @@ def test_run_with_an_address(place: Place):
 
 
 def test_a_subreaper_reaps_the_keepers_that_come_back():
-    print(program("""
+    program("""
         import ctypes, os, tempfile, holdfast
         assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
         with tempfile.TemporaryDirectory() as directory:
@@ -530,7 +531,7 @@ def test_a_subreaper_reaps_the_keepers_that_come_back():
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             left = file.read().split()
         assert len(left) <= 1, left
-    """))  # fmt: skip
+    """)
 
 
 INTERRUPTED = """
