@@ -46,13 +46,14 @@ class _HeldKeeper(Keeper):
     Or its report: what it would have said, read from the file that it left, which is then in the place of the socket.
     """
 
-    __slots__ = ("connected", "end", "failure", "is_report")
+    __slots__ = ("connected", "end", "failure", "introduced", "is_report")
 
     def __init__(self, end: socket | FileIO, connected: bool = False, is_report: bool = False) -> None:
         # Owned by the object from its beginning: a bare number that a signal handler's exception makes us lose would
         # stay our connection, and nobody could have the tree, we ourselves included, until we die.
         self.end = end
         self.connected = connected  # by its address; False: launched by us
+        self.introduced = connected  # nothing is to come any more of who it is
         self.is_report = is_report
         self.failure: tuple[int, int] | None = None  # stage and errno of a start that came to nothing
         super().__init__(end.fileno(), -1, False)
@@ -63,6 +64,7 @@ class _HeldKeeper(Keeper):
     def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tag = record[0]
         if tag == LAUNCHED:
+            self.introduced = True
             if fds:
                 self._pidfd = fds.pop()
                 self.is_child = is_child(self._pidfd)
@@ -76,9 +78,8 @@ class _HeldKeeper(Keeper):
 
     def hear(self, tree: _HeldTree, timeout: Seconds | None) -> bool:
         """Until it has said what it holds, or that it holds nothing, or is gone; False: it is silent."""
-        return self.wait_until(
-            lambda: self.retired or self.failure or (tree.pid and (self.connected or self._pidfd >= 0)), timeout
-        )
+        # Its pidfd may come last, behind "empty", and is waited for in any case: where it is our child we reap it.
+        return self.wait_until(lambda: self.closed or (self.introduced and (tree.pid or self.failure)), timeout)
 
     def __del__(self) -> None:
         try:
