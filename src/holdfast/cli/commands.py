@@ -32,6 +32,7 @@ COMMANDS = {
     "schema": "schema",
     "init": "init",
     "doctor": "doctor",
+    "upgrade": "upgrade",
 }
 
 

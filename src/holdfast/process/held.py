@@ -151,6 +151,7 @@ class HeldTree(Account):
         self._sock = sock
         self._inbox: list[tuple[list[Any] | None, list[int]]] = []
         self._gone = False
+        self.attached = False  # True: another owner has started it
         self._greeted = True  # False: the keeper has not said yet that it is the one whose pidfd we have
         self.keeper_pid = keeper_pid
         self.keeper_pidfd = keeper_pidfd
@@ -230,7 +231,7 @@ class HeldTree(Account):
             pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             _request(sock, HELLO, struct.pack("<II", 1, 0))
             tree = cls(sock, pid, _pidfd_of_peer(sock, pid))
-            tree._greeted = False
+            tree.attached, tree._greeted = True, False
             return tree
         except BaseException:
             sock.close()
@@ -326,6 +327,10 @@ class HeldTree(Account):
         """
         what = ACK_EXITED * exited | ACK_EMPTY * empty | ACK_STOP_REPORT * stopped
         self._ask(ACK, struct.pack("<II", what, 0))
+
+    def set_on_owner_loss(self, what: str) -> None:
+        """What happens to the tree when we are gone: `stop`, `kill`, `keep`, instead of what its plan says."""
+        self._ask(ON_OWNER_LOSS, struct.pack("<II", LOSS[what], 0))
 
     def _ask(self, tag: int, body: bytes) -> None:
         if not self._gone:
