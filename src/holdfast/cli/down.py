@@ -19,6 +19,7 @@ from .target import REFUSED, Duration, counted, duration, fail, state_and_reason
 if TYPE_CHECKING:
     from holdfast.client import Client
 
+NEXT = {"lost", "upgrading"}  # the supervisor goes, and another one comes
 SHOWN = {"stopped", "survived", "lost"}
 LOOK_PAUSE = 3.0  # seconds between two looks whether those who should end are stopped
 
@@ -92,7 +93,7 @@ def _leave(client: Client) -> bool:
     try:
         left = client.leave()
     except ClientError as error:
-        if error.code != "lost":
+        if error.code not in NEXT:
             raise
         return False
     click.echo(f"holdfast: {counted(left['services'])} left running, without a supervisor until `holdfast up`")
@@ -115,7 +116,7 @@ def _stop(client: Client) -> bool:
     except NoSupervisor:
         return True  # it has ended
     except ClientError as error:
-        if error.code == "lost":
+        if error.code in NEXT:
             return False
         if error.code != "stopping":
             raise

@@ -141,6 +141,7 @@ class Commands:
 
     def leave(self, *, peer: object) -> Left:
         """End, and leave the services running.  upgrade.Refused."""
+        self._adoption_is_over()
         supervisor = self._supervisor
         self.events.add("asked", f"to end and leave the services running ({peer})")
         promise_to_keep(supervisor)
@@ -153,6 +154,7 @@ class Commands:
 
     async def upgrade(self, *, peer: object) -> UpgradeStatus:
         """Make way for the version that is installed now.  upgrade.Refused, or cancelled: nothing has changed."""
+        self._adoption_is_over()
         supervisor = self._supervisor
         self.events.add("asked", f"to upgrade ({peer})")
         upgrade = Upgrade(supervisor)
