@@ -33,6 +33,7 @@ COMMANDS = {
     "schema": "schema",
     "init": "init",
     "doctor": "doctor",
+    "upgrade": "upgrade",
 }
 
 

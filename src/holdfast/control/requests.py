@@ -36,6 +36,12 @@ class Signal(msgspec.Struct, forbid_unknown_fields=True):
     scope: Literal["main", "group", "tree"] = "main"
 
 
+class Shutdown(msgspec.Struct, forbid_unknown_fields=True):
+    """shutdown."""
+
+    keep: bool = False
+
+
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """A command without particulars."""
 

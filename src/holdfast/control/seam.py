@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from holdfast.daemon.logs import LogReader
-from holdfast.daemon.status import EventRecord, HistoryRecord, Outcome, ServiceStatus, SupervisorStatus
+from holdfast.daemon.status import (
+    EventRecord,
+    HistoryRecord,
+    Left,
+    Outcome,
+    ServiceStatus,
+    SupervisorStatus,
+    UpgradeStatus,
+)
 
 Verb = Literal["start", "stop", "restart"]
 
@@ -73,4 +81,12 @@ class Supervised(Protocol):
 
     def shut_down(self, *, peer: Peer) -> None:
         """Begin to stop everything; returns at once."""
+        ...
+
+    def leave(self, *, peer: Peer) -> Left:
+        """Begin to end, and leave the services running.  Refused (daemon/upgrade.py)."""
+        ...
+
+    async def upgrade(self, *, peer: Peer) -> UpgradeStatus:
+        """Begin to make way for the next version.  Refused."""
         ...

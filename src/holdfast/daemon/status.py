@@ -65,6 +65,20 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     frozen: list[Frozen] = []  # the anchor, when it is stopped
 
 
+class Left(msgspec.Struct, frozen=True):
+    """Services that run on with nobody."""
+
+    services: int
+    kept: dict[str, str]  # of these, what `on_owner_loss` says where it is not `keep`: it does not come to that
+
+
+class UpgradeStatus(msgspec.Struct, frozen=True):
+    version: str
+    next_version: str
+    services: int  # that run
+    last_event: int  # its seq: `upgraded` comes after it
+
+
 class Outcome(msgspec.Struct, frozen=True):
     name: str
     outcome: str  # done | unchanged | gone | failed | timed_out | refused

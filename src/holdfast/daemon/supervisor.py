@@ -34,6 +34,7 @@ from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan, marks
 from .processes import ancestors
 from .store import Store
+from .upgrade import Upgrade, keep_running
 
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
@@ -76,6 +77,8 @@ class Supervisor:
             config.services, config.supervisor.start_budget, seed=random.getrandbits(32), now=self._loop.time()
         )
         self.finished: asyncio.Future[int] = self._loop.create_future()
+        # We go, and the services run on: to the next version of us, or with nobody.
+        self.left: asyncio.Future[Upgrade | None] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
         self._end_asked: str | None = None  # during start-up, and by whom
@@ -222,6 +225,11 @@ class Supervisor:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
+        if copy.tree.attached:
+            try:  # who had it before us may have changed it, or was started with another configuration
+                copy.tree.set_on_owner_loss(self.on_owner_loss(copy.name))
+            except BlockingIOError:
+                pass  # frozen, and has not even read that we are here
         if (copy.name, copy.incarnation) in self._unheard:
             self._unheard.discard((copy.name, copy.incarnation))
             self._stop(copy.name, copy.incarnation)
@@ -378,14 +386,21 @@ class Supervisor:
         self.state = "stopping"
         self.post(ev.ShutdownAsked(by))
 
-    def remind_anchor(self) -> None:
+    def remind_anchor(self, signo: int = signal.SIGTERM) -> None:
         """Let the anchor know that the end was asked for, as if it had come by signal: it tells our successor, should
         we be killed on the way.  It is our parent, so its number is its own."""
         if self.anchor_pid is not None and self.anchor_pid == os.getppid():
-            os.kill(self.anchor_pid, signal.SIGTERM)
+            os.kill(self.anchor_pid, signo)
+
+    def on_owner_loss(self, name: str) -> str:
+        """What is configured for it; a service that is in no configuration any more is not ours to end by dying."""
+        spec = self.config.services.get(name)
+        return spec.on_owner_loss if spec else "keep"
 
     def leave(self) -> None:
         """Give the trees up without stopping them: their on_owner_loss rules."""
+        if self.left.done():
+            keep_running(self)
         for copy in [*self.copies.values(), *self.strays]:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())

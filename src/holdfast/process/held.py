@@ -35,8 +35,8 @@ from .events import (
     StopReported,
     read_report,
 )  # fmt: skip
-from .keeper import SIGCONT, SIGKILL, STOP, stop_body, try_signal
-from .options import SCOPE
+from .keeper import ON_OWNER_LOSS, SIGCONT, SIGKILL, STOP, stop_body, try_signal
+from .options import LOSS, SCOPE
 from .status import from_wait_status
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class HeldTree(Account):
         self._sock = sock
         self._inbox: list[tuple[list[Any] | None, list[int]]] = []
         self._gone = False
+        self.attached = False  # True: another owner has started it
         self._greeted = True  # False: the keeper has not said yet that it is the one whose pidfd we have
         self.keeper_pid = keeper_pid
         self.keeper_pidfd = keeper_pidfd
@@ -107,7 +108,7 @@ class HeldTree(Account):
         """
         sock, pid = connect(address)
         tree = cls(sock, pid, pidfd_of_peer(sock.fileno(), pid))
-        tree._greeted = False
+        tree.attached, tree._greeted = True, False
         return tree
 
     def __del__(self) -> None:
@@ -200,6 +201,10 @@ class HeldTree(Account):
         """
         what = ACK_EXITED * exited | ACK_EMPTY * empty | ACK_STOP_REPORT * stopped
         self._ask(ACK, struct.pack("<II", what, 0))
+
+    def set_on_owner_loss(self, what: str) -> None:
+        """What happens to the tree when we are gone: `stop`, `kill`, `keep`, instead of what its plan says."""
+        self._ask(ON_OWNER_LOSS, struct.pack("<II", LOSS[what], 0))
 
     def _ask(self, tag: int, body: bytes) -> None:
         if not self._gone:
