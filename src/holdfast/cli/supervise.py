@@ -76,6 +76,7 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     supervisor = Supervisor(
         config, around, version=holdfast.__version__, anchor_pid=anchor.pid, restarts=anchor.restarts
     )
+    supervisor.lost.anchor = anchor
     journal = _keep_journal(supervisor)
     leave: asyncio.Future[int] = loop.create_future()
     _listen_to_signals(supervisor, leave)

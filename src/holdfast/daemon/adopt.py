@@ -73,6 +73,7 @@ class _Found:
 async def adopt(supervisor: Supervisor) -> None:
     """Take over what there is, then let the engine begin."""
     supervisor.store.begin()
+    supervisor.reach = lambda name, number: _reach_again(supervisor, name, number)
     found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
     supervisor.found = len(found)
     await _hear(supervisor, [each for each in found if each.copy])
@@ -201,7 +202,9 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         found.ended = _reported_exit(report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
-        found.never_came = found.lost and not os.path.exists(supervisor.store.address(record.name, record.incarnation))
+        came = os.path.exists(supervisor.store.address(record.name, record.incarnation))
+        came = came or bool(supervisor.store.members(record.name, record.incarnation))
+        found.never_came = found.lost and not came
 
 
 def _stranger(copy: Copy) -> str:
@@ -279,6 +282,13 @@ async def _end_lost(supervisor: Supervisor, found: _Found) -> None:
         supervisor.post(ev.KeeperLost(name, incarnation))
     await supervisor.settle_lost(name, incarnation, survivors)
     supervisor.clean(name, incarnation)
+
+
+async def _reach_again(supervisor: Supervisor, name: str, incarnation: int) -> None:
+    """One that was held, or waited for, has hung up and lives on."""
+    supervisor.unreached[name] = HUNG_UP
+    supervisor.found += 1
+    await _reach(supervisor, _Found(Record(name, incarnation=incarnation)))
 
 
 async def _reach(supervisor: Supervisor, found: _Found) -> None:
