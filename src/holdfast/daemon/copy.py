@@ -29,6 +29,7 @@ class Copy:
         self.below_anchor = False  # its keeper is a child of our anchor
         self.members: dict[str, Identity] = {}  # keeper and main process, as they are written down
         self.unwritten: asyncio.TimerHandle | None = None  # adopted ones will be, soon
+        self.asking: asyncio.TimerHandle | None = None  # its keeper will be, who is there
         self.closed = False
         self.silent = False  # found by start-up, and its keeper has not said a word yet
         self._insist: asyncio.TimerHandle | None = None
@@ -79,8 +80,9 @@ class Copy:
 
     def close(self) -> None:
         self.stopped()
-        if self.unwritten is not None:
-            self.unwritten.cancel()
+        for timer in (self.unwritten, self.asking):
+            if timer is not None:
+                timer.cancel()
         if not self.closed:
             self.closed = True
             self.tree.close()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 POLLIN = 1
 WRITE_PAUSE = 0.1  # seconds until those that a keeper has adopted are written down
+ASK_PAUSE = 1.0  # seconds until a keeper is asked: it hears of no adoption by itself, and daemons are made at the start
 KEEPER, MAIN, ADOPTED = "keeper", "main", "adopted"
 
 
@@ -98,6 +99,13 @@ class MemberFiles:
         copy.members = {who.role: who for who in written if who.role != ADOPTED}
         if copy.tree.pid and MAIN not in copy.members:
             self.write(copy)
+        copy.asking = asyncio.get_running_loop().call_later(ASK_PAUSE, self._ask, copy)
+
+    def _ask(self, copy: Copy) -> None:
+        try:
+            copy.tree.query()  # it looks, and announces whom it had not seen
+        except BlockingIOError:
+            pass  # frozen
 
     def write_soon(self, copy: Copy) -> None:
         """It has adopted somebody.  Most of them end at once: who is there a moment later is written down."""
