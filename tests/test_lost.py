@@ -23,7 +23,7 @@ def hide():
     start, end = int(fields[47]), int(fields[48])
     ctypes.memset(start, 0, end - start)
 def wait_for_ever():
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     while True:
         signal.pause()
 def double_fork(then):
@@ -78,7 +78,7 @@ def one_copy_follows(up: Running, fds: list[int], count: int) -> None:
         up.wait_for_socket()
         up.until("web", incarnation=2, ready=True)
         assert ended(fds), "the second copy runs beside the first"
-        wait_for(lambda: len(said(up)) == 2 * count)
+        wait_for(lambda: len(said(up)) == 2 * count, what=lambda: log_of(up, "web"))
     finally:
         for fd in fds:
             os.close(fd)
@@ -102,7 +102,7 @@ def test_a_keeper_is_killed_under_a_living_anchor(tmp_path, shape):
     count = {"main": 1, "deep": 3}.get(shape, 2)
     with Running(tmp_path, service(tmp_path, shape)) as up:
         pid = up.until("web", ready=True)["pid"]
-        wait_for(lambda: len(said(up)) == count)
+        wait_for(lambda: len(said(up)) == count, what=lambda: log_of(up, "web"))
         fds = hold(said(up))
         kill(keeper_of(pid))
         one_copy_follows(up, fds, count)
@@ -115,7 +115,7 @@ def test_a_keeper_is_killed_and_who_held_it(tmp_path, shape, with_anchor):
     count = {"main": 1, "deep": 3}.get(shape, 2)
     with Running(tmp_path, service(tmp_path, shape)) as up:
         pid = up.until("web", ready=True)["pid"]
-        wait_for(lambda: len(said(up)) == count)
+        wait_for(lambda: len(said(up)) == count, what=lambda: log_of(up, "web"))
         adopted = shape in ("daemon", "deep")
         wait_for(lambda: sorted(written(up).values()) == ["adopted"] * adopted + ["keeper", "main"])
         fds = hold(said(up))
@@ -163,7 +163,7 @@ def test_many_keepers_are_lost_at_once(tmp_path):
     """They share their looks: the end of 120 trees is not 120 looks at all processes of the machine."""
     names = [f"s{i}" for i in range(120)]
     services = "".join(f'[service.{name}]\ncommand = ["sh", "-c", "setsid sleep 1000 & wait"]\n' for name in names)
-    with Running(tmp_path, "start_budget = { burst = 1000, per_second = 1000 }\n" + services) as up:
+    with Running(tmp_path, "[supervisor.start_budget]\nat_once = 1000\nper_second = 1000\n" + services) as up:
         before = {}
         for name in names:
             before[name] = up.until(name, ready=True)["pid"]
