@@ -163,14 +163,14 @@ def look_at(cases: Collection[Lost], orphans: Collection[int] | None, anchor: in
     for case in cases:
         case.left = 0
         case.open()
-        if case.tree is not None:
-            case.tree.kill_held()
     everywhere = orphans is None or not all(case.below_anchor for case in cases)
     table = Table(all_pids() if everywhere else orphans)
     owners = _Owners(cases, table, orphans or (), anchor, keepers)
     for head in owners.heads():
         _end(head, owners)
     for case in cases:
+        if case.tree is not None:
+            case.tree.kill_held()  # not before: with those above, what is below them could not be told any more
         case.left += sum(pid not in table.seen for pid in case.known())
 
 

@@ -46,6 +46,12 @@ class Identity(NamedTuple):
         os.close(pidfd)
         return -1
 
+    def alive(self) -> bool:
+        fd = self.open()
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
+
 
 def identify(role: str, pid: int, pidfd: int) -> Identity | None:
     """The identity of who is held by `pidfd`; None: it has ended."""

@@ -100,9 +100,7 @@ def _written(run_dir: str) -> Iterator[tuple[str, int, Identity]]:
         for service in store.names():
             for number in store.incarnations(service):
                 for who in store.members(service, number):
-                    fd = who.open()
-                    if fd >= 0:
-                        os.close(fd)
+                    if who.alive():
                         yield service, number, who
     except OSError:
         return  # not there, or not ours to read
