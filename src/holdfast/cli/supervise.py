@@ -107,6 +107,7 @@ async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) 
         config, around, version=holdfast.__version__, anchor_pid=anchor.pid, restarts=anchor.restarts
     )
     take_events_over(supervisor.events, places.run_dir, upgraded_from is not None)
+    supervisor.lost.anchor = anchor
     journal = _keep_journal(supervisor)
     _listen_to_signals(supervisor)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))

@@ -212,6 +212,15 @@ class HeldTree(Account):
 
     # ---- the worst case
 
+    @property
+    def proved(self) -> bool:
+        """`keeper_pidfd` is the keeper's: it has said so, or who owns it knows that (and sets this)."""
+        return self._greeted
+
+    @proved.setter
+    def proved(self, value: bool) -> None:
+        self._greeted = value
+
     def thaw(self) -> None:
         """SIGCONT to the keeper: one that somebody has stopped goes on."""
         self._signal_keeper(SIGCONT)
@@ -219,7 +228,7 @@ class HeldTree(Account):
     def kill_keeper(self) -> None:
         """SIGKILL to the keeper.  `KeeperGone` follows, and the tree lives on without it.
 
-        One that was attached to and has not said a word yet is left alone: who it is has not been proved.
+        One that was attached to and has not said a word yet is left alone, unless it is `proved`.
         """
         if self._greeted:
             self._signal_keeper(SIGKILL)
