@@ -17,7 +17,16 @@ import pytest
 from holdfast.control.server import ControlServer
 from holdfast.daemon.logs import LogReader
 from holdfast.daemon.names import matching
-from holdfast.daemon.status import EventRecord, LastExit, Outcome, ServiceStatus, SupervisorStatus, TreeStatus
+from holdfast.daemon.status import (
+    EventRecord,
+    LastExit,
+    Left,
+    Outcome,
+    ServiceStatus,
+    SupervisorStatus,
+    TreeStatus,
+    UpgradeStatus,
+)
 
 
 class LogWriter:
@@ -136,6 +145,9 @@ class MemorySupervisor:
         matching(list(self.states), [name])
         return LogReader(os.path.join(self.log_dir, name))
 
+    async def history(self, patterns, limit):
+        return []
+
     async def command(self, verb, names, *, wait, timeout, peer):
         found = matching(list(self.states), [name.partition("@")[0] for name in names])
         self.asked.append((verb, found, peer))
@@ -167,6 +179,16 @@ class MemorySupervisor:
     def shut_down(self, *, peer):
         self.asked.append(("shutdown", [], peer))
 
+    def leave(self, *, peer):
+        self.asked.append(("leave", [], peer))
+        return Left(len(self.states), {"db": "stop"})
+
+    async def upgrade(self, *, peer):
+        self.asked.append(("upgrade", [], peer))
+        if self.failing:
+            raise self.failing
+        return UpgradeStatus("0.1.0", "0.2.0", len(self.states), self.events.last)
+
 
 class Served:
     """A MemorySupervisor behind a ControlServer whose loop runs in a thread: clients are real clients."""
@@ -176,6 +198,7 @@ class Served:
         self.path = os.path.join(self.run_dir, "control")
         self.options = options
         self.errors = []
+        self.upgrading = False
 
     def __enter__(self):
         ready = threading.Event()
@@ -197,7 +220,7 @@ class Served:
         await self.server.start()
         ready.set()
         await self.ending.wait()
-        await self.server.stop()
+        await self.server.stop(self.upgrading)
 
     def do(self, function, *args):
         """Call in the loop's thread; its result."""

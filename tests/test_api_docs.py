@@ -15,7 +15,14 @@ from helpers_control import LogWriter, Served
 
 from holdfast.client import Client
 from holdfast.control.errors import STATUS
-from holdfast.daemon.status import EventRecord, LogStatus, ServiceStatus, SupervisorStatus
+from holdfast.daemon.status import (
+    EventRecord,
+    HistoryRecord,
+    LogStatus,
+    ServiceStatus,
+    StopSummary,
+    SupervisorStatus,
+)
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs/api.md").read_text()
 RUN_DIR = "/run/holdfast"
@@ -69,7 +76,7 @@ def test_every_code_is_in_the_table():
 def test_every_field_is_named():
     fields = set(re.findall(r"^\| `(\w+)` \| (?:string|boolean|number|object|array)", PAGE, flags=re.M))
     assert fields == set(ServiceStatus.__struct_fields__)
-    for kind in (SupervisorStatus, EventRecord, LogStatus):
+    for kind in (SupervisorStatus, EventRecord, LogStatus, HistoryRecord, StopSummary):
         for field in kind.__struct_fields__:
             assert f"`{field}`" in PAGE, field
 
@@ -77,7 +84,7 @@ def test_every_field_is_named():
 def test_every_route_is_named(served):
     app = served.server._config.loaded_app
     paths = {route.path for route in app.routes}
-    assert len(paths) == 10
+    assert len(paths) == 11
     for path in paths:
         assert path.replace("{name}", "NAME") in PAGE
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from holdfast.control import server, streams
 from holdfast.control.errors import STATUS
+from holdfast.daemon.upgrade import Refused
 
 
 @pytest.fixture
@@ -134,6 +135,25 @@ def test_commands(served):
         ("stop", ["web", "web-admin"], me), ("start", ["web"], me), ("restart", ["db"], me), ("signal", ["db"], me),
         ("shutdown", [], me),
     ]  # fmt: skip
+
+
+def test_leaving(served):
+    assert ask(served, post("/v1/shutdown", {"keep": True})) == (200, {"services": 4, "kept": {"db": "stop"}})
+    status, value = ask(served, post("/v1/upgrade", {}))
+    assert (status, value["version"], value["next_version"], value["services"]) == (200, "0.1.0", "0.2.0", 4)
+    assert [verb for verb, _, _ in served.supervisor.asked] == ["leave", "upgrade"]
+    served.supervisor.failing = Refused("the version that is installed now does not start: no such module")
+    status, value = ask(served, post("/v1/upgrade", {}))
+    assert (status, value["error"]["code"], value["error"]["hint"]) == (409, "refused", "nothing was changed")
+
+
+def test_streams_end_with_the_word_of_an_upgrade(served):
+    with served.connect() as made:
+        made.sendall(request("GET", "/v1/events"))
+        assert made.recv(12) == b"HTTP/1.1 200"
+        served.upgrading = True
+        served.stop()
+        assert re.search(rb'event: end\ndata: \{"code":"upgrading",.*\}\n\n\r\n0\r\n\r\n$', everything(made))
 
 
 def test_logs(served, tmp_path):

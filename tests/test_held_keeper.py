@@ -547,7 +547,8 @@ def test_a_killed_keeper_is_told_and_its_tree_is_still_held(place: Place):
 
 def test_a_keeper_that_is_killed_before_it_was_heard(place: Place):
     # Of what runs nobody has told us, and it may be on the way to its exec: PDEATHSIG alone finds it there.
-    tree = place.start("sleep 99", on_owner_loss="stop")
+    # (exec: what a shell may have started by then is not the keeper's child, and nothing would tell it.)
+    tree = place.start("exec sleep 99", on_owner_loss="stop")
     tree.kill_keeper()  # its pidfd was never asked for
     found = wait_gone(tree)
     assert kinds(found)[-1] == "KeeperGone" and tree.keeper_pidfd >= 0

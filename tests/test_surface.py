@@ -63,7 +63,7 @@ def order(name: str) -> tuple[int, str]:
 
 def test_all_is_what_the_design_froze():
     frozen = (
-        "run spawn Process Runner CompletedProcess CalledProcessError TimeoutExpired SpawnError KeeperLost "
+        "run spawn attach Process Runner CompletedProcess CalledProcessError TimeoutExpired SpawnError KeeperLost "
         "ExitStatus StopReport PIPE DEVNULL STDOUT"
     )
     values_inside_them = {"Member", "Usage"}

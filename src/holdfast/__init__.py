@@ -1,6 +1,7 @@
 """holdfast: processes held by file descriptor, never by number.
 
-`run` a command bounded and contained; `spawn` one and hold its handle.  See the README.
+`run` a command bounded and contained; `spawn` one and hold its handle; `attach` to one that has outlived
+its owner.  See the README.
 
 Names are loaded at first use, so that `import holdfast` costs nothing and `holdfast run` can exec
 the keeper before anything else is imported.
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .process.options import DEVNULL, PIPE, STDOUT
     from .process.run import CompletedProcess, run
     from .process.runner import Runner
-    from .process.spawn import spawn
+    from .process.spawn import attach, spawn
     from .process.status import ExitStatus, Member, StopReport, Usage
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = (
     "StopReport",
     "TimeoutExpired",
     "Usage",
+    "attach",
     "run",
     "spawn",
 )
@@ -45,7 +47,7 @@ _HOMES = {
     "options": ("DEVNULL", "PIPE", "STDOUT"),
     "run": ("CompletedProcess", "run"),
     "runner": ("Runner",),
-    "spawn": ("spawn",),
+    "spawn": ("attach", "spawn"),
     "status": ("ExitStatus", "Member", "StopReport", "Usage"),
 }
 

@@ -27,6 +27,7 @@ __all__ = ["Client", "ClientError", "NoSupervisor", "Stream"]
 ANSWER_LIMIT: Seconds = 30.0  # for one answer, from connecting to its last byte
 WAIT_MARGIN: Seconds = 5.0  # what a command that waits may take to answer after its own limit
 ADOPTING_PAUSE: Seconds = 0.05  # until a supervisor that has just started is asked again
+UPGRADE_MARGIN: Seconds = 30.0  # what the next version may take to say that it starts
 
 # Not quoted in a path or a query.
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
@@ -93,10 +94,21 @@ class Client:
         """Ask the supervisor to stop all services in order and then itself.  Does not wait: `events` tells of it."""
         return self._post("/v1/shutdown", {}, self.timeout)  # type: ignore[no-any-return]
 
+    def leave(self) -> JSON:
+        """Ask the supervisor to end and leave the services running: `services`; `kept` against on_owner_loss."""
+        return self._post("/v1/shutdown", {"keep": True}, self.timeout)  # type: ignore[no-any-return]
+
+    def upgrade(self) -> JSON:
+        """Ask the supervisor to make way for the version that is installed now; returns when that has been tried and
+        will take over.  ClientError "refused": it does not start, nothing was changed."""
+        limit = None if self.timeout is None else self.timeout + UPGRADE_MARGIN
+        return self._post("/v1/upgrade", {}, limit)  # type: ignore[no-any-return]
+
     def events(self, after: int | None = None) -> Stream:
         """Iterate over events as they happen: from now on, or all that are remembered with `seq` above `after`.
 
-        Ends when the supervisor ends in order; ClientError "lost" when it ends otherwise.
+        Ends when the supervisor ends in order; ClientError "upgrading" when its next version goes on with the same
+        numbers, "lost" when it ends otherwise.
         """
         return Stream(self, "/v1/events" + _query(after=after))
 
@@ -120,6 +132,10 @@ class Client:
         if follow:
             return Stream(self, address + query)
         return Stream(self, address + query, pages=lambda at: self._get(address + _query(cursor=at, stream=stream)))
+
+    def history(self, *patterns: str, limit: int | None = None) -> list[JSON]:
+        """The last `limit` incarnations (None: 100) of services, past ones too, that match (names, globs, `web@2`)."""
+        return self._get("/v1/history" + _query(name=patterns, limit=limit))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the streams that are open, in whatever thread they are waited for."""

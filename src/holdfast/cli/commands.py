@@ -28,10 +28,12 @@ COMMANDS = {
     "signal": "act",
     "logs": "watch",
     "events": "watch",
+    "history": "history",
     "check": "check",
     "schema": "schema",
     "init": "init",
     "doctor": "doctor",
+    "upgrade": "upgrade",
 }
 
 

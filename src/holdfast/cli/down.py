@@ -14,11 +14,12 @@ import click
 
 from holdfast.config.holder import holder
 
-from .target import REFUSED, Duration, duration, fail, state_and_reason, target
+from .target import REFUSED, Duration, counted, duration, fail, state_and_reason, target
 
 if TYPE_CHECKING:
     from holdfast.client import Client
 
+NEXT = {"lost", "upgrading"}  # the supervisor goes, and another one comes
 SHOWN = {"stopped", "survived", "lost"}
 LOOK_PAUSE = 3.0  # seconds between two looks whether those who should end are stopped
 
@@ -58,30 +59,50 @@ class _Alarm:
 
 
 @click.command(short_help="Stop everything, then the supervisor.")
+@click.option("--keep", is_flag=True, help="End the supervisor alone: the services run on, until the next `up`.")
 @click.option("--wait/--no-wait", default=True, help="Return when everything is stopped (the default), or at once.")
 @click.option("--timeout", type=Duration(), help="How long to wait; then exit code 1, and the stop goes on.")
 @target
-def down(client: Client, wait: bool, timeout: float | None) -> None:
+def down(client: Client, keep: bool, wait: bool, timeout: float | None) -> None:
     """Stop every service in reverse order, then the supervisor."""
     place = client.supervisor()
+    ask = _leave if keep else _stop
     if not wait:
-        client.shutdown()
+        _leave(client) if keep else client.shutdown()
         return
     lock = os.open(os.path.join(place["run_dir"], "lock"), os.O_RDONLY | os.O_CLOEXEC)
     try:
         with _Alarm(place["run_dir"], timeout):
-            while not _ask(client):
+            while not ask(client):
                 pass
             # The anchor holds it until it ends: no polling, and no race with a supervisor that is started meanwhile.
             fcntl.flock(lock, fcntl.LOCK_SH)
     except _Late:
-        fail(f"still stopping after {duration(timeout)}; it goes on: see `holdfast status`", REFUSED)
+        doing = "ending" if keep else "stopping"
+        fail(f"still {doing} after {duration(timeout)}; it goes on: see `holdfast status`", REFUSED)
     finally:
         os.close(lock)
-    click.echo("holdfast: everything is stopped")
+    if not keep:
+        click.echo("holdfast: everything is stopped")
 
 
-def _ask(client: Client) -> bool:
+def _leave(client: Client) -> bool:
+    """Ask, and show what runs on."""
+    from holdfast.client import ClientError
+
+    try:
+        left = client.leave()
+    except ClientError as error:
+        if error.code not in NEXT:
+            raise
+        return False
+    click.echo(f"holdfast: {counted(left['services'])} left running, without a supervisor until `holdfast up`")
+    for name, what in left["kept"].items():
+        click.echo(f"  {name}, although it has on_owner_loss = \"{what}\"")
+    return True
+
+
+def _stop(client: Client) -> bool:
     """Ask, and show what stops.  False: the supervisor was killed on the way, and its successor has to be asked."""
     from holdfast.client import ClientError, NoSupervisor
 
@@ -95,7 +116,7 @@ def _ask(client: Client) -> bool:
     except NoSupervisor:
         return True  # it has ended
     except ClientError as error:
-        if error.code == "lost":
+        if error.code in NEXT:
             return False
         if error.code != "stopping":
             raise

@@ -70,7 +70,7 @@ def _row(s: dict[str, Any]) -> list[str]:
         str(s["restarts"]),
         f"{tree['cpu_seconds']:.1f}s" if tree else "-",
         size(tree["memory_bytes"]) if tree else "-",
-        s["held_by"] or "-",
+        _held_by(s),
         last["cause"] if last else "-",
         note.strip(),
     ]
@@ -79,6 +79,12 @@ def _row(s: dict[str, Any]) -> list[str]:
 def _stopped(frozen: list[dict[str, Any]]) -> str:
     """Who does nothing until somebody lets it go on, and how."""
     return f"stopped: {' and '.join(f['what'] for f in frozen)}: kill -CONT {' '.join(str(f['pid']) for f in frozen)}"
+
+
+def _held_by(s: dict[str, Any]) -> str:
+    if s["held_by"] is None or s["on_owner_loss"] == "keep":
+        return s["held_by"] or "-"
+    return f"{s['held_by']}; on owner loss: {s['on_owner_loss']}"
 
 
 def _supervisor(s: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """What the anchor starts: `python -m holdfast.cli.supervise --run-dir DIR`.
 
+After an upgrade `--upgraded-from VERSION --anchor FACTS` follow; with `--check` it only says whether it would start.
+
 Puts the parts together: the accepted configuration, the daemon, the control socket.  Order: 1. signals
 are heard before anything is started; 2. adoption: every keeper is asked; 3. while they answer, the slow imports
 of HTTP and the control socket, whose clients have waited in its queue; 4. when adoption is over, READY to the anchor.
@@ -13,17 +15,23 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any, cast
 
 import holdfast
 from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
-from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, Anchor
+from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, SIGNALS, Anchor
 from holdfast.daemon.commands import Commands
 from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
+from holdfast.daemon.upgrade import Upgrade, alone, take_events_over
 from holdfast.engine.table import State
+from holdfast.process.keeper import KEEPER
+
+from .run import original_environment
 
 BAD_CONFIG = 78  # as in sysexits.h
 HEAD_START = 0.05  # seconds that adoption has for itself: keepers that answer at once do not wait for imports
@@ -32,17 +40,39 @@ RETRY_PAUSE = 5.0  # seconds until the anchor tries again when what was accepted
 
 def main(argv: list[str]) -> int:
     """Supervise until the orderly end; the exit status.  An unclean end is the anchor's to mend."""
-    anchor = Anchor.find()
     run_dir = argv[argv.index("--run-dir") + 1]
     accepted = os.path.join(run_dir, "accepted.json")
+    if "--check" in argv:
+        return _check(accepted)
+    anchor = Anchor.find(_option(argv, "--anchor"))
     try:
         with open(accepted, "rb") as file:
             config = decode(file.read())
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
         return _cannot_supervise(anchor, f"{accepted}: {error}")
-    status = asyncio.run(_supervise(config, anchor))
-    anchor.farewell(status)
-    return status
+    end = asyncio.run(_supervise(config, anchor, _option(argv, "--upgraded-from")))
+    if isinstance(end, Upgrade):
+        environment = cast("Mapping[bytes, bytes]", original_environment())
+        end.execute(anchor, environment)  # an error in this is an unclean end: the anchor mends it
+    anchor.farewell(end)
+    return end
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    return argv[argv.index(name) + 1] if name in argv else None
+
+
+def _check(accepted: str) -> int:
+    """Before an upgrade: that this version can be loaded, and reads what was accepted; says who it is."""
+    import holdfast.control.server
+
+    with open(accepted, "rb") as file:
+        decode(file.read())
+    if not os.access(KEEPER, os.X_OK):
+        print(f"not executable: {KEEPER}")
+        return 1
+    print(f"holdfast {holdfast.__version__}")
+    return 0
 
 
 class _EndAsked(Exception):
@@ -68,7 +98,7 @@ def _cannot_supervise(anchor: Anchor, why: str) -> int:
     return BAD_CONFIG
 
 
-async def _supervise(config: Config, anchor: Anchor) -> int:
+async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) -> int | Upgrade:
     loop = asyncio.get_running_loop()
     places = config.supervisor
     around = Surroundings(os.environ, places.run_dir)
@@ -76,32 +106,56 @@ async def _supervise(config: Config, anchor: Anchor) -> int:
     supervisor = Supervisor(
         config, around, version=holdfast.__version__, anchor_pid=anchor.pid, restarts=anchor.restarts
     )
+    take_events_over(supervisor.events, places.run_dir, upgraded_from is not None)
+    supervisor.lost.anchor = anchor
     journal = _keep_journal(supervisor)
-    leave: asyncio.Future[int] = loop.create_future()
-    _listen_to_signals(supervisor, leave)
+    _listen_to_signals(supervisor)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))
-    if anchor.restarts:
+    if upgraded_from is not None:
+        supervisor.events.add("started", f"pid {os.getpid()}, in place of version {upgraded_from}")
+    elif anchor.restarts:
         supervisor.events.add("started", f"pid {os.getpid()}, again, by its anchor")
     else:
-        supervisor.events.add("started", f"pid {os.getpid()}, services: {len(config.services)}")
+        supervisor.events.add("started", f"pid {os.getpid()}, services: {len(config.services)}{_policies(config)}")
     taking_over = loop.create_task(_take_over(supervisor, anchor))
     await asyncio.wait({taking_over}, timeout=HEAD_START)
 
     from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for
 
+    upgrade: Upgrade | None = None
     server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD))
     await server.start()
     try:
         await taking_over
+        if upgraded_from is not None:
+            running = sum(1 for copy in supervisor.copies.values() if copy.pid)
+            text = f"from version {upgraded_from} to {holdfast.__version__}; services that run on: {running}"
+            supervisor.events.add("upgraded", text)
         supervisor.run_task(_tell_caller(supervisor, anchor))
-        done, _ = await asyncio.wait({supervisor.finished, leave}, return_when=asyncio.FIRST_COMPLETED)
-        status = done.pop().result()
-        supervisor.events.add("ended", "the services run on" if leave.done() else "everything is stopped")
+        ends: set[asyncio.Future[Any]] = {supervisor.finished, supervisor.left}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if supervisor.finished.done():
+            supervisor.events.add("ended", "everything is stopped")
+        elif upgrade := supervisor.left.result():
+            supervisor.events.add("upgrading", f"to version {upgrade.next_version}")
+        else:
+            supervisor.events.add("ended", "the services run on")
     finally:
-        await server.stop()
+        await server.stop(upgrade is not None)
         supervisor.leave()
         journal.close()
-    return status
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that comes now shall not end us half-way
+    await alone()
+    if upgrade is None:
+        return supervisor.finished.result() if supervisor.finished.done() else 0
+    await upgrade.hand_over()
+    return upgrade
+
+
+def _policies(config: Config) -> str:
+    """Of services that do not run on without a supervisor."""
+    named = [f"{each.name} {each.on_owner_loss}" for each in config.services.values() if each.on_owner_loss != "keep"]
+    return f"; on owner loss: {', '.join(named)}" if named else ""
 
 
 async def _take_over(supervisor: Supervisor, anchor: Anchor) -> None:
@@ -135,22 +189,22 @@ def _keep_journal(supervisor: Supervisor) -> Journal:
     return journal
 
 
-def _listen_to_signals(supervisor: Supervisor, leave: asyncio.Future[int]) -> None:
+def _listen_to_signals(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     interactive = os.isatty(0)
 
     def quit_() -> None:
-        if not leave.done():
-            leave.set_result(0)
+        if not supervisor.left.done():
+            supervisor.left.set_result(None)
 
     def hang_up() -> None:
         if interactive and not _terminal_is_there():
-            supervisor.shut_down()  # the window was closed: as with Ctrl-C
+            supervisor.shut_down("SIGHUP")  # the window was closed: as with Ctrl-C
         else:
             supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
 
-    loop.add_signal_handler(signal.SIGTERM, supervisor.shut_down)
-    loop.add_signal_handler(signal.SIGINT, supervisor.shut_down)
+    for end in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(end, supervisor.shut_down, end.name)
     loop.add_signal_handler(signal.SIGQUIT, quit_)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     for unused in (signal.SIGUSR1, signal.SIGUSR2):

@@ -64,6 +64,9 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     if done.status is None:
         click.echo(f"holdfast is up with {counted(len(config.services))} of {config.path}")
         click.echo(f"  anchor: pid {done.pid}; run directory: {ours.run_dir}; log: {log}")
+        for each in config.services.values():
+            if each.on_owner_loss != "keep":
+                click.echo(f"  {each.name} ends with the supervisor: on_owner_loss = \"{each.on_owner_loss}\"")
         sys.exit(0)
     click.echo(f"{done.said}holdfast up: the supervisor did not come up; what it said is also in {log}", err=True)
     sys.exit(done.status)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from .follow import events_from, log_from
 from .target import json_option, names_argument, target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from holdfast.client import Client
 
 PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
@@ -34,11 +37,19 @@ def logs(
     width = max((len(name) for name in found), default=0)
     stream = "stderr" if only_stderr else None
     lock = threading.Lock()
+    over = threading.Event()
     troubles: list[Exception] = []
+
+    def entries(name: str) -> Iterator[dict[str, Any]]:
+        # In two steps, so that there is a place to go on from however early the supervisor ends.
+        last = client.logs(name, lines=lines, stream=stream)
+        yield from last
+        if follow:
+            yield from log_from(client, name, last.cursor, stream, over)
 
     def show(number: int, name: str) -> None:
         prefix = "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
-        for entry in client.logs(name, lines=lines, stream=stream, follow=follow):
+        for entry in entries(name):
             with lock:
                 if as_json:
                     click.echo(json.dumps({"service": name, **entry}))
@@ -50,6 +61,7 @@ def logs(
             show(number, name)
         except Exception as error:  # the first is raised again where it can be dealt with
             troubles.append(error)
+            over.set()
             client.close()  # ends the others
 
     try:
@@ -76,10 +88,10 @@ def logs(
 @target
 def events(client: Client, follow: bool, as_json: bool) -> None:
     """Show what has happened to services since the supervisor was started: starts, exits with their cause, restarts,
-    lost log bytes."""
+    lost log bytes.  Goes on over an upgrade, and over the death of a supervisor that its anchor starts again."""
     last = client.supervisor()["last_event"]
     try:
-        for event in client.events(after=0):
+        for event in events_from(client, 0):
             click.echo(json.dumps(event) if as_json else _line(event))
             if event["seq"] >= last and not follow:
                 return

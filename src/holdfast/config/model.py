@@ -171,7 +171,7 @@ class Service(msgspec.Struct, frozen=True):
         OnOwnerLoss,
         About(
             "choice",
-            "What becomes of it when the supervisor dies or is told to leave (QUIT): `keep` it for the next "
+            "What becomes of it when the supervisor dies: `keep` it for the next "
             "supervisor, which takes it over; `stop` it, or `kill` it, at once.",
         ),
     ] = "keep"

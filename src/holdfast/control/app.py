@@ -5,7 +5,6 @@ Whatever a client sends ends in an answer with JSON in it, and nothing of it in 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,11 +21,12 @@ from holdfast.daemon.status import Outcome
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, did_you_mean, explain
-from .requests import LINES_MAX, Command, Nothing, Query, Signal, body_of
+from .requests import HISTORY_ROWS, LINES_MAX, Command, Nothing, Query, Shutdown, Signal, body_of
 from .seam import Peer, Supervised, Verb
-from .streams import EventStream, attended, events_after, log_after
+from .streams import Ending, EventStream, attended, events_after, log_after
 
 _SEQ = 10**18  # more than any event's number
+_ROWS = 10**9  # more than any history keeps
 
 Answer = Any  # something that is a response, or becomes one as JSON
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -35,7 +35,7 @@ Handler = Callable[[Request], Awaitable[Answer]]
 class Api:
     """One handler a route.  `stop` is set when the server ends."""
 
-    def __init__(self, supervisor: Supervised, watcher: Watcher, stop: asyncio.Event) -> None:
+    def __init__(self, supervisor: Supervised, watcher: Watcher, stop: Ending) -> None:
         self.supervisor = supervisor
         self.watcher = watcher
         self.stop = stop
@@ -48,6 +48,7 @@ class Api:
             "/v1/services/{name}": self.service,
             "/v1/services/{name}/logs": self.logs,
             "/v1/events": self.events,
+            "/v1/history": self.history,
         }
         post: dict[str, Handler] = {
             "/v1/start": partial(self.command, "start"),
@@ -55,6 +56,7 @@ class Api:
             "/v1/restart": partial(self.command, "restart"),
             "/v1/signal": self.signal,
             "/v1/shutdown": self.shutdown,
+            "/v1/upgrade": self.upgrade,
         }
         routes = [
             Route(path, _endpoint(handler), methods=[method])
@@ -89,6 +91,11 @@ class Api:
         Query(request, ())
         return self.supervisor.service(request.path_params["name"])
 
+    async def history(self, request: Request) -> Answer:
+        query = Query(request, ("limit",), many=("name",))
+        limit = query.number("limit", _ROWS)
+        return await self.supervisor.history(query.many("name"), HISTORY_ROWS if limit is None else limit)
+
     async def command(self, verb: Verb, request: Request) -> Answer:
         body = await body_of(request, Command)
 
@@ -104,9 +111,16 @@ class Api:
         return {"results": self.supervisor.send_signal(body.names, body.signal, body.scope, peer=_peer(request))}
 
     async def shutdown(self, request: Request) -> Answer:
-        await body_of(request, Nothing)
+        body = await body_of(request, Shutdown)
+        if body.keep:
+            return self.supervisor.leave(peer=_peer(request))
         self.supervisor.shut_down(peer=_peer(request))
         return {}
+
+    async def upgrade(self, request: Request) -> Answer:
+        await body_of(request, Nothing)
+        work = self.supervisor.upgrade(peer=_peer(request))
+        return await attended(work, request.receive, self.stop) or {}  # nothing: the client is gone
 
     async def events(self, request: Request) -> Answer:
         after = Query(request, ("after",)).number("after", _SEQ)
@@ -114,7 +128,7 @@ class Api:
         if after is None:
             after = events.last
         elif after > events.last:
-            after = 0  # a number of an earlier supervisor, before the clock was set back: everything is new
+            after = -1  # a number of an earlier supervisor, before the clock was set back: all, and that there is a gap
         return EventStream(events_after(events, after), self.stop)
 
     async def logs(self, request: Request) -> Answer:

@@ -6,6 +6,7 @@ import logging
 
 import msgspec
 
+from holdfast.daemon import upgrade
 from holdfast.daemon.names import StillAdopting, UnknownService
 
 log = logging.getLogger("holdfast.control")
@@ -46,10 +47,12 @@ STATUS = {
     "too_slow": 408,
     "too_large": 413,
     "not_json": 415,
+    "refused": 409,
     "internal": 500,
     "adopting": 503,
     "busy": 503,
     "stopping": 503,
+    "upgrading": 503,
     "unavailable": 503,
 }
 
@@ -62,6 +65,8 @@ def explain(error: Exception) -> Refusal:
         return Refusal("unknown_service", str(error), did_you_mean(error.name, error.known))
     if isinstance(error, StillAdopting):
         return Refusal("adopting", str(error), "ask again in a moment")
+    if isinstance(error, upgrade.Refused):
+        return Refusal("refused", str(error), "nothing was changed")
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return Refusal("bad_request", str(error))
     if isinstance(error, OSError):

@@ -14,6 +14,7 @@ BODY_MAX = 65536  # bytes
 NAMES_MAX = 1000  # in one command
 LINES_MAX = 100000  # that the last ones of a log may be
 SECONDS_MAX = 1000000000
+HISTORY_ROWS = 100  # without a `limit`
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Names = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=NAMES_MAX)]
@@ -33,6 +34,12 @@ class Signal(msgspec.Struct, forbid_unknown_fields=True):
     names: Names
     signal: str | int
     scope: Literal["main", "group", "tree"] = "main"
+
+
+class Shutdown(msgspec.Struct, forbid_unknown_fields=True):
+    """shutdown."""
+
+    keep: bool = False
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):

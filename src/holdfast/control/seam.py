@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from holdfast.daemon.logs import LogReader
-from holdfast.daemon.status import EventRecord, Outcome, ServiceStatus, SupervisorStatus
+from holdfast.daemon.status import (
+    EventRecord,
+    HistoryRecord,
+    Left,
+    Outcome,
+    ServiceStatus,
+    SupervisorStatus,
+    UpgradeStatus,
+)
 
 Verb = Literal["start", "stop", "restart"]
 
@@ -59,6 +67,10 @@ class Supervised(Protocol):
         """UnknownService."""
         ...
 
+    async def history(self, patterns: Iterable[str], limit: int) -> Sequence[HistoryRecord]:
+        """The last `limit` rows of those that match, oldest first.  OSError: it cannot be read."""
+        ...
+
     async def command(
         self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
     ) -> Sequence[Outcome]:
@@ -69,4 +81,12 @@ class Supervised(Protocol):
 
     def shut_down(self, *, peer: Peer) -> None:
         """Begin to stop everything; returns at once."""
+        ...
+
+    def leave(self, *, peer: Peer) -> Left:
+        """Begin to end, and leave the services running.  Refused (daemon/upgrade.py)."""
+        ...
+
+    async def upgrade(self, *, peer: Peer) -> UpgradeStatus:
+        """Begin to make way for the next version.  Refused."""
         ...

@@ -25,6 +25,7 @@ from holdfast.daemon.watch import Watcher
 from .app import Api
 from .errors import Refusal
 from .seam import Peer, Supervised
+from .streams import Ending
 
 CONNECTIONS_MAX = 256
 SPARE_DESCRIPTORS = 24  # that clients leave to services
@@ -45,7 +46,7 @@ class ControlServer:
         _quiet.setLevel(logging.ERROR)  # a client's mistakes are its own
         self._sock = sock
         self._watcher = Watcher()
-        self._stop = asyncio.Event()
+        self._stop = Ending()
         self._state = ServerState()
         self._state.default_headers = []
         self._empty = asyncio.Event()
@@ -73,11 +74,12 @@ class ControlServer:
         self._server = await loop.create_server(self._connection, sock=self._sock, backlog=1)
         self._sock.listen(BACKLOG)
 
-    async def stop(self) -> None:
+    async def stop(self, upgrading: bool = False) -> None:
         """Accept no more; streams get their last event, what waits an answer.  Returns within STOP_LIMIT seconds."""
         if self._server is None:
             return
         self._server.close()
+        self._stop.upgrading = upgrading
         self._stop.set()
         for connection in list(self._connections):
             connection.leave()

@@ -48,12 +48,20 @@ async def log_after(reader: LogReader, cursor: str | None, watcher: Watcher, str
         await pages.aclose()  # type: ignore[attr-defined]
 
 
-def stopping() -> Refusal:
-    return Refusal("stopping", "the supervisor ends")
+class Ending(asyncio.Event):
+    """Set when the server ends; `refusal` is why, for those who wait for more."""
+
+    upgrading = False
+
+    @property
+    def refusal(self) -> Refusal:
+        if self.upgrading:
+            return Refusal("upgrading", "the supervisor makes way for its next version", "ask that")
+        return Refusal("stopping", "the supervisor ends")
 
 
-async def attended(work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio.Event) -> T | None:
-    """The result of work; None when the client goes first.  Refusal "stopping" when we do.  Work is cancelled then."""
+async def attended(work: Coroutine[Any, Any, T], receive: Receive, stop: Ending) -> T | None:
+    """The result of work; None when the client goes first.  When we do, the Refusal of `stop`; work is cancelled."""
     doing = asyncio.ensure_future(work)
     going = asyncio.ensure_future(_gone(receive))
     stopped = asyncio.ensure_future(stop.wait())
@@ -63,7 +71,7 @@ async def attended(work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio
             return doing.result()
         if going.done():
             return None
-        raise stopping()
+        raise stop.refusal
     finally:
         for each in (doing, going, stopped):
             each.cancel()
@@ -78,7 +86,7 @@ async def _gone(receive: Receive) -> None:
 class EventStream:
     """A response of server-sent events.  Its last one, `end`, says why it ends, unless the client went."""
 
-    def __init__(self, source: Source, stop: asyncio.Event) -> None:
+    def __init__(self, source: Source, stop: Ending) -> None:
         self.source = source
         self.stop = stop
 

@@ -48,6 +48,7 @@ class _Found:
         self.copy: Copy | None = None
         self.said: list[told.Event] = []
         self.unreachable = ""  # why its keeper does not take us
+        self.strays: list[int] = []  # earlier incarnations without a keeper, of which something is left
         self.ended: Exit | None = None  # from its report
         self.lost = False  # nobody is there, and nothing was left to say how it ended
         self.never_came = False  # the same, and not even a socket: the supervisor was killed before it made a keeper
@@ -77,7 +78,10 @@ class _Found:
 async def adopt(supervisor: Supervisor) -> None:
     """Take over what there is, then let the engine begin."""
     supervisor.store.begin()
+    supervisor.reach = lambda name, number: _reach_again(supervisor, name, number)
     found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
+    # All together, and before anything is started: none of them must run beside its successor.
+    await asyncio.gather(*(_sweep(supervisor, each.record.name, number) for each in found for number in each.strays))
     supervisor.found = len(found)
     await _hear(supervisor, [each for each in found if each.copy])
     # From here on nothing waits: what keepers say from now on comes after what they have said until now.
@@ -99,10 +103,10 @@ def _find(supervisor: Supervisor, name: str) -> _Found | None:
         record = Record(name, incarnation=numbers[0], live=True, reason="its record was lost")
     elif numbers and numbers[0] > record.incarnation:  # it could not be written: a full disk, say
         record = replace(record, incarnation=numbers[0], live=True, stopping=False, ready_at=None)
-    for number in numbers:
-        if number != record.incarnation:
-            _end_stray(supervisor, name, number)
     found = _Found(record)
+    for number in numbers:
+        if number != record.incarnation and not _end_stray(supervisor, name, number):
+            found.strays.append(number)
     try:
         found.copy = _connect(supervisor, name, record.incarnation)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -117,20 +121,23 @@ def _connect(supervisor: Supervisor, name: str, incarnation: int) -> Copy:
     return Copy(name, incarnation, tree, os.path.join(supervisor.config.supervisor.log_dir, name))
 
 
-def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
-    """A tree that the records have moved on from: it must not run beside its successor."""
+def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> bool:
+    """A tree that the records have moved on from: it must not run beside its successor.  False: it has lost its keeper,
+    and one of those who were written down lives on."""
     try:
         copy = _connect(supervisor, name, incarnation)
     except (FileNotFoundError, ConnectionRefusedError):
         if os.path.exists(supervisor.store.report(name, incarnation)):
             supervisor.clean(name, incarnation)  # it ended in order
+        elif any(who.alive() for who in supervisor.store.members(name, incarnation)):
+            return False
         else:
             supervisor.run_task(_sweep(supervisor, name, incarnation))
-        return
+        return True
     except OSError as error:  # what it holds is still its own, and its socket stays to be found
         text = f"the keeper of an earlier incarnation does not take us: {error}"
         supervisor.events.add("frozen", text, name, incarnation)
-        return
+        return True
     supervisor.events.add("stray", "an earlier incarnation was still there: killed", name, incarnation)
     supervisor.strays.add(copy)
     copy.stop(SIGKILL, "tree", 0.0)
@@ -143,6 +150,7 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> None:
                 supervisor.let_go(copy)
 
     asyncio.get_running_loop().add_reader(copy.tree.fileno(), on_report)
+    return True
 
 
 async def _sweep(supervisor: Supervisor, name: str, incarnation: int) -> None:
@@ -203,9 +211,12 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
         found.ended = _reported_exit(report)
+        supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
-        found.never_came = found.lost and not os.path.exists(supervisor.store.address(record.name, record.incarnation))
+        came = os.path.exists(supervisor.store.address(record.name, record.incarnation))
+        came = came or bool(supervisor.store.members(record.name, record.incarnation))
+        found.never_came = found.lost and not came
 
 
 def _stranger(copy: Copy) -> str:
@@ -285,6 +296,13 @@ async def _end_lost(supervisor: Supervisor, found: _Found) -> None:
     supervisor.clean(name, incarnation)
 
 
+async def _reach_again(supervisor: Supervisor, name: str, incarnation: int) -> None:
+    """One that was held, or waited for, has hung up and lives on."""
+    supervisor.unreached[name] = HUNG_UP
+    supervisor.found += 1
+    await _reach(supervisor, _Found(Record(name, incarnation=incarnation)))
+
+
 async def _reach(supervisor: Supervisor, found: _Found) -> None:
     """Until the keeper takes us, or is gone."""
     name, incarnation = found.record.name, found.record.incarnation
@@ -301,7 +319,9 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
             supervisor.events.add("adopted", "its keeper answers again", name, incarnation)
         _pass_on(supervisor, found)
         return
-    ended = _reported_exit(supervisor.store.report(name, incarnation))
+    report = supervisor.store.report(name, incarnation)
+    supervisor.chronicle.take_report(name, incarnation, report)
+    ended = _reported_exit(report)
     if ended is None:
         await _end_lost(supervisor, found)
         return

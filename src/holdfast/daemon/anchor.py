@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import struct
+import time
 from typing import NamedTuple
 
 from holdfast.process.status import Member
@@ -58,12 +59,15 @@ class Anchor:
         self._caller = -1
         self._last_id = 0
         self._parts: list[Member] = []
+        self._parts_id = 0
 
     @classmethod
-    def find(cls) -> Anchor:
+    def find(cls, known: str | None = None) -> Anchor:
         """Take descriptor 3 over when an anchor has said hello there, and keep it, and the others that an anchor
-        gives, from programs that we start.  To be called before anything else is opened."""
-        anchor = cls.at(ANCHOR_FD)
+        gives, from programs that we start.  To be called before anything else is opened.
+
+        `known`: what `facts` were for who was this process before an upgrade, and has read the hello."""
+        anchor = cls.at(ANCHOR_FD) if known is None else cls._known(ANCHOR_FD, known)
         if anchor.pid is None:
             return anchor
         for number in (ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD):
@@ -87,6 +91,22 @@ class Anchor:
         _version, anchor.pid, anchor.restarts, _, started_at_ns = hello
         anchor.started_at = started_at_ns / 1e9
         return anchor
+
+    @classmethod
+    def _known(cls, fd: int, facts: str) -> Anchor:
+        sock = socket.socket(fileno=fd)
+        anchor = cls(sock)
+        restarts, _, started_at = facts.partition(":")
+        # Who made the socket, as the kernel says.
+        anchor.pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        anchor.restarts, anchor.started_at = int(restarts), float(started_at)
+        anchor._last_id = time.monotonic_ns() // 1_000_000 % (1 << 31)  # answers to earlier questions are not ours
+        return anchor
+
+    @property
+    def facts(self) -> str:
+        """What was in the hello, for `find` in the same process."""
+        return f"{self.restarts}:{self.started_at}"
 
     def fileno(self) -> int:
         """Readable when an answer has come; -1 without an anchor."""
@@ -150,6 +170,8 @@ class Anchor:
 
     def _take(self, body: bytes, found: list[Members]) -> None:
         number, count, unlisted, _ = _MEMBERS.unpack_from(body)
+        if number != self._parts_id:
+            self._parts, self._parts_id = [], number
         for at in range(_MEMBERS.size, _MEMBERS.size + count * _MEMBER.size, _MEMBER.size):
             pid, flags, name = _MEMBER.unpack_from(body, at)
             self._parts.append(Member(pid, flags, name.split(b"\0")[0].decode(errors="replace")))

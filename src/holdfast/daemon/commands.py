@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal as signals
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -18,8 +19,9 @@ from .logs import LogReader
 from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .show import service_status, signal_name, supervisor_status
-from .status import Outcome, ServiceStatus, SupervisorStatus
+from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpgradeStatus
 from .supervisor import Supervisor
+from .upgrade import Refused, Upgrade, promise_to_keep
 
 Verb = Literal["start", "stop", "restart"]
 ASKED: dict[Verb, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
@@ -60,6 +62,10 @@ class Commands:
         self._known(name)
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
 
+    async def history(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
+        """The last `limit` rows of those that match (`web*`, `web@41`), past services too.  OSError: unreadable."""
+        return await self._supervisor.chronicle.read(patterns, limit)
+
     def _adoption_is_over(self) -> None:
         if self._supervisor.state == "adopting":
             raise StillAdopting(self._supervisor.adopted, self._supervisor.found)
@@ -89,7 +95,7 @@ class Commands:
         before = {name: engine.view(name) for name, _ in asked}
         if asked:
             self._tell(verb, asked, peer)
-            self._supervisor.post(ASKED[verb](asked))
+            self._supervisor.post(ASKED[verb](asked, str(peer)))
         late = await self._wait(verb, before, timeout) if wait else set()
         table = Table()
         answers = []
@@ -134,8 +140,36 @@ class Commands:
     def shut_down(self, *, peer: object) -> None:
         """Begin to stop everything; returns at once."""
         self.events.add("asked", f"to stop everything ({peer})")
-        self._supervisor.shut_down()
+        self._supervisor.shut_down(str(peer))
         self._supervisor.remind_anchor()
+
+    def leave(self, *, peer: object) -> Left:
+        """End, and leave the services running.  upgrade.Refused."""
+        self._adoption_is_over()
+        supervisor = self._supervisor
+        self.events.add("asked", f"to end and leave the services running ({peer})")
+        promise_to_keep(supervisor)
+        running = [name for name, copy in supervisor.copies.items() if copy.pid]
+        if not supervisor.left.done():
+            supervisor.left.set_result(None)
+            supervisor.remind_anchor(signals.SIGQUIT)
+        policies = {name: supervisor.on_owner_loss(name) for name in running}
+        return Left(len(running), {name: what for name, what in policies.items() if what != "keep"})
+
+    async def upgrade(self, *, peer: object) -> UpgradeStatus:
+        """Make way for the version that is installed now.  upgrade.Refused, or cancelled: nothing has changed."""
+        self._adoption_is_over()
+        supervisor = self._supervisor
+        self.events.add("asked", f"to upgrade ({peer})")
+        upgrade = Upgrade(supervisor)
+        try:
+            await upgrade.prepare()
+        except Refused as error:
+            self.events.add("refused", f"to upgrade: {error}")
+            raise
+        upgrade.begin()
+        running = sum(1 for copy in supervisor.copies.values() if copy.pid)
+        return UpgradeStatus(supervisor.version, upgrade.next_version, running, self.events.last)
 
     # ---- parts of them
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from holdfast.process import _native
 from holdfast.process.held import HeldTree
+
+from .members import KEEPER, POLLIN, Identity, identify
 
 KILL_LIMIT = 5.0  # seconds; after the first KILL a keeper reports what is left
 FROZEN_LIMIT = 1.0  # seconds; how much longer a keeper may be silent, and how long once it was thawed
@@ -23,6 +26,10 @@ class Copy:
         self.main_pid = 0  # MAINPID= of sd_notify; 0: the process that was started
         self.status_text = ""  # STATUS= of sd_notify
         self.stopping_said = False  # STOPPING=1 of sd_notify
+        self.below_anchor = False  # its keeper is a child of our anchor
+        self.members: dict[str, Identity] = {}  # keeper and main process, as they are written down
+        self.unwritten: asyncio.TimerHandle | None = None  # adopted ones will be, soon
+        self.asking: asyncio.TimerHandle | None = None  # its keeper will be, who is there
         self.closed = False
         self.silent = False  # found by start-up, and its keeper has not said a word yet
         self._insist: asyncio.TimerHandle | None = None
@@ -47,13 +54,25 @@ class Copy:
             self._insist.cancel()
             self._insist = None
 
+    def keeper_ended(self) -> bool:
+        """It is known to have ended; one that has only hung up may live on, with all that it holds."""
+        return self.tree.proved and (
+            self.tree.keeper_pidfd < 0 or bool(_native.poll(self.tree.keeper_pidfd, POLLIN, 0))
+        )
+
     def _thaw(self, signo: int, scope: str) -> None:
         self.tree.thaw()
-        self._expect(FROZEN_LIMIT, self.tree.kill_keeper)
+        self._expect(FROZEN_LIMIT, self._kill_keeper)
         try:
             self.tree.stop(signo, scope, 0.0)
         except BlockingIOError:
             pass  # it takes what it has before it takes more
+
+    def _kill_keeper(self) -> None:
+        tree, written = self.tree, self.members.get(KEEPER)
+        if not tree.proved and written and tree.keeper_pidfd >= 0:  # frozen since before we came
+            tree.proved = identify(KEEPER, tree.keeper_pid, tree.keeper_pidfd) == written
+        tree.kill_keeper()
 
     def _expect(self, seconds: float, otherwise: Callable[[], None]) -> None:
         self.stopped()
@@ -61,6 +80,9 @@ class Copy:
 
     def close(self) -> None:
         self.stopped()
+        for timer in (self.unwritten, self.asking):
+            if timer is not None:
+                timer.cancel()
         if not self.closed:
             self.closed = True
             self.tree.close()

@@ -31,6 +31,12 @@ class EventLog:
         """Call listener with each event from now on; it must not raise and must not wait."""
         self._listeners.append(listener)
 
+    def resume(self, records: list[EventRecord]) -> None:
+        """Go on where an earlier one has ended: with what it remembered, and its numbers.  Before the first event."""
+        if records:
+            self._ring.extend(records)
+            self._last = records[-1].seq
+
     def add(self, event: str, text: str, service: str = "", incarnation: int | None = None) -> None:
         self._last += 1
         record = EventRecord(self._last, time.time(), service, incarnation, event, text)
@@ -41,12 +47,13 @@ class EventLog:
             self._grown.set()
 
     def after(self, seq: int) -> list[EventRecord]:
-        """Those with larger numbers, oldest first; what has left the ring is missing at the front."""
-        if seq >= self._last:
+        """Those with larger numbers, oldest first.  Where some have been forgotten, `gap` stands in their place; 0 asks
+        for all that are remembered, and is told of no gap."""
+        if seq >= self._last or not self._ring:
             return []
-        if not self._ring or seq < self._ring[0].seq:
-            return list(self._ring)
         first = self._ring[0].seq
+        if seq < first - 1:
+            return [*([_gap(self._ring[0])] if seq else ()), *self._ring]
         return [self._ring[i] for i in range(seq + 1 - first, len(self._ring))]
 
     async def wait(self, seq: int) -> None:
@@ -54,3 +61,8 @@ class EventLog:
         while self._last <= seq:
             self._grown.clear()
             await self._grown.wait()
+
+
+def _gap(first: EventRecord) -> EventRecord:
+    """What a client is told that knows less than we remember; its number is one to go on from."""
+    return EventRecord(first.seq - 1, first.time, "", None, "gap", "what happened before this is forgotten here")

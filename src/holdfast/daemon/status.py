@@ -65,6 +65,20 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     frozen: list[Frozen] = []  # the anchor, when it is stopped
 
 
+class Left(msgspec.Struct, frozen=True):
+    """Services that run on with nobody."""
+
+    services: int
+    kept: dict[str, str]  # of these, what `on_owner_loss` says where it is not `keep`: it does not come to that
+
+
+class UpgradeStatus(msgspec.Struct, frozen=True):
+    version: str
+    next_version: str
+    services: int  # that run
+    last_event: int  # its seq: `upgraded` comes after it
+
+
 class Outcome(msgspec.Struct, frozen=True):
     name: str
     outcome: str  # done | unchanged | gone | failed | timed_out | refused
@@ -79,3 +93,36 @@ class EventRecord(msgspec.Struct, frozen=True):
     incarnation: int | None
     event: str  # starting, spawned, ready, exited, emptied, stopped, backoff, fatal, ...
     text: str
+
+
+class StopSummary(msgspec.Struct, frozen=True):
+    signal: str  # "SIGTERM"
+    scope: str
+    grace_seconds: float
+    seconds: float  # until the tree was empty, or the stop gave up
+    signalled: int
+    killed: int
+    survivors: list[str]  # "name (pid)"
+
+
+class HistoryRecord(msgspec.Struct, frozen=True):
+    service: str  # "" for the supervisor itself
+    incarnation: int
+    boot: str  # boot id: numbers begin anew with each
+    pid: int | None
+    why: str  # it was started
+    started_at: float | None  # unix seconds, here and below
+    ready_at: float | None
+    ended_at: float | None  # its main process
+    empty_at: float | None  # its tree
+    asked: str  # why its end was asked for, and by whom; "": by nobody
+    cause: str | None  # how it ended, in words; None: it runs
+    code: int | None
+    signal: str | None
+    core: bool
+    usage: dict[str, float] | None  # of the main process
+    tree_usage: dict[str, float] | None  # summed over its tree
+    stop: StopSummary | None
+    adopted: int  # by so many supervisors that came later
+    log_lost_bytes: int
+    log_dropped_bytes: int

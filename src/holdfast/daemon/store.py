@@ -3,6 +3,7 @@
     services/NAME/record     what the engine wants remembered, written by rename before it is acted upon
     services/NAME/41.sock    where the keeper of incarnation 41 listens
     services/NAME/41.report  what that keeper wrote when it ended with nobody to tell
+    services/NAME/41.members who keeper, main process and adopted members are (members.py): one line each
     boot                     the boot that all of this belongs to: after another one nothing of it is alive
 
 Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
@@ -12,17 +13,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 
 import msgspec
 
 from holdfast.engine.effects import Record
 
+from .members import Identity, decode, encode
+
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+FILES = ("sock", "report", "members")  # of one incarnation; in the order in which they are removed
 
 
-def write_by_rename(path: str, data: bytes) -> None:
+def write_by_rename(path: str, data: bytes, temporary: str = "") -> None:
     """Replace a file at once: a reader, or a supervisor after a kill, sees the old or the new one.  OSError."""
-    temporary = path + ".new"
+    temporary = temporary or path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
@@ -93,17 +98,26 @@ class Store:
             return None
         return record if record.name == name else None
 
+    def save_members(self, name: str, incarnation: int, members: Iterable[Identity]) -> None:
+        directory = self.directory(name)
+        path = os.path.join(directory, f"{incarnation}.members")
+        write_by_rename(path, encode(members), os.path.join(directory, "members.new"))
+
+    def members(self, name: str, incarnation: int) -> list[Identity]:
+        """Those that were saved, dead or alive; none: it never came to be, or nobody has written it down."""
+        return decode(_read(os.path.join(self._services, name, f"{incarnation}.members")) or b"")
+
     def incarnations(self, name: str) -> list[int]:
-        """Those whose keeper has left a socket or a report, newest first."""
+        """Those that have left a socket, a report or members, newest first."""
         found = set()
         for entry in os.listdir(os.path.join(self._services, name)):
             stem, _, end = entry.partition(".")
-            if end in ("sock", "report") and stem.isdecimal():
+            if end in FILES and stem.isdecimal():
                 found.add(int(stem))
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        for end in ("sock", "report"):  # not by `address`: the directory of a forgotten service is not made again
+        for end in FILES:  # not by `address`: the directory of a forgotten service is not made again
             try:
                 os.unlink(os.path.join(self._services, name, f"{incarnation}.{end}"))
             except FileNotFoundError:

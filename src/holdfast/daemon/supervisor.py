@@ -14,7 +14,7 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
@@ -26,13 +26,16 @@ from holdfast.process import events as told
 from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
-from .copy import Copy
+from .chronicle import Chronicle
+from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
-from .lost import await_survivors, end_lost
+from .lost import Lost, LostTrees
+from .members import MemberFiles
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan, marks
-from .processes import ancestors
+from .processes import ancestors, look
 from .store import Store
+from .upgrade import Upgrade, keep_running
 
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
@@ -67,6 +70,9 @@ class Supervisor:
         self.store = Store(config.supervisor.run_dir)
         self.copies: dict[str, Copy] = {}
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
+        self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
+        self.lost = LostTrees(self._keepers)
+        self.members = MemberFiles(self.store, self.events)
         self.notify: NotifySocket | None = None
         self._refused = 0  # notifications, of which has been told
         self._refused_told = float("-inf")
@@ -75,13 +81,16 @@ class Supervisor:
             config.services, config.supervisor.start_budget, seed=random.getrandbits(32), now=self._loop.time()
         )
         self.finished: asyncio.Future[int] = self._loop.create_future()
+        # We go, and the services run on: to the next version of us, or with nobody.
+        self.left: asyncio.Future[Upgrade | None] = self._loop.create_future()
         self._queue: deque[ev.Event] = deque()
         self._stepping = False
-        self._end_asked = False  # during start-up
+        self._end_asked: str | None = None  # during start-up, and by whom
         self._unheard: set[tuple[str, int]] = set()  # stops of incarnations that no keeper is held of
         self._timer: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.chronicle = Chronicle(self)
 
     # ---- the one way in
 
@@ -94,14 +103,15 @@ class Supervisor:
     def begin(self) -> None:
         """Start-up knows what there is: start what is missing, end what shall not be."""
         self.state = "running"
-        if self._end_asked:
-            self.shut_down()
+        if self._end_asked is not None:
+            self.shut_down(self._end_asked)
         self._stepping = True
         try:
             for effect in self.engine.begin(self._loop.time()):
                 self._perform(effect)
         finally:
             self._stepping = False
+        self.chronicle.begin()
         self._step()
 
     def _step(self) -> None:
@@ -148,6 +158,7 @@ class Supervisor:
             self.events.add("error", f"{type(effect).__name__}: {error!r}", getattr(effect, "name", ""))
 
     def _do(self, effect: fx.Effect) -> None:
+        self.chronicle.perform(effect)
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
@@ -217,7 +228,15 @@ class Supervisor:
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
+        keeper = look(copy.tree.keeper_pid)
+        copy.below_anchor = keeper is not None and keeper.parent == self.anchor_pid
+        self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
+        if copy.tree.attached:
+            try:  # who had it before us may have changed it, or was started with another configuration
+                copy.tree.set_on_owner_loss(self.on_owner_loss(copy.name))
+            except BlockingIOError:
+                pass  # frozen, and has not even read that we are here
         if (copy.name, copy.incarnation) in self._unheard:
             self._unheard.discard((copy.name, copy.incarnation))
             self._stop(copy.name, copy.incarnation)
@@ -228,12 +247,14 @@ class Supervisor:
 
     def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
+        self.chronicle.heard(name, incarnation, event)
         if copy.silent and isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)):
             copy.silent = False
             self.adopted += 1
             if isinstance(event, told.Spawned):
                 self.events.add("adopted", "its keeper answers again", name, incarnation)
         if isinstance(event, told.Spawned):
+            self.members.write(copy)
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, told.Failed):
             self._acknowledge(copy)
@@ -249,6 +270,8 @@ class Supervisor:
             self.post(ev.Emptied(name, incarnation, 0))
             # Only now is the exit on record: until here the keeper would have told it to the next supervisor.
             self._acknowledge(copy)
+        elif isinstance(event, told.Adopted):
+            self.members.write_soon(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
         elif isinstance(event, told.KeeperGone) and not copy.closed:
@@ -275,31 +298,54 @@ class Supervisor:
     def _on_keeper_gone(self, copy: Copy) -> None:
         self._loop.remove_reader(copy.tree.fileno())
         copy.stopped()
-        self.post(ev.KeeperLost(copy.name, copy.incarnation))
-        self.run_task(self._end_lost_copy(copy))
+        if copy.keeper_ended():
+            self.post(ev.KeeperLost(copy.name, copy.incarnation))
+            self.run_task(self._end_lost_copy(copy))
+        else:
+            self.run_task(self._after_hang_up(copy))
+
+    async def _after_hang_up(self, copy: Copy) -> None:
+        """Its keeper is about to end; or it does not take us: then it holds what it holds, and is asked again."""
+        deadline = self._loop.time() + FROZEN_LIMIT
+        while copy.tree.proved and self._loop.time() < deadline:
+            if copy.keeper_ended():
+                self.post(ev.KeeperLost(copy.name, copy.incarnation))
+                await self._end_lost_copy(copy)
+                return
+            await asyncio.sleep(0.01)
+        if self.copies.get(copy.name) is copy:
+            del self.copies[copy.name]
+        copy.close()
+        await self.reach(copy.name, copy.incarnation)
 
     async def _end_lost_copy(self, copy: Copy) -> None:
-        survivors = await self.end_lost(copy.name, copy.incarnation, copy.tree)
+        survivors = await self.end_lost(copy.name, copy.incarnation, copy)
         if copy.tree.status is None:
             status = copy.tree.recover_status()
             if status is not None:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
-        await self.settle_lost(copy.name, copy.incarnation, survivors, copy.tree)
+        await self.settle_lost(copy.name, copy.incarnation, survivors)
         copy.close()
         self.clean(copy.name, copy.incarnation)
 
-    async def end_lost(self, name: str, incarnation: int, tree: HeldTree | None = None) -> int:
+    async def end_lost(self, name: str, incarnation: int, copy: Copy | None = None) -> int:
         """Kill what a lost keeper has left; how many survive."""
-        return await end_lost(marks(name, incarnation, self.around), self.anchor_pid, tree)
+        members = self.store.members(name, incarnation)
+        tree, below_anchor = (copy.tree, copy.below_anchor) if copy else (None, False)
+        case = Lost(marks(name, incarnation, self.around), members, tree, below_anchor=below_anchor)
+        return await self.lost.end(name, incarnation, case)
 
-    async def settle_lost(self, name: str, incarnation: int, survivors: int, tree: HeldTree | None = None) -> None:
+    async def settle_lost(self, name: str, incarnation: int, survivors: int) -> None:
         """What `end_lost` has left is reported, and its end awaited: nothing is started beside it."""
         if survivors:
             self.post(ev.Emptied(name, incarnation, survivors))
-            await await_survivors(marks(name, incarnation, self.around), self.anchor_pid, tree)
+            await self.lost.gone(name, incarnation)
         self.post(ev.Emptied(name, incarnation, 0))
+
+    def _keepers(self) -> set[int]:
+        return {copy.tree.keeper_pid for copy in (*self.copies.values(), *self.strays)}
 
     def run_task(self, work: Coroutine[None, None, None]) -> None:
         """Run work beside everything else; it is cancelled at the end."""
@@ -365,22 +411,29 @@ class Supervisor:
 
     # ---- the end
 
-    def shut_down(self) -> None:
-        """Stop everything, in order; `finished` tells when that is done."""
+    def shut_down(self, by: str = "") -> None:
+        """Stop everything, in order; `finished` tells when that is done.  `by`: who asked, for people."""
         if self.state == "adopting":
-            self._end_asked = True  # the engine does not know yet what there is to stop
+            self._end_asked = by  # the engine does not know yet what there is to stop
             return
         self.state = "stopping"
-        self.post(ev.ShutdownAsked())
+        self.post(ev.ShutdownAsked(by))
 
-    def remind_anchor(self) -> None:
+    def remind_anchor(self, signo: int = signal.SIGTERM) -> None:
         """Let the anchor know that the end was asked for, as if it had come by signal: it tells our successor, should
         we be killed on the way.  It is our parent, so its number is its own."""
         if self.anchor_pid is not None and self.anchor_pid == os.getppid():
-            os.kill(self.anchor_pid, signal.SIGTERM)
+            os.kill(self.anchor_pid, signo)
+
+    def on_owner_loss(self, name: str) -> str:
+        """What is configured for it; a service that is in no configuration any more is not ours to end by dying."""
+        spec = self.config.services.get(name)
+        return spec.on_owner_loss if spec else "keep"
 
     def leave(self) -> None:
         """Give the trees up without stopping them: their on_owner_loss rules."""
+        if self.left.done():
+            keep_running(self)
         for copy in [*self.copies.values(), *self.strays]:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
@@ -390,6 +443,8 @@ class Supervisor:
             self.notify.close()
         for task in self._tasks:
             task.cancel()
+        self.lost.close()
+        self.chronicle.close()
 
 
 def exit_of(status: ExitStatus) -> Exit:

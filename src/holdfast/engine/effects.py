@@ -6,7 +6,7 @@ a supervisor that dies between the two finds the intent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from .events import Exit, Seconds
@@ -35,6 +35,7 @@ class Record:
     since: Seconds = 0.0
     wake_at: Seconds | None = None  # end of back-off
     reason: str = ""
+    why: str = ""  # it was started, or is to be: Spawn's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,21 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start the service's command; answer with Spawned or SpawnFailed."""
+    """Start the service's command; answer with Spawned or SpawnFailed.  `why`, in words: who asked, or what ended."""
 
     name: str
     incarnation: int
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop its tree: the spec's stop_signal, stop_scope and grace; answer with Exited and Emptied as they come."""
+    """Stop its tree: the spec's stop_signal, stop_scope and grace; answer with Exited and Emptied as they come.  `why`,
+    in words: who asked, or what it stops with."""
 
     name: str
     incarnation: int
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

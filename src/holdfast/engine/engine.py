@@ -37,7 +37,7 @@ from .events import (
 )
 from .graph import Graph
 from .restart import Bucket
-from .service import News, ServiceView, Unit
+from .service import WITH_SUPERVISOR, News, ServiceView, Unit
 from .table import LEAVING, LIVE, TABLE, Input, Phase
 
 INPUTS: dict[type[Observed], Input] = {
@@ -141,10 +141,11 @@ class Engine:
             self._heed_essential(unit)
         for unit in units:
             if unit.wanted and unit.phase is Phase.STOPPED and not self.closing:
-                self._apply(unit, Input.START, "")
+                self._apply(unit, Input.START, WITH_SUPERVISOR)
         for unit in reversed(units):
             if unit.live and (unit.asked or not unit.wanted):
-                why = "not in the configuration any more" if unit.foreign else "was to be stopped"
+                why = unit.reason if unit.asked and unit.reason else "was to be stopped"  # who asked is on record
+                why = "not in the configuration any more" if unit.foreign else why
                 self._apply(unit, Input.HALT, why)
         self._changed.extend(units)
         return self._flush()
@@ -155,14 +156,14 @@ class Engine:
         """Take one event; returns what is to be done, in this order.  What concerns nobody does nothing."""
         self.now = now
         match event:
-            case StartAsked(targets):
-                self._start(self._meant(targets, starts=True))
-            case StopAsked(targets):
-                self._stop(self._meant(targets))
-            case RestartAsked(targets):
-                self._restart(self._meant(targets, starts=True))
-            case ShutdownAsked():
-                self._close(0)
+            case StartAsked(targets, by):
+                self._start(self._meant(targets, starts=True), by)
+            case StopAsked(targets, by):
+                self._stop(self._meant(targets), by)
+            case RestartAsked(targets, by):
+                self._restart(self._meant(targets, starts=True), by)
+            case ShutdownAsked(by):
+                self._close(0, by)
             case Woken():
                 while self._timers and self._timers[0][0] <= now:
                     at, _, unit = heapq.heappop(self._timers)
@@ -195,16 +196,16 @@ class Engine:
                 found[name] = unit
         return found
 
-    def _start(self, named: Mapping[str, Unit]) -> None:
-        self._raise(named, Input.START, "asked to start")
+    def _start(self, named: Mapping[str, Unit], by: str) -> None:
+        self._raise(named, Input.START, _asked("asked to start", by))
 
-    def _restart(self, named: Mapping[str, Unit]) -> None:
+    def _restart(self, named: Mapping[str, Unit], by: str) -> None:
         # What stands on a tree that goes comes down with it, and comes back.  One that has no tree is just started.
         going = [name for name, unit in named.items() if unit.holds]
         for name in self._graph.above(going):
             if name not in named:
-                self._apply(self._units[name], Input.HALT, "what it requires is restarted")
-        self._raise(named, Input.RESTART, "asked to restart")
+                self._apply(self._units[name], Input.HALT, _asked("what it requires is restarted", by))
+        self._raise(named, Input.RESTART, _asked("asked to restart", by))
 
     def _raise(self, named: Mapping[str, Unit], given: Input, why: str) -> None:
         """The named ones, and of what they require that which would not come by itself."""
@@ -213,27 +214,27 @@ class Engine:
             if name in named:
                 self._apply(unit, given, why)
             elif unit.down:
-                self._apply(unit, Input.START, why)
+                self._apply(unit, Input.START, f"what requires it was {why}")
 
-    def _stop(self, named: Mapping[str, Unit]) -> None:
+    def _stop(self, named: Mapping[str, Unit], by: str) -> None:
         for name in self._graph.above(named):
             if name in named:
-                self._apply(self._units[name], Input.STOP, "asked to stop")
+                self._apply(self._units[name], Input.STOP, _asked("asked to stop", by))
             else:
-                self._apply(self._units[name], Input.HALT, "what it requires is stopped")
+                self._apply(self._units[name], Input.HALT, _asked("what it requires is stopped", by))
 
-    def _close(self, status: int) -> None:
+    def _close(self, status: int, why: str) -> None:
         if self.closing:
             return
         self.closing = True
         self._status = status
         self.emit(Tell("", None, "shutdown", "everything stops"))
         for name in reversed(self._graph.order):
-            self._apply(self._units[name], Input.CLOSE, "the supervisor ends")
+            self._apply(self._units[name], Input.CLOSE, _asked("the supervisor ends", why))
 
     def _heed_essential(self, unit: Unit) -> None:
         if unit.spec.essential and unit.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and not unit.asked:
-            self._close(_status_of(unit))
+            self._close(_status_of(unit), f"{unit.spec.name} is essential and has ended")
 
     # ---- what follows
 
@@ -398,6 +399,10 @@ class Engine:
         while self._queue and self._queue[0].phase is not Phase.QUEUED:
             self._queue.popleft()
         return self._queue[0] if self._queue else None
+
+
+def _asked(what: str, by: str) -> str:
+    return f"{what} ({by})" if by else what
 
 
 def _status_of(unit: Unit) -> int:

@@ -55,22 +55,29 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class StartAsked:
+    """`by`, here and below, is who asked, in a few words for people; "": that is not known."""
+
     targets: Targets
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
     targets: Targets
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartAsked:
     targets: Targets
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ShutdownAsked:
     """Everything is to stop, in order; Finish follows."""
+
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

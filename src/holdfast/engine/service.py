@@ -31,6 +31,8 @@ from .table import LEAVING, LIVE, Phase, State
 News = Observed | str  # what comes with an input: the event, or for the others a few words of why
 
 
+WITH_SUPERVISOR = "with the supervisor"
+
 # Phases that wait for others, and how that is said.
 WAITING = {
     Phase.WAITING: "waits for {which}",
@@ -68,6 +70,7 @@ class ServiceView:
     since: Seconds  # when it came to this state
     wake_at: Seconds | None  # end of back-off, or when it must be ready
     reason: str  # why it is in this state
+    why: str  # why this incarnation was started
 
 
 class Unit:
@@ -75,8 +78,8 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since", "spec", "streak", "timed",
-        "waits", "wake_at", "wanted",
+        "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since", "spec",
+        "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -89,12 +92,14 @@ class Unit:
         self.incarnation = self.failures = self.streak = self.restarts = 0
         self.last_exit: Exit | None = None
         self.restart = False  # the next start is a restart by policy: it is counted, and takes from the budget
+        self.next_why = WITH_SUPERVISOR  # the reason of the next start, if it is no restart
         # Of the present incarnation.
         self.asked = False  # its end is: it is no failure, and policy has no say
         self.early = False  # it said READY=1 before Spawned came
         self.ready_at: Seconds | None = None
         self.exit: Exit | None = None
         self.cause = ""  # of the exit to come
+        self.why = ""  # it was started
         # Kept by the engine.
         self.foreign = False  # not in the configuration: to be stopped and forgotten
         self.entered = False  # the phase is new: who it waits for is still to be found
@@ -149,7 +154,7 @@ class Unit:
             reason = WAITING[self.phase].format(which=which, reason=reason)
         return ServiceView(
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
-            self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason,
+            self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -185,6 +190,7 @@ class Unit:
             since=self.since,
             wake_at=self.wake_at,
             reason=self.reason,
+            why=self.why if self.live else self.next_why,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -194,6 +200,7 @@ class Unit:
         self.incarnation, self.reason = record.incarnation, record.reason
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
         self.last_exit, self.since = record.last_exit, min(record.since, now)
+        self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
             self.asked = record.stopping
             if alive and record.state is State.FATAL:
@@ -219,11 +226,13 @@ class Unit:
     def come(self, world: World, news: News) -> None:
         self._clear()
         self.wanted, self.restart = True, False
+        self.next_why = str(news)
         self._become(Phase.WAITING, world.now)
 
     def want(self, world: World, news: News) -> None:
         if not (self.wanted and self.asked):
             self._tell(world, "wanted", f"{news}: starts again when its tree is empty")
+            self.next_why = str(news)
         self._clear()
         self.wanted = self.asked = True
 
@@ -247,6 +256,7 @@ class Unit:
 
     def yield_(self, world: World, news: News) -> None:
         self.asked = True
+        self.next_why = str(news)  # if it is to come back: what brings it down brings it up again
         self._become(Phase.CANCELLED if self.phase is Phase.SPAWNING else Phase.HOLDING, world.now, str(news))
         if self.phase is Phase.CANCELLED:
             self._tell(world, "stopping", f"{news}, as soon as its start is answered")
@@ -255,11 +265,14 @@ class Unit:
         self._rest(world, str(news))
 
     def wait(self, world: World, news: News) -> None:
+        if self.phase is Phase.BLOCKED:
+            self.next_why = "what it requires is up"
         self._become(Phase.WAITING, world.now)
 
     def redo(self, world: World, news: News) -> None:
         """What was done with the help of a service that is stopped now may be undone: a oneshot runs again with it."""
         if self.completed:
+            self.next_why = str(news)
             self.wait(world, news)
 
     def block(self, world: World, news: News) -> None:
@@ -276,11 +289,14 @@ class Unit:
         self.asked = self.early = False
         self.ready_at = self.exit = None
         self.cause = ""
+        self.why = self.next_why
+        if self.restart:
+            self.why = f"restart {self.restarts}" + (f": {self.last_exit.words}" if self.last_exit else "")
+        self.restart = False
         self._become(Phase.SPAWNING, world.now)
         world.save(self)
-        world.emit(Spawn(self.spec.name, self.incarnation))
-        self._tell(world, "starting", f"restart {self.restarts}" if self.restart else "")
-        self.restart = False
+        world.emit(Spawn(self.spec.name, self.incarnation, self.why))
+        self._tell(world, "starting", self.why)
 
     def run(self, world: World, news: News) -> None:
         self._tell(world, "spawned", "")
@@ -397,7 +413,7 @@ class Unit:
 
     def _stop(self, world: World) -> None:
         world.save(self)
-        world.emit(Stop(self.spec.name, self.incarnation))
+        world.emit(Stop(self.spec.name, self.incarnation, self.reason))
         self._tell(world, "stopping", self.reason)
 
     def _ended(self, world: World, ended: Exit) -> None:

@@ -48,13 +48,14 @@ class DirectTree:
     """One direct child.  Any thread."""
 
     def __init__(self, plan: Plan) -> None:
-        self._started_at, self._started = time(), monotonic()
+        self.started_at, self._started = time(), monotonic()
         try:
             self.pid, self.descriptor = _native.spawn_direct(plan.body, plan.fds, _Child)
         except OSError as error:
             raise spawn_error(error, plan) from None
         self._notifier = PidfdNotifier(self.descriptor)
         self.status: ExitStatus | None = None
+        self.report: StopReport | None = None
         self._leads_group = plan.leads_group
         self._stop_began = 0.0
         self._owner = getpid()
@@ -91,7 +92,7 @@ class DirectTree:
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.status is None:
-            self.status = self._notifier.status(self._started_at, self._started)
+            self.status = self._notifier.status(self.started_at, self._started)
 
     def signal(self, signo: int, scope: str) -> None:
         if self.foreign:
@@ -141,13 +142,17 @@ class DirectTree:
         self.signal(SIGKILL, "group" if self._leads_group else "main")
         ended = self.wait_exit(KILL_LIMIT)
         flags = 1 | (2 if grace > 0 else 0) | (8 if killed else 0) | (0 if ended else 16)
-        return StopReport(
+        self.report = StopReport(
             signo, scope, grace, monotonic() - self._stop_began, int(grace > 0), int(killed), int(not ended), 0,
             (Member(self.pid, flags, ""),),
         )  # fmt: skip
+        return self.report
 
     def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
         """Nothing to tell anybody: nobody guards a direct child."""
+
+    def acknowledge(self) -> None:
+        """Nobody waits for that."""
 
     def drop(self) -> None:
         self.release_descriptors()

@@ -151,14 +151,22 @@ class KeeperLost(RuntimeError):
     reported, and the process group where the main process led one), except with `on_owner_loss="keep"`.
     `survivors` are the members known to be alive all the same; other descendants are unknown.
     `status` is the main process's exit status where the kernel could still tell it, without rusage.
+
+    From `attach` nothing of that is known: `pid` is 0, nothing was killed, and `address` is where nobody answers:
+    its keeper was killed, or who started it was before there was one.
     """
 
-    def __init__(self, pid: int, survivors: Sequence[Member], status: ExitStatus | None) -> None:
-        super().__init__(pid, survivors, status)
+    def __init__(
+        self, pid: int, survivors: Sequence[Member], status: ExitStatus | None, address: str | None = None
+    ) -> None:
+        super().__init__(pid, survivors, status, address)
         self.pid = pid
         self.survivors = tuple(survivors)
         self.status = status
+        self.address = address
 
     def __str__(self) -> str:
+        if self.address is not None:
+            return f"the keeper at {self.address} was lost, or never came to be; what it held is unknown"
         known = ", ".join(f"{m.name or '?'}[{m.pid}]" for m in self.survivors) or "none"
         return f"the keeper of process {self.pid} was lost; known survivors: {known}; other descendants unknown"

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class Process:
     """A running process, held by a descriptor, with everything that descends from it.
 
-    Made by `spawn` or `Runner.spawn`.  As a context manager it stops the whole tree at the end of the
+    Made by `spawn`, `attach` or `Runner.spawn`.  As a context manager it stops the whole tree at the end of the
     block.  All methods may be called from any thread.  In a forked child of the program a handle is
     inert: its methods raise ValueError there.
 
-    `args` is the command, `pid` the process's number (for printing: act through the methods),
-    `stdin`, `stdout`, `stderr` are binary files for those that were PIPE, else None.
+    `args` is the command (from `attach` the address), `pid` the process's number (for printing: act through
+    the methods), `stdin`, `stdout`, `stderr` are binary files for those that were PIPE, else None.
     """
 
     def __init__(self, tree: Tree, plan: Plan) -> None:
@@ -69,6 +69,16 @@ class Process:
     def status(self) -> ExitStatus | None:
         """The exit status if it is known already; `poll` asks, `wait` waits."""
         return self._tree.status
+
+    @property
+    def started_at(self) -> float:
+        """When it was started, in seconds since the epoch."""
+        return self._tree.started_at
+
+    @property
+    def report(self) -> StopReport | None:
+        """What the last stop of the tree did that is known of, whoever asked for it: us, or an owner before us."""
+        return self._tree.report
 
     @property
     def returncode(self) -> int | None:
@@ -168,7 +178,8 @@ class Process:
         """Let the tree outlive us: give the handle up without stopping anything.
 
         As if it had been started with `on_owner_loss="keep"`, except that the main process still dies
-        with its keeper (that is fixed at the start).  The handle is closed afterwards.
+        with its keeper (that is fixed at the start).  Started with `address`, it is left to who attaches next,
+        even if it has ended.  The handle is closed afterwards.
         """
         self._tree.set_on_owner_loss("keep")
         self._close_files()
@@ -176,7 +187,10 @@ class Process:
         self._tree.drop()
 
     def close(self) -> None:
-        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost."""
+        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost.
+
+        This frees the `address` of one that has it: how it ended is known now, here and nowhere else.
+        """
         if self._closed:
             return
         self._closed = True
@@ -187,6 +201,7 @@ class Process:
                 if not self._gave_up:
                     self.stop()
         finally:
+            self._tree.acknowledge()
             self._tree.drop()
 
     def _close_files(self) -> None:
@@ -214,7 +229,7 @@ class Process:
         if self._tree.status is None and not self._tree.empty:
             # Not stopped here: a destructor must not wait.  The keeper sees its owner go and stops the tree.
             warnings.warn(
-                f"{self!r} was dropped while it ran; its keeper stops it now",
+                f"{self!r} was dropped while it ran: to its keeper that is the loss of its owner",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

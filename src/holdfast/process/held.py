@@ -7,13 +7,12 @@ but for the exec of the keeper itself, and one thread alone may use a `HeldTree`
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import _native, keeper
+from .address import ACK, ACK_EMPTY, ACK_EXITED, ACK_STOP_REPORT, LogPlan, connect, launch, pidfd_of_peer, request
 from .events import (
     ADOPTED,
     EXITED,
@@ -36,12 +35,12 @@ from .events import (
     StopReported,
     read_report,
 )  # fmt: skip
-from .keeper import ON_OWNER_LOSS, SIGCONT, SIGKILL, STOP, spawn_error, stop_body, try_signal
+from .keeper import ON_OWNER_LOSS, SIGCONT, SIGKILL, STOP, stop_body, try_signal
 from .options import LOSS, SCOPE
 from .status import from_wait_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
     from typing import Any
 
     from .events import Event
@@ -53,88 +52,10 @@ __all__ = [
     "MemberExited", "Members", "Spawned", "StopReported", "Stopped", "read_report",
 ]  # fmt: skip
 
-# Tags and numbers of the wire (csrc/common/wire.h).
-HELLO, SIGNAL, QUERY, HELD, LOG, ACK = 1, 4, 6, 9, 10, 11
-HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
-ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
+# Tags of the wire (csrc/common/wire.h).
+SIGNAL, QUERY = 4, 6
 
-ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
-REPORT_NAME_MAX = 63  # bytes, without the zero that ends it
-LABEL_MAX = 159  # the same
-QUEUE = 8  # owners that may wait to be heard
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
-
-
-class LogPlan(NamedTuple):
-    """What the keeper does with the output: files in `directory`, sizes in bytes (docs/wire.md, LOG)."""
-
-    directory: str
-    rotate_size: int
-    rotate_count: int
-    cap: int
-    timestamps: bool
-    merge: bool
-    label: str
-
-
-# ---- the socket
-
-
-@contextmanager
-def _short(path: str) -> Iterator[str]:
-    """The path, or a shorter name of the same place that holds inside the block."""
-    if len(os.fsencode(path)) <= ADDRESS_MAX:
-        yield path
-        return
-    directory, name = os.path.split(path)
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)
-
-
-def _bind(address: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
-        with _short(address) as path:
-            sock.bind(path)
-        # The keeper listens once more, for itself.  But from here on, until the last one who may still become
-        # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
-        sock.listen(QUEUE)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _pidfd_of_peer(sock: socket.socket, pid: int) -> int:
-    """A pidfd of the process at the other end, by its number; -1 when it is gone."""
-    try:
-        fd = _native.pidfd_open(pid)
-    except OSError:
-        return -1
-    # If its end of the socket is open now, it lived when the number was opened.
-    if _native.poll(sock.fileno(), 0, 0):
-        os.close(fd)
-        return -1
-    return fd
-
-
-def _record(tag: int, body: bytes) -> bytes:
-    return struct.pack("<HHI", tag, 0, len(body)) + body  # all bodies here are multiples of 8
-
-
-def _directory(path: str) -> int:
-    return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _fitting(what: str, text: str, most: int) -> bytes:
-    data = os.fsencode(text)
-    if not data or len(data) > most or b"\0" in data:
-        raise ValueError(f"{what} must have 1 to {most} bytes: {text!r}")
-    return data
 
 
 class HeldTree(Account):
@@ -151,6 +72,7 @@ class HeldTree(Account):
         self._sock = sock
         self._inbox: list[tuple[list[Any] | None, list[int]]] = []
         self._gone = False
+        self.attached = False  # True: another owner has started it
         self._greeted = True  # False: the keeper has not said yet that it is the one whose pidfd we have
         self.keeper_pid = keeper_pid
         self.keeper_pidfd = keeper_pidfd
@@ -169,50 +91,13 @@ class HeldTree(Account):
         process stops the rest of the tree, with the plan's stop signal and grace.  SpawnError, OSError,
         ValueError: nothing was started and nothing is left; the plan's descriptors are closed in every case.
         """
-        files: list[int] = []
-        keep = ours = theirs = None
         try:
-            directory, name = os.path.split(report)
-            packets = []
-            name_bytes = _fitting("report's name", name, REPORT_NAME_MAX)
-            held = struct.pack("<II64s", HELD_STOP_REST * stop_rest, 0, name_bytes)
-            files.append(_directory(directory))
-            if log:
-                flags = LOG_TIMESTAMPS * log.timestamps | LOG_MERGE * log.merge
-                label = _fitting("label", log.label, LABEL_MAX)
-                body = struct.pack("<IIQQ160s", flags, log.rotate_count, log.rotate_size, log.cap, label)
-                files.append(_directory(log.directory))
-                packets.append((_record(LOG, body), files[1:]))
-            keep = _bind(address)
-            try:
-                hello = _record(HELLO, struct.pack("<II", 1, 0)) + _record(HELD, held)
-                packets.insert(0, (hello, [keep.fileno(), files[0]]))
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                for packet, fds in packets:
-                    socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                try:
-                    _native.send_spawn(ours.fileno(), plan.body, plan.fds)
-                    pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
-                except OSError as error:
-                    raise spawn_error(error, plan) from None
-            except BaseException:
-                os.unlink(address)
-                if ours:  # a keeper that runs all the same shall leave nothing
-                    _request(ours, ON_OWNER_LOSS, struct.pack("<II", LOSS["kill"], 0))
-                    ours.close()
-                raise
+            sock, pid = launch(plan, address, report, stop_rest, log)
         except BaseException:
             plan.discard()
             raise
-        finally:
-            for fd in files:
-                os.close(fd)
-            for end in (keep, theirs):
-                if end:
-                    end.close()
         plan.close_child_files()
-        keeper.reap_retired()
-        return cls(ours, pid, -1)
+        return cls(sock, pid, -1)
 
     @classmethod
     def attach(cls, address: str) -> HeldTree:
@@ -221,20 +106,10 @@ class HeldTree(Account):
         FileNotFoundError, ConnectionRefusedError: no keeper is there.  BlockingIOError: too many wait for it
         already; it is frozen.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.setblocking(False)
-            with _short(address) as path:
-                sock.connect(path)
-            # Who listened last: the keeper, or who made its socket if the keeper has not come to it yet.
-            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            _request(sock, HELLO, struct.pack("<II", 1, 0))
-            tree = cls(sock, pid, _pidfd_of_peer(sock, pid))
-            tree._greeted = False
-            return tree
-        except BaseException:
-            sock.close()
-            raise
+        sock, pid = connect(address)
+        tree = cls(sock, pid, pidfd_of_peer(sock.fileno(), pid))
+        tree.attached, tree._greeted = True, False
+        return tree
 
     def __del__(self) -> None:
         if hasattr(self, "members"):
@@ -281,7 +156,7 @@ class HeldTree(Account):
             if record[2] != self.keeper_pid:
                 if self.keeper_pidfd >= 0:
                     os.close(self.keeper_pidfd)
-                self.keeper_pidfd = _pidfd_of_peer(self._sock, record[2])
+                self.keeper_pidfd = pidfd_of_peer(self._sock.fileno(), record[2])
         if tag == EXITED and not record[2] and record[1] in self.members:
             os.close(self.members.pop(record[1]))
         if not fds:
@@ -327,11 +202,24 @@ class HeldTree(Account):
         what = ACK_EXITED * exited | ACK_EMPTY * empty | ACK_STOP_REPORT * stopped
         self._ask(ACK, struct.pack("<II", what, 0))
 
+    def set_on_owner_loss(self, what: str) -> None:
+        """What happens to the tree when we are gone: `stop`, `kill`, `keep`, instead of what its plan says."""
+        self._ask(ON_OWNER_LOSS, struct.pack("<II", LOSS[what], 0))
+
     def _ask(self, tag: int, body: bytes) -> None:
         if not self._gone:
-            _request(self._sock, tag, body)
+            request(self._sock, tag, body)
 
     # ---- the worst case
+
+    @property
+    def proved(self) -> bool:
+        """`keeper_pidfd` is the keeper's: it has said so, or who owns it knows that (and sets this)."""
+        return self._greeted
+
+    @proved.setter
+    def proved(self, value: bool) -> None:
+        self._greeted = value
 
     def thaw(self) -> None:
         """SIGCONT to the keeper: one that somebody has stopped goes on."""
@@ -340,7 +228,7 @@ class HeldTree(Account):
     def kill_keeper(self) -> None:
         """SIGKILL to the keeper.  `KeeperGone` follows, and the tree lives on without it.
 
-        One that was attached to and has not said a word yet is left alone: who it is has not been proved.
+        One that was attached to and has not said a word yet is left alone, unless it is `proved`.
         """
         if self._greeted:
             self._signal_keeper(SIGKILL)
@@ -393,10 +281,3 @@ class HeldTree(Account):
         if fds[1] >= 0:
             keeper.retire(fds[1])
 
-
-def _request(sock: socket.socket, tag: int, body: bytes) -> None:
-    """Does not block: BlockingIOError.  A keeper that is gone hears nothing, and its end will be read."""
-    try:
-        _native.send(sock.fileno(), tag, body)
-    except (BrokenPipeError, ConnectionResetError):
-        pass

@@ -68,13 +68,18 @@ def reap_retired() -> None:
 
 def retire(pidfd: int) -> None:
     """Close the pidfd of a keeper; where we are a subreaper or PID 1, only when it has ended and was reaped."""
+    if is_child(pidfd):
+        _retired.append(pidfd)
+    else:
+        os.close(pidfd)
+
+
+def is_child(pidfd: int) -> bool:
+    """It came back to us, for we are a subreaper or PID 1, and is to be reaped; if it has ended, that is done now."""
     try:
-        if _native.wait_status(pidfd) is None:
-            _retired.append(pidfd)
-            return
+        return _native.wait_status(pidfd) is None
     except ChildProcessError:
-        pass  # not ours, as a rule
-    os.close(pidfd)
+        return False  # as a rule
 
 
 def _abandon_all() -> None:
@@ -337,8 +342,19 @@ class Keeper:
             self.lock.release()
             return _native.receive(self._sock, self._pidfd, ended_fd, ns, self._inbox)
         finally:
+            # A handler may raise in acquire, or right after it: go on with the lock held, once, all the same.  In
+            # place, for it may also raise on the way into a function, before anything in that can catch it.
+            interrupted: BaseException | None = None
+            while True:
+                try:
+                    if not self.lock._is_owned():  # type: ignore[attr-defined]
+                        self.lock.acquire()
+                    break
+                except BaseException as error:
+                    interrupted = error
             try:
-                self._lock_again()
+                if interrupted is not None:
+                    raise interrupted
             finally:
                 self._reading = False
                 self._users -= 1
@@ -348,19 +364,6 @@ class Keeper:
                 finally:
                     if self._waiting and self._changed:
                         self._changed.notify_all()
-
-    def _lock_again(self) -> None:
-        """A handler may raise in acquire, or right after it: leave with the lock held, once, all the same."""
-        interrupted: BaseException | None = None
-        while True:
-            try:
-                if not self.lock._is_owned():  # type: ignore[attr-defined]
-                    self.lock.acquire()
-                break
-            except BaseException as error:
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
 
     def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tree, tag = self.tree, record[0]
@@ -392,6 +395,7 @@ class Keeper:
         self._sock = self._pidfd = -1  # first: they must not be closed twice
         if sock >= 0:
             os.close(sock)
+        if pidfd >= 0:
             os.close(pidfd)
 
     def thaw(self) -> None:

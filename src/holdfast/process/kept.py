@@ -275,6 +275,9 @@ class KeptTree:
 
     # ---- the end
 
+    def acknowledge(self) -> None:
+        """Its owner closes the handle and knows how it ended, if it has: only a held keeper wants to hear that."""
+
     def drop(self) -> None:
         """Close the connection and what we hold; a tree that is still there meets on_owner_loss."""
         if self.keeper.tree is self:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         stop_signal: int | str
         stop_scope: Scope
         grace: Seconds
+        address: StrPath | None
         private: bool
 
 
@@ -162,6 +163,7 @@ class Plan:
     """
 
     __slots__ = (
+        "address",
         "args",
         "body",
         "child_files",
@@ -176,6 +178,7 @@ class Plan:
         "stop_signal",
     )  # fmt: skip
 
+    address: StrPath | None
     args: Command
     body: bytes
     executable: StrPath
@@ -292,6 +295,7 @@ def make_plan(
     stop_signal: int | str = 15,
     stop_scope: Scope = "group",
     grace: Seconds = GRACE,
+    address: StrPath | None = None,
     private: bool = True,
 ) -> Plan:
     """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError."""
@@ -303,6 +307,13 @@ def make_plan(
         raise TypeError(f"env must be a mapping, not {env!r}")
     options = RESTORE_SIGNALS
     pgid = 0
+    if address is not None:
+        if not private:
+            raise ValueError("address needs a keeper: it cannot be given with private=False")
+        if process_group:
+            raise ValueError("with address the keeper is in a session of its own, where that process group is not")
+        new_session = new_session or process_group is None  # it shall outlive our terminal, too
+    plan.address = address
     if new_session:
         if process_group is not None:
             raise ValueError("new_session already makes a process group; process_group cannot be given with it")

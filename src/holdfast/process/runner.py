@@ -102,9 +102,11 @@ class Runner:
         _runners.add(self)
 
     def spawn(self, args: Command, **options: Unpack[SpawnOptions]) -> Process:
-        """As the module's `spawn`, with the runner's state; `private=False` is refused (ValueError)."""
+        """As the module's `spawn`, with the runner's state; `private=False` and `address` are refused (ValueError)."""
         if not options.get("private", True):
             raise ValueError("a runner's processes are always private")
+        if options.get("address") is not None:
+            raise ValueError("a keeper that is used again has no address")
         if options.get("process_group") is None and not options.get("new_session"):
             options["process_group"] = self._group  # ours by now may lie in another session than the keepers
         plan = make_plan(args, **options)

@@ -1,4 +1,4 @@
-"""`spawn`: start one process, and give it a keeper."""
+"""`spawn`: start one process, and give it a keeper.  `attach`: come back to one that has outlived its owner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .options import Command, Plan, SpawnOptions
+    from .options import Command, Plan, SpawnOptions, StrPath
 
 
 def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
@@ -29,12 +29,16 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     - `on_owner_loss="stop"`: what happens to the tree when we end or drop the handle: "stop"
       (`stop_signal`, `grace`, KILL), "kill" or "keep";
     - `stop_signal="TERM"`, `stop_scope="group"` ("main", "group", "tree"), `grace=10.0` seconds;
+    - `address=None`: a path.  The keeper listens there, and when we are gone or have released the handle another
+      program of this user can `attach`; best with `on_owner_loss="keep"`.  The directory must be ours and writable
+      by nobody else.  The process gets a session of its own, unless `process_group=0` is given;
     - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
       this program, not contained, and nobody stops it when we are killed.
 
-    SpawnError: not started, with errno and stage; nothing is left.  ValueError, TypeError: misuse,
-    before anything is started.  Any thread.  A KeyboardInterrupt during the start undoes it; one that
-    comes when spawn has returned and the result is not yet assigned finds a process that is started.
+    SpawnError: not started, with errno and stage; nothing is left.  FileExistsError: the address is taken.
+    ValueError, TypeError: misuse, before anything is started.  Any thread.  A KeyboardInterrupt during the start
+    undoes it; one that comes when spawn has returned and the result is not yet assigned finds a process that is
+    started.
     """
     plan = make_plan(args, **options)
     return start(plan, options.get("private", True))
@@ -43,7 +47,7 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 def start(plan: Plan, private: bool) -> Process:
     tree: KeptTree | DirectTree | None = None
     try:
-        tree = KeptTree.launch(plan) if private else DirectTree(plan)
+        tree = _at_address(plan) if plan.address else KeptTree.launch(plan) if private else DirectTree(plan)
         process = Process(tree, plan)
         tree.started()
         return process
@@ -54,3 +58,29 @@ def start(plan: Plan, private: bool) -> Process:
         raise
     finally:
         plan.close_child_files()
+
+
+def _at_address(plan: Plan) -> KeptTree:
+    from .addressed import launch_held  # with what only those need who ask for it
+
+    return launch_held(plan)
+
+
+def attach(address: StrPath) -> Process:
+    """Take over a process that was started with `spawn(address=...)` and has no owner now; return its handle.
+
+    The owner before has released it, or has died; we must be of the same user.  The handle is like spawn's, with what
+    happened meanwhile: `status` if it has ended, `report` of the last stop.  Its `args` is the address, pipes are
+    not there, and `stop` has the library's defaults.  `on_owner_loss` and all else is as at the start.
+
+    What became of it stays known at the address until nothing of the tree is left and the handle is closed; only then
+    is the address free.  An owner who releases the handle, drops it or dies leaves all to the next.
+
+    FileNotFoundError: nothing is there, or its end was taken.  BlockingIOError: not now: another owner has it
+    (EALREADY), or its keeper does not answer for 3 s, as one that is stopped (EAGAIN).  PermissionError: it is another
+    user's.  KeeperLost: its keeper was killed and has left nothing; the address stays until you remove it.
+    SpawnError: its start had failed and nobody knew; the address is free.  Any thread.
+    """
+    from .addressed import take_over
+
+    return take_over(address)

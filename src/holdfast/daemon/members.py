@@ -1,0 +1,131 @@
+"""Who is who over the life of a supervisor: the identities of a tree's keeper, main process and adopted members.
+
+A number alone is nobody.  With the inode of its pidfd (Linux 6.9; never used twice in one boot) or else its start
+time, it is one process: that is looked up only through a pidfd that was opened before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from holdfast.process import _native
+from holdfast.process.held import HeldTree
+
+from .processes import look
+
+if TYPE_CHECKING:
+    from .copy import Copy
+    from .events import EventLog
+    from .store import Store
+
+POLLIN = 1
+WRITE_PAUSE = 0.1  # seconds until those that a keeper has adopted are written down
+ASK_PAUSE = 1.0  # seconds until a keeper is asked: it hears of no adoption by itself, and daemons are made at the start
+KEEPER, MAIN, ADOPTED = "keeper", "main", "adopted"
+
+
+class Identity(NamedTuple):
+    """One process, for as long as this boot lasts.  `inode` is 0 where pidfds have none of their own."""
+
+    role: str
+    pid: int
+    inode: int
+    start: int
+
+    def open(self) -> int:
+        """A pidfd of exactly this process; -1: it has ended.  OSError: no descriptor is left."""
+        try:
+            pidfd = _native.pidfd_open(self.pid)
+        except (ProcessLookupError, ValueError):
+            return -1
+        if identify(self.role, self.pid, pidfd) == self:
+            return pidfd
+        os.close(pidfd)
+        return -1
+
+    def alive(self) -> bool:
+        fd = self.open()
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
+
+
+def identify(role: str, pid: int, pidfd: int) -> Identity | None:
+    """The identity of who is held by `pidfd`; None: it has ended."""
+    seen = look(pid)
+    if seen is None or _native.poll(pidfd, POLLIN, 0):  # alive after the look: it was seen, and nobody else
+        return None
+    return Identity(role, pid, _inode(pidfd), seen.start)
+
+
+def _inode(pidfd: int) -> int:
+    other = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        mine, anonymous = os.fstat(pidfd), os.fstat(other)
+    finally:
+        os.close(other)
+    return 0 if os.path.samestat(mine, anonymous) else mine.st_ino
+
+
+def of_tree(tree: HeldTree) -> list[Identity]:
+    """Those of the tree who live now and are held."""
+    held = [(KEEPER, tree.keeper_pid, tree.keeper_pidfd), (MAIN, tree.pid, tree.pidfd)]
+    held += [(ADOPTED, pid, fd) for pid, fd in tree.members.items()]
+    return [who for role, pid, fd in held if pid and fd >= 0 and (who := identify(role, pid, fd))]
+
+
+def encode(members: Iterable[Identity]) -> bytes:
+    """One a line: role, pid, inode, start time."""
+    return "".join(f"{role} {pid} {inode} {start}\n" for role, pid, inode, start in members).encode()
+
+
+def decode(data: bytes) -> list[Identity]:
+    """What can be read of it."""
+    found = []
+    for line in data.decode(errors="replace").splitlines():
+        role, *numbers = line.split()
+        if role in (KEEPER, MAIN, ADOPTED) and len(numbers) == 3 and all(n.isdecimal() for n in numbers):
+            found.append(Identity(role, *map(int, numbers)))
+    return found
+
+
+class MemberFiles:
+    """Keeps what is written of every copy's members up to date.  For the loop's thread."""
+
+    def __init__(self, store: Store, events: EventLog) -> None:
+        self._store = store
+        self._events = events
+
+    def take_over(self, copy: Copy) -> None:
+        """A copy is held from now on: by us since its start, or an earlier supervisor may have written of it."""
+        written = self._store.members(copy.name, copy.incarnation)
+        copy.members = {who.role: who for who in written if who.role != ADOPTED}
+        if copy.tree.pid and MAIN not in copy.members:
+            self.write(copy)
+        copy.asking = asyncio.get_running_loop().call_later(ASK_PAUSE, self._ask, copy)
+
+    def _ask(self, copy: Copy) -> None:
+        try:
+            copy.tree.query()  # it looks, and announces whom it had not seen
+        except BlockingIOError:
+            pass  # frozen
+
+    def write_soon(self, copy: Copy) -> None:
+        """It has adopted somebody.  Most of them end at once: who is there a moment later is written down."""
+        if copy.unwritten is None:
+            copy.unwritten = asyncio.get_running_loop().call_later(WRITE_PAUSE, self.write, copy)
+
+    def write(self, copy: Copy) -> None:
+        copy.unwritten = None
+        alive = of_tree(copy.tree)
+        for who in alive:
+            if who.role != ADOPTED:
+                copy.members[who.role] = who
+        adopted = [who for who in alive if who.role == ADOPTED]
+        try:
+            self._store.save_members(copy.name, copy.incarnation, [*copy.members.values(), *adopted])
+        except OSError as error:  # only what is lost with its keeper would have needed it
+            self._events.add("error", f"cannot write its members: {error}", copy.name, copy.incarnation)

@@ -1,0 +1,200 @@
+"""Where a held keeper is found: its socket, the report file that it may leave, the first words to it.
+
+For both faces of a held tree, the event face (held.py) and the handle (addressed.py).  Nothing in here waits for
+anything, but for the exec of the keeper itself, and for the end of what an interrupted start had begun.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _native, keeper
+from .events import EMPTY, FAILED
+from .keeper import FROZEN_LIMIT, ON_OWNER_LOSS, SIGKILL, STOP, spawn_error, stop_body
+from .options import LOSS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .options import Plan
+
+# Tags and numbers of the wire (csrc/common/wire.h).
+HELLO, HELD, LOG, ACK = 1, 9, 10, 11
+HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
+ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
+
+ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
+REPORT_NAME_MAX = 63  # bytes, without the zero that ends it
+LABEL_MAX = 159  # the same
+QUEUE = 8  # owners that may wait to be heard
+
+
+class LogPlan(NamedTuple):
+    """What the keeper does with the output: files in `directory`, sizes in bytes (docs/wire.md, LOG)."""
+
+    directory: str
+    rotate_size: int
+    rotate_count: int
+    cap: int
+    timestamps: bool
+    merge: bool
+    label: str
+
+
+# ---- the socket
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """The path, or a shorter name of the same place that holds inside the block."""
+    if len(os.fsencode(path)) <= ADDRESS_MAX:
+        yield path
+        return
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def _bind(sock: socket.socket, address: str) -> None:
+    os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
+    with _short(address) as path:
+        sock.bind(path)
+    # The keeper listens once more, for itself.  But from here on, until the last one who may still become
+    # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
+    sock.listen(QUEUE)
+
+
+def connect(address: str) -> tuple[socket.socket, int]:
+    """A connection to the keeper that listens at `address`, HELLO said, and who listened last: the keeper, or who made
+    its socket if the keeper has not come to it yet.
+
+    FileNotFoundError, ConnectionRefusedError: no keeper is there.  BlockingIOError: too many wait for it already;
+    it is frozen.  PermissionError: it is another user's.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.setblocking(False)
+        with _short(address) as path:
+            sock.connect(path)
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():  # its words would be taken for a keeper's; and a keeper would not take us
+            raise PermissionError(1, f"its keeper belongs to another user ({uid})", address)
+        request(sock, HELLO, struct.pack("<II", 1, 0))
+        return sock, pid
+    except BaseException:
+        sock.close()
+        raise
+
+
+def pidfd_of_peer(sock: int, pid: int) -> int:
+    """A pidfd of the process at the other end, by its number; -1 when it is gone."""
+    try:
+        fd = _native.pidfd_open(pid)
+    except OSError:
+        return -1
+    # If its end of the socket is open now, it lived when the number was opened.
+    if _native.poll(sock, 0, 0):
+        os.close(fd)
+        return -1
+    return fd
+
+
+def request(sock: socket.socket, tag: int, body: bytes) -> None:
+    """Does not block: BlockingIOError.  A keeper that is gone hears nothing, and its end will be read."""
+    try:
+        _native.send(sock.fileno(), tag, body)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
+# ---- the start
+
+
+def _record(tag: int, body: bytes) -> bytes:
+    return struct.pack("<HHI", tag, 0, len(body)) + body  # all bodies here are multiples of 8
+
+
+def _directory(path: str) -> int:
+    return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _fitting(what: str, text: str, most: int) -> bytes:
+    data = os.fsencode(text)
+    if not data or len(data) > most or b"\0" in data:
+        raise ValueError(f"{what} must have 1 to {most} bytes: {text!r}")
+    return data
+
+
+def _undo(sock: socket.socket) -> None:
+    """A keeper that runs all the same, for the start was interrupted, shall leave nothing: not even a report."""
+    request(sock, STOP, stop_body(1, SIGKILL, "tree", 0))
+    deadline = monotonic() + FROZEN_LIMIT
+    inbox: list[tuple[list[Any] | None, list[int]]] = []
+    records: list[Any] | None = []
+    while records is not None and not any(record[0] in (FAILED, EMPTY) for record in records):
+        left = max(0, int((deadline - monotonic()) * 1e9))
+        if not _native.receive(sock.fileno(), -1, -1, left, inbox):
+            break
+        records, fds = inbox.pop()
+        for fd in fds:
+            os.close(fd)
+    request(sock, ACK, struct.pack("<II", ACK_EXITED | ACK_EMPTY | ACK_STOP_REPORT, 0))
+    request(sock, ON_OWNER_LOSS, struct.pack("<II", LOSS["kill"], 0))
+    sock.close()
+
+
+def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan | None) -> tuple[socket.socket, int]:
+    """Start a held keeper with its process, without waiting for the exec: our end of its socket, and its pid.
+
+    SpawnError, OSError, ValueError: nothing was started and nothing is left.
+    """
+    files: list[int] = []
+    keep = ours = theirs = None
+    try:
+        directory, name = os.path.split(report)
+        packets = []
+        name_bytes = _fitting("report's name", name, REPORT_NAME_MAX)
+        held = struct.pack("<II64s", HELD_STOP_REST * stop_rest, 0, name_bytes)
+        files.append(_directory(directory))
+        if log:
+            flags = LOG_TIMESTAMPS * log.timestamps | LOG_MERGE * log.merge
+            label = _fitting("label", log.label, LABEL_MAX)
+            body = struct.pack("<IIQQ160s", flags, log.rotate_count, log.rotate_size, log.cap, label)
+            files.append(_directory(log.directory))
+            packets.append((_record(LOG, body), files[1:]))
+        keep = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _bind(keep, address)
+        hello = _record(HELLO, struct.pack("<II", 1, 0)) + _record(HELD, held)
+        packets.insert(0, (hello, [keep.fileno(), files[0]]))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for packet, fds in packets:
+            socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        try:
+            _native.send_spawn(ours.fileno(), plan.body, plan.fds)
+            pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+    except BaseException:
+        if keep and keep.getsockname():  # it has its name from us
+            os.unlink(address)
+        if ours and theirs:
+            theirs.close()
+            _undo(ours)
+        raise
+    finally:
+        for fd in files:
+            os.close(fd)
+        for end in (keep, theirs):
+            if end:
+                end.close()
+    keeper.reap_retired()
+    return ours, pid

@@ -1,0 +1,81 @@
+"""`holdfast doctor`: trees of supervisors that live no more, and what it does with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+from helpers_supervisor import Running, keeper_of, kill
+from helpers_wait import wait_for
+from test_lost import end_anchor_and_supervisor, ended, hold, said, service, written
+
+
+def doctor(up: Running, *options: str, check: int = 0) -> dict:
+    """Of this run directory alone: nobody else's trees are this test's business."""
+    return json.loads(up.holdfast("doctor", "--json", "--run-dir", str(up.run_dir), *options, check=check).stdout)
+
+
+def running(up: Running) -> list[int]:
+    """Main process and keeper, when they are written down."""
+    pid = up.until("web", ready=True)["pid"]
+    wait_for(lambda: len(written(up)) >= 2)
+    return [pid, keeper_of(pid)]
+
+
+def test_what_a_supervisor_holds_is_not_shown_and_not_touched(tmp_path):
+    with Running(tmp_path, service(tmp_path, "main")) as up:
+        running(up)
+        assert doctor(up, "--stop")["trees"] == []
+        assert up.client().service("web")["incarnation"] == 1
+        supervisor = up.client().supervisor()["pid"]
+        kill(supervisor, signal.SIGSTOP)
+        assert doctor(up, "--stop")["trees"] == []
+        kill(supervisor, signal.SIGCONT)
+        assert up.client().service("web")["incarnation"] == 1
+
+
+def test_what_waits_for_the_next_up_is_shown_and_not_touched(tmp_path):
+    with Running(tmp_path, service(tmp_path, "child")) as up:
+        pid, keeper = running(up)
+        up.stop(signal.SIGQUIT)
+        (tree,) = doctor(up, "--stop")["trees"]
+        assert (tree["service"], tree["incarnation"], tree["state"], tree["keeper"]) == ("web", 1, "waiting", keeper)
+        assert pid in [each["pid"] for each in tree["processes"]]
+        up.up()
+        up.wait_for_socket()
+        assert up.client().service("web")["pid"] == pid
+
+
+def test_what_has_lost_its_keeper_is_stopped(tmp_path):
+    with Running(tmp_path, service(tmp_path, "setsid")) as up:
+        pid, keeper = running(up)
+        wait_for(lambda: len(said(up)) == 2)
+        fds = hold([pid])
+        end_anchor_and_supervisor(up, keeper)
+        up.process = None
+        shown = up.holdfast("doctor", "--run-dir", str(up.run_dir)).stdout
+        assert "web@1" in shown and "has no keeper any more" in shown and "doctor --stop" in shown
+        assert not ended(fds)
+        document = doctor(up, "--stop")
+        assert document["left"] == 0
+        assert [(tree["state"], len(tree["processes"])) for tree in document["trees"]] == [("lost", 2)]
+        assert ended(fds)
+        assert doctor(up)["trees"] == []
+        os.close(fds[0])
+
+
+def test_what_nobody_could_ever_take_over_is_stopped(tmp_path):
+    """The run directory is gone: the marks are all there is, and the keeper is known by being the parent."""
+    with Running(tmp_path, '[service.web]\ncommand = ["sh", "-c", "setsid sleep 1000 & wait"]\n') as up:
+        fds = hold(running(up))
+        up.stop(signal.SIGQUIT)
+        shutil.rmtree(up.run_dir)
+        (tree,) = doctor(up)["trees"]
+        assert tree["state"] == "unreachable"
+        assert doctor(up, "--stop")["left"] == 0
+        assert ended(fds)
+        for fd in fds:
+            os.close(fd)
+        assert up.of_service("web") == []
