@@ -9,7 +9,21 @@ import pathlib
 from helpers_supervisor import Running, kill
 from helpers_wait import all_ended, wait_for
 
+from holdfast.daemon.store import Store
+
 POINTS = str(pathlib.Path(__file__).parent / "chaos" / "points")
+
+
+def ended_unheard(up: Running, tmp_path: pathlib.Path) -> None:
+    """The service has ended, and its keeper has written that down: neither supervisor nor anchor live."""
+    up.until("web", ready=True)
+    supervisor = up.client().supervisor()["pid"]
+    kill(up.process.pid)
+    up.process.wait()
+    assert all_ended([supervisor])
+    with open(tmp_path / "gate", "w") as gate:
+        gate.write("go\n")
+    wait_for((up.run_dir / "services" / "web" / "1.report").exists)
 
 
 def test_an_exit_is_not_lost_by_a_supervisor_that_dies_before_it_has_recorded_it(tmp_path):
@@ -20,14 +34,7 @@ def test_an_exit_is_not_lost_by_a_supervisor_that_dies_before_it_has_recorded_it
     services = f'[service.web]\ncommand = {command}\nrestart = "never"\n'
     point = tmp_path / "point"
     with Running(tmp_path, services, PYTHONPATH=POINTS, CHAOS_POINT=str(point)) as up:
-        up.until("web", ready=True)
-        supervisor = up.client().supervisor()["pid"]
-        kill(up.process.pid)
-        up.process.wait()
-        assert all_ended([supervisor])
-        with open(tmp_path / "gate", "w") as gate:
-            gate.write("go\n")
-        wait_for((up.run_dir / "services" / "web" / "1.report").exists)
+        ended_unheard(up, tmp_path)
         point.write_text("open record.new 0\n")
         up.up()
         up.wait_for_socket()  # that of the second
@@ -35,3 +42,33 @@ def test_an_exit_is_not_lost_by_a_supervisor_that_dies_before_it_has_recorded_it
         web = up.client().service("web")
         assert (web["state"], web["incarnation"], web["last_exit"]["code"]) == ("exited", 1, 5)
         assert os.listdir(up.run_dir / "services" / "web") == ["record"]
+
+
+def test_an_exit_is_in_history_though_its_successor_was_on_record_before_it(tmp_path):
+    """The record was a start further than the history at the kill: the row said "unknown"."""
+    os.mkfifo(tmp_path / "gate")
+    command = json.dumps(["sh", "-c", f"read x < {tmp_path}/gate; exit 5"])
+    services = f'[service.web]\ncommand = {command}\nrestart = "always"\n'
+    point = tmp_path / "point"
+    with Running(tmp_path, services, PYTHONPATH=POINTS, CHAOS_POINT=str(point)) as up:
+        up.until("web", ready=True)
+        wait_for(lambda: up.client().history("web"))
+        ended_unheard(up, tmp_path)
+        point.write_text("socket.bind .sock 0\n")
+        up.up()
+        up.wait_for_socket()  # that of the second
+        assert up.client().supervisor()["restarts"] == 1 and not point.exists()
+
+        def told() -> dict | None:
+            rows = {row["incarnation"]: row for row in up.client().history("web")}
+            return rows[1] if rows.get(1, {}).get("cause") else None
+
+        assert wait_for(told)["code"] == 5
+
+
+def test_half_a_report_goes_with_its_incarnation(tmp_path):
+    """A keeper killed as it wrote its report left that for ever."""
+    (tmp_path / "services" / "web").mkdir(parents=True)
+    (tmp_path / "services" / "web" / "3.report.tmp").touch()
+    Store(str(tmp_path)).forget_incarnation("web", 3)
+    assert os.listdir(tmp_path / "services" / "web") == []

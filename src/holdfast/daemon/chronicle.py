@@ -13,6 +13,7 @@ import msgspec
 from holdfast.engine import effects as fx
 from holdfast.engine.events import Exit
 from holdfast.engine.service import ServiceView
+from holdfast.engine.table import State
 from holdfast.process import events as told
 from holdfast.process.status import ExitStatus, StopReport, Usage
 
@@ -68,6 +69,9 @@ class Chronicle:
             key = view.name, view.incarnation
             if view.live:
                 live.add(key)
+                if view.last_exit is not None and view.state in (State.STARTING, State.RUNNING):
+                    # Of the one before: its successor was on record, and the history not written yet, at the kill.
+                    ended[view.name, view.incarnation - 1] = _exit(view.last_exit)
             elif view.last_exit is not None:
                 ended[key] = _exit(view.last_exit)
         self._history.settle(live, ended)

@@ -23,6 +23,7 @@ from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 FILES = ("sock", "report", "members")  # of one incarnation; in the order in which they are removed
+HALF_REPORT = "report.tmp"  # of a keeper that was killed as it wrote its report
 
 
 def write_by_rename(path: str, data: bytes, temporary: str = "") -> None:
@@ -117,7 +118,7 @@ class Store:
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        for end in FILES:  # not by `address`: the directory of a forgotten service is not made again
+        for end in (*FILES, HALF_REPORT):  # not by `address`: the directory of a forgotten service is not made again
             try:
                 os.unlink(os.path.join(self._services, name, f"{incarnation}.{end}"))
             except FileNotFoundError:
