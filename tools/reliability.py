@@ -31,7 +31,7 @@ def rows(report: dict) -> list[tuple[str, str]]:
         ("frozen", counted(report["frozen"])),
         ("exhausted", counted(report["exhausted"])),
         ("starts of services", f"{report['lives']:,}"),
-        ("ends that history tells", "not asked" if report["exits_told"] is None else f"{report['exits_told']:,}"),
+        ("ends that history tells", f"{report['ends_told']:,}" if "ends_told" in report else "not asked"),
         ("numbered log lines", f"{report['lines']:,} in {report['log_files']:,} files"),
         ("looks from outside", counted(report["invariants_checked"])),
         ("**violations**", f"**{len(report['violations'])}**"),

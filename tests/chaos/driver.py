@@ -76,7 +76,7 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
             "frozen": dict(sorted(world.freezes.items())),
             "exhausted": dict(sorted(world.exhausted.items())),
             "lives": sum(len(births) for births in facts.births.values()),
-            "exits_told": None if facts.told is None else len(facts.told),
+            "ends_told": sum(told != "runs" for told in facts.told.values()),
             "lines": sum(facts.counts.values()),
             "log_files": sum(len(files) for files in facts.logs.values()),
             "invariants_checked": dict(sorted(counter.items())),

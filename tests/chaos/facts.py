@@ -29,7 +29,7 @@ class Facts:
     doubles: list[str] = field(default_factory=list)
     counts: dict[Life, int] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)  # the files of each, oldest first
-    told: dict[Life, str] | None = None  # exits as the history tells them; None: it cannot be asked
+    told: dict[Life, str] = field(default_factory=dict)  # exits as the history tells them
     alive: dict[str, list[Birth]] = field(default_factory=dict)
     status: dict[str, dict] = field(default_factory=dict)  # as the supervisor answers; empty: not asked
     left: list[str] = field(default_factory=list)  # processes after everything was stopped

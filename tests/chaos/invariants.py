@@ -7,7 +7,7 @@ from collections import Counter
 
 from .facts import Facts, log_lines
 
-STEADY = {"writer", "forker", "notify", "stubborn"}  # they end only if somebody ends them
+STEADY = {"writer", "forker", "notify", "stubborn", "hider"}  # they end only if somebody ends them
 MORTAL = {"crasher", "oneshot"}
 LEAVERS = {"leaver"}  # on_owner_loss is not "keep": they end with the supervisor
 LINE = re.compile(r"^(\S+) (\d+) (\d+) (\.*)$")
@@ -97,7 +97,7 @@ def exits_are_accounted(facts: Facts) -> list[str]:
     for name, born in facts.births.items():
         for birth in born:
             life = name, birth.incarnation
-            if facts.told is None or facts.killed.get(life) == "keeper" or birth in facts.alive.get(name, ()):
+            if facts.killed.get(life) == "keeper" or birth in facts.alive.get(name, ()):
                 continue
             if life in facts.disk_full:  # there was no room for its row
                 continue
@@ -113,8 +113,8 @@ def lost_keepers_are_told(facts: Facts) -> list[str]:
     """History says why a service was started anew: its keeper was lost, or it had ended before that."""
     found = []
     for (name, number), what in facts.killed.items():
-        told = "keeper" if facts.told is None or what != "keeper" else facts.told.get((name, number), "nothing")
-        if not re.search("keeper|exited with|killed by", told):
+        told = facts.told.get((name, number), "nothing")
+        if what == "keeper" and not re.search("keeper|exited with|killed by", told):
             found.append(f"{name}@{number}: its keeper was killed, told as {told!r}")
     return found
 

@@ -20,6 +20,8 @@ import sys
 import time
 
 kind, directory, name, number = sys.argv[1:5]
+if kind == "hider" and "HOLDFAST_SERVICE" in os.environ:  # nothing of what marks it as a service is left
+    os.execve(sys.executable, [sys.executable, "-I", "-S", *sys.argv], {})
 incarnation = int(number)
 rng = random.Random(f"{name} {incarnation}")
 

@@ -26,7 +26,7 @@ POINT_LIMIT = 1.0  # seconds until an armed supervisor counts as past its point
 LIMIT = 20.0  # for anything that is waited for: a guard against hangs
 PAUSE = 0.003
 # In turn, so that every number of services has them all.
-KINDS = ("writer", "crasher", "forker", "notify", "stubborn", "leaver", "writer", "oneshot", "forker", "writer")
+KINDS = ("writer", "crasher", "forker", "notify", "stubborn", "leaver", "hider", "oneshot", "forker", "writer")
 
 
 class Stuck(Exception):
@@ -249,13 +249,13 @@ class World:
         facts.told = self._history()
         return facts
 
-    def _history(self) -> dict | None:
-        """What `holdfast history` knows; None: this version has no such command."""
+    def _history(self) -> dict[seen.Life, str]:
+        """What `holdfast history` knows."""
         done = subprocess.run(
             [HOLDFAST, "history", "--json", "--limit", "1000000"], capture_output=True, text=True, timeout=LIMIT,
             env={**os.environ, "HOLDFAST_RUN_DIR": str(self.run_dir)},
         )  # fmt: skip
-        return None if done.returncode == 2 else seen.told_in_history(done.stdout)
+        return seen.told_in_history(done.stdout) if done.returncode == 0 else {}
 
     def __enter__(self) -> Self:
         self.own.mkdir()
