@@ -117,7 +117,7 @@ def test_what_was_not_written_is_completed_from_the_record(tmp_path):
         row = eventually_row(up, "web@1", lambda row: row["cause"])
         assert (row["cause"], row["signal"], row["ended_at"]) == ("killed by SIGTERM", "SIGTERM", None)
         row = eventually_row(up, "db@1", lambda row: row["cause"])
-        assert row["cause"] == "unknown: it ended while nobody could write it down"
+        assert row["cause"] == "killed by SIGTERM"  # of which the record of its successor tells
         row = eventually_row(up, "db@2", lambda row: row["why"])
         assert (row["cause"], row["adopted"]) == (None, 1)
         assert row["why"].startswith("asked to restart (pid ")

@@ -63,7 +63,8 @@ def test_an_exit_is_in_history_though_its_successor_was_on_record_before_it(tmp_
             rows = {row["incarnation"]: row for row in up.client().history("web")}
             return rows[1] if rows.get(1, {}).get("cause") else None
 
-        assert wait_for(told)["code"] == 5
+        row = wait_for(told)
+        assert row["code"] == 5, (row, up.output.read_text())
 
 
 def test_half_a_report_goes_with_its_incarnation(tmp_path):

@@ -239,6 +239,7 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
         ended = Exit(None, None, cause=KEEPER_LOST)  # before the engine begins: nothing shall start because it runs
     now = asyncio.get_running_loop().time()
     ready = record.ready_at is not None
+    supervisor.chronicle.found(record)
     supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now)
     if found.unreachable:
         supervisor.unreached[name] = found.unreachable

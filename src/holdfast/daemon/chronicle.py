@@ -32,6 +32,7 @@ class Chronicle:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
+        self._recorded: dict[tuple[str, int], dict[str, Any]] = {}
         places = supervisor.config.supervisor
         self._history = History(
             path_of(places.state_dir, places.run_dir),
@@ -62,16 +63,20 @@ class Chronicle:
 
     # ---- where it learns what
 
+    def found(self, record: fx.Record) -> None:
+        """Start-up has read a record: it may know of an end that the history does not."""
+        if record.last_exit is not None:
+            # A successor may have been on record before the history was written.
+            successor = record.live and record.state in (State.STARTING, State.RUNNING)
+            self._recorded[record.name, record.incarnation - successor] = _exit(record.last_exit)
+
     def begin(self) -> None:
         """Start-up is over: what an earlier supervisor has not written down any more is closed."""
-        live, ended = set(), {}
+        live, ended = set(), dict(self._recorded)
         for view in self._supervisor.engine.views():
             key = view.name, view.incarnation
             if view.live:
                 live.add(key)
-                if view.last_exit is not None and view.state in (State.STARTING, State.RUNNING):
-                    # Of the one before: its successor was on record, and the history not written yet, at the kill.
-                    ended[view.name, view.incarnation - 1] = _exit(view.last_exit)
             elif view.last_exit is not None:
                 ended[key] = _exit(view.last_exit)
         self._history.settle(live, ended)
