@@ -253,25 +253,6 @@ def test_logs_into_a_pipe_that_is_closed(tmp_path):
             assert (process.wait(LIMIT), errors) == (0, ""), command
 
 
-def test_a_follower_learns_that_the_supervisor_has_gone(tmp_path):
-    with Running(tmp_path, SLEEPER) as up:
-        up.until("web", ready=True)
-        env = {**up.environment, "HOLDFAST_RUN_DIR": str(up.run_dir)}
-        followers = [
-            subprocess.Popen([HOLDFAST, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for command in (["logs", "-f", "web"], ["events", "-f"])
-        ]
-        for process in followers:
-            assert process.stdout.readline()
-        supervisor = up.client().supervisor()["pid"]
-        kill(supervisor)
-        for process in followers:
-            _, errors = process.communicate(timeout=LIMIT)
-            assert process.returncode == 1
-            assert errors.startswith("holdfast: the connection"), errors
-        next_supervisor(up, supervisor)
-
-
 def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
     bad = python(
         tmp_path,
