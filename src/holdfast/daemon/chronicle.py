@@ -13,7 +13,6 @@ import msgspec
 from holdfast.engine import effects as fx
 from holdfast.engine.events import Exit
 from holdfast.engine.service import ServiceView
-from holdfast.engine.table import State
 from holdfast.process import events as told
 from holdfast.process.status import ExitStatus, StopReport, Usage
 
@@ -66,9 +65,7 @@ class Chronicle:
     def found(self, record: fx.Record) -> None:
         """Start-up has read a record: it may know of an end that the history does not."""
         if record.last_exit is not None:
-            # A successor may have been on record before the history was written.
-            successor = record.live and record.state in (State.STARTING, State.RUNNING)
-            self._recorded[record.name, record.incarnation - successor] = _exit(record.last_exit)
+            self._recorded[record.name, record.last_exit_of] = _exit(record.last_exit)
 
     def begin(self) -> None:
         """Start-up is over: what an earlier supervisor has not written down any more is closed."""

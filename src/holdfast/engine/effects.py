@@ -32,6 +32,7 @@ class Record:
     streak: int = 0  # restarts in a row without such a life: place in the back-off
     restarts: int = 0  # by policy, ever
     last_exit: Exit | None = None
+    last_exit_of: int = 0  # the incarnation that ended so; 0: none
     since: Seconds = 0.0
     wake_at: Seconds | None = None  # end of back-off
     reason: str = ""

@@ -78,8 +78,8 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since", "spec",
-        "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since",
+        "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -91,6 +91,7 @@ class Unit:
         self.wake_at: Seconds | None = None
         self.incarnation = self.failures = self.streak = self.restarts = 0
         self.last_exit: Exit | None = None
+        self.last_exit_of = 0
         self.restart = False  # the next start is a restart by policy: it is counted, and takes from the budget
         self.next_why = WITH_SUPERVISOR  # the reason of the next start, if it is no restart
         # Of the present incarnation.
@@ -187,6 +188,7 @@ class Unit:
             streak=0 if anew else self.streak,
             restarts=self.restarts,
             last_exit=self.last_exit,
+            last_exit_of=self.last_exit_of,
             since=self.since,
             wake_at=self.wake_at,
             reason=self.reason,
@@ -199,7 +201,8 @@ class Unit:
         self.wanted = record.wanted and not self.foreign
         self.incarnation, self.reason = record.incarnation, record.reason
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
-        self.last_exit, self.since = record.last_exit, min(record.since, now)
+        self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
+        self.since = min(record.since, now)
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
             self.asked = record.stopping
@@ -323,6 +326,7 @@ class Unit:
     def fail(self, world: World, news: News) -> None:
         assert isinstance(news, SpawnFailed)
         self.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {news.reason}")
+        self.last_exit_of = self.incarnation
         self._tell(world, "exited", self.last_exit.words)
         if self.asked or not self.wanted or world.closing:
             self._after_request(world)
@@ -420,6 +424,7 @@ class Unit:
         """The main process has ended: count the life, if nobody asked for its end.  It counts from when it was ready:
         an hour that was spent in becoming so is no success."""
         self.exit = self.last_exit = ended
+        self.last_exit_of = self.incarnation
         if self.asked or not self.wanted:
             return
         if self.completed or (
