@@ -6,10 +6,11 @@ import json
 import os
 import pathlib
 
+import pytest
 from helpers_supervisor import Running, kill
 from helpers_wait import all_ended, wait_for
 
-from holdfast.daemon.store import Store
+from holdfast.daemon.store import Store, write_by_rename
 
 POINTS = str(pathlib.Path(__file__).parent / "chaos" / "points")
 
@@ -67,9 +68,18 @@ def test_an_exit_is_in_history_though_its_successor_was_on_record_before_it(tmp_
         assert row["code"] == 5, (row, up.output.read_text())
 
 
-def test_half_a_report_goes_with_its_incarnation(tmp_path):
-    """A keeper killed as it wrote its report left that for ever."""
+@pytest.mark.parametrize("half", ["report.tmp", "members.new"])
+def test_a_half_goes_with_its_incarnation(tmp_path, half):
+    """A keeper killed as it wrote its report left that for ever; so did a supervisor with who is who in the tree."""
     (tmp_path / "services" / "web").mkdir(parents=True)
-    (tmp_path / "services" / "web" / "3.report.tmp").touch()
+    (tmp_path / "services" / "web" / f"3.{half}").touch()
     Store(str(tmp_path)).forget_incarnation("web", 3)
     assert os.listdir(tmp_path / "services" / "web") == []
+
+
+def test_what_could_not_be_written_whole_leaves_nothing(tmp_path):
+    """A full disk left the half of it: where it can be written, and not be put in its place."""
+    (tmp_path / "record").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_by_rename(str(tmp_path / "record"), b"whole")
+    assert os.listdir(tmp_path) == ["record"]

@@ -23,20 +23,24 @@ from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 FILES = ("sock", "report", "members")  # of one incarnation; in the order in which they are removed
-HALF_REPORT = "report.tmp"  # of a keeper that was killed as it wrote its report
+HALVES = ("report.tmp", "members.new")  # of whoever was killed as he wrote the whole
 
 
-def write_by_rename(path: str, data: bytes, temporary: str = "") -> None:
+def write_by_rename(path: str, data: bytes) -> None:
     """Replace a file at once: a reader, or a supervisor after a kill, sees the old or the new one.  OSError."""
-    temporary = temporary or path + ".new"
+    temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)  # half of it, on a full disk
+        raise
 
 
 class Store:
@@ -100,9 +104,7 @@ class Store:
         return record if record.name == name else None
 
     def save_members(self, name: str, incarnation: int, members: Iterable[Identity]) -> None:
-        directory = self.directory(name)
-        path = os.path.join(directory, f"{incarnation}.members")
-        write_by_rename(path, encode(members), os.path.join(directory, "members.new"))
+        write_by_rename(os.path.join(self.directory(name), f"{incarnation}.members"), encode(members))
 
     def members(self, name: str, incarnation: int) -> list[Identity]:
         """Those that were saved, dead or alive; none: it never came to be, or nobody has written it down."""
@@ -118,7 +120,7 @@ class Store:
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        for end in (*FILES, HALF_REPORT):  # not by `address`: the directory of a forgotten service is not made again
+        for end in (*FILES, *HALVES):  # not by `address`: the directory of a forgotten service is not made again
             try:
                 os.unlink(os.path.join(self._services, name, f"{incarnation}.{end}"))
             except FileNotFoundError:
