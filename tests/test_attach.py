@@ -168,6 +168,15 @@ def test_an_end_that_nobody_has_heard_of_keeps_the_address(place: Place):
     shut(process)
 
 
+def test_what_a_keeper_left_that_was_killed_as_it_wrote_goes_with_the_report(place: Place):
+    place.spawn("exit 4").release()
+    place.until_reported()
+    for name in (".app.report.4711", ".app.report.old", ".application.report.4711"):
+        open(os.path.join(place.directory, name), "x").close()
+    shut(holdfast.attach(place.address))
+    assert place.files() == [".app.report.old", ".application.report.4711"]
+
+
 def test_a_socket_without_a_keeper_is_not_replaced(place: Place):
     # Its keeper was killed, and what that had held may be alive: the one who decides is a human, or his program.
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -200,7 +209,7 @@ MOMENTS = {
     "main has exited": ("start('{ read x <$1; } & exit 5', gate).wait(); die()", 5),
     "main has exited, unheard": ("select.select([start('{ read x <$1; } & exit 5', gate)], [], []); die()", 5),
     "the tree is empty": ("p = start('exit 5'); p.wait(); p.wait_empty(); die()", 5),
-    "in close, before it frees": ("addressed._remove = die; p = start('exit 5'); p.wait_empty(); p.close()", 5),
+    "in close, before it frees": ("addressed.remove = die; p = start('exit 5'); p.wait_empty(); p.close()", 5),
     "in close, half-way": ("addressed._HeldKeeper.acknowledge = die\n"
                            "p = start('exit 5'); p.wait_empty(); p.close()", 5),
     "during a stop": ("addressed._HeldTree.finish_stop = die\n"

@@ -409,6 +409,22 @@ def test_a_report_is_written_when_it_can_be(place: Place):
     assert first(read_report(place.report), "Exited").status.code == 8
 
 
+def test_two_keepers_that_end_at_one_address_do_not_write_into_one_file(place: Place):
+    """A start that was undone late may end beside the one after it: readers saw a report of mixed bytes."""
+    watch = held._native.watch_open()
+    held._native.watch_add(watch, place.directory)
+    for code in ("3", "4"):
+        tree = place.start("exit $1", code)
+        until(tree, "Empty")
+        leave_and_wait(tree)
+        os.unlink(place.address)  # as of one that was undone
+        assert first(read_report(place.report), "Exited").status.code == int(code)
+    names = re.findall(rb"\.1\.report\.\d+", os.read(watch, 65536))
+    os.close(watch)
+    assert len(set(names)) == 2
+    assert os.listdir(place.directory) == ["1.report"]
+
+
 def test_a_keeper_whose_directory_is_gone_does_not_wait_for_ever(place: Place):
     gate = place.gate("exit")
     run = os.path.join(place.directory, "run")

@@ -68,11 +68,11 @@ def test_an_exit_is_in_history_though_its_successor_was_on_record_before_it(tmp_
         assert row["code"] == 5, (row, up.output.read_text())
 
 
-@pytest.mark.parametrize("half", ["report.tmp", "members.new"])
+@pytest.mark.parametrize("half", [".3.report.4711", "3.members.new"])
 def test_a_half_goes_with_its_incarnation(tmp_path, half):
     """A keeper killed as it wrote its report left that for ever; so did a supervisor with who is who in the tree."""
     (tmp_path / "services" / "web").mkdir(parents=True)
-    (tmp_path / "services" / "web" / f"3.{half}").touch()
+    (tmp_path / "services" / "web" / half).touch()
     Store(str(tmp_path)).forget_incarnation("web", 3)
     assert os.listdir(tmp_path / "services" / "web") == []
 

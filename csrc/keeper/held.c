@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -147,13 +148,18 @@ static int nothing_to_hold(void)
     return hf_tree.main_pid ? hf_tree.empty : hf_reports.failed;
 }
 
-/* 0 or -errno. */
+/* 0 or -errno.  The temporary name has our pid: another keeper may end at the same address, one that was undone
+ * late beside the one that was started after it.  It begins with a dot, as no report and no address does. */
 static int write_report(void)
 {
-    char temporary[sizeof report_name + 4];
-    size_t length = strlen(report_name), size = hf_reports_record();
-    memcpy(temporary, report_name, length);
-    memcpy(temporary + length, ".tmp", 5);
+    char temporary[sizeof report_name + 16];
+    struct hf_text t = {temporary, temporary + sizeof temporary - 1};
+    size_t size = hf_reports_record();
+    put(&t, ".");
+    put(&t, report_name);
+    put(&t, ".");
+    put_signed(&t, getpid());
+    *t.at = 0;
     int fd = openat(directory, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return -errno;
@@ -162,7 +168,7 @@ static int write_report(void)
     if (close(fd) && !error)
         error = errno;
     if (!error && renameat(directory, temporary, directory, report_name))
-        error = errno;
+        error = errno == ENOENT ? EAGAIN : errno; /* somebody tidied up: the next try tells what is left of the place */
     if (error)
         unlinkat(directory, temporary, 0);
     return -error;

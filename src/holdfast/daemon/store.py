@@ -18,12 +18,12 @@ from collections.abc import Iterable
 import msgspec
 
 from holdfast.engine.effects import Record
+from holdfast.process.address import remove, remove_report
 
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-FILES = ("sock", "report", "members")  # of one incarnation; in the order in which they are removed
-HALVES = ("report.tmp", "members.new")  # of whoever was killed as he wrote the whole
+FILES = ("sock", "report", "members")  # of one incarnation
 
 
 def write_by_rename(path: str, data: bytes) -> None:
@@ -120,11 +120,12 @@ class Store:
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        for end in (*FILES, *HALVES):  # not by `address`: the directory of a forgotten service is not made again
-            try:
-                os.unlink(os.path.join(self._services, name, f"{incarnation}.{end}"))
-            except FileNotFoundError:
-                pass
+        # Not by `address`: the directory of a forgotten service is not made again.
+        path = os.path.join(self._services, name, str(incarnation))
+        remove(path + ".sock")
+        remove_report(path + ".report")
+        remove(path + ".members")
+        remove(path + ".members.new")  # of a supervisor that was killed as it wrote
 
     def forget(self, name: str) -> None:
         """Everything about a service that is not configured any more and does not run."""

@@ -116,6 +116,31 @@ def request(sock: socket.socket, tag: int, body: bytes) -> None:
         pass
 
 
+# ---- the report
+
+
+def remove(path: str) -> None:
+    """Remove the file, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def remove_report(path: str) -> None:
+    """Remove a report, and what a keeper has left that was killed as it wrote one there."""
+    remove(path)
+    directory, name = os.path.split(path)
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        stem, _, pid = entry.rpartition(".")
+        if stem == f".{name}" and pid.isdecimal():
+            remove(os.path.join(directory, entry))
+
+
 # ---- the start
 
 
@@ -185,7 +210,7 @@ def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan 
             raise spawn_error(error, plan) from None
     except BaseException:
         if keep and keep.getsockname():  # it has its name from us
-            os.unlink(address)
+            remove(address)
         if ours and theirs:
             theirs.close()
             _undo(ours)

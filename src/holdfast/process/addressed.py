@@ -15,7 +15,18 @@ from io import FileIO
 from time import monotonic_ns
 
 from . import _native
-from .address import ACK, ACK_EMPTY, ACK_EXITED, ACK_STOP_REPORT, REPORT_NAME_MAX, connect, launch, pidfd_of_peer
+from .address import (
+    ACK,
+    ACK_EMPTY,
+    ACK_EXITED,
+    ACK_STOP_REPORT,
+    REPORT_NAME_MAX,
+    connect,
+    launch,
+    pidfd_of_peer,
+    remove,
+    remove_report,
+)
 from .descriptor import Descriptor
 from .errors import KeeperLost
 from .handle import Process
@@ -146,9 +157,9 @@ class _HeldTree(KeptTree):
 
     def free(self) -> None:
         """Give the address back.  Cut off half-way, the report that is there (or will be) tells the next owner."""
-        _remove(self.address)
+        remove(self.address)
         if self.held.is_report:
-            _remove(self.address + REPORT)
+            remove_report(self.address + REPORT)
         else:
             self.held.acknowledge()
 
@@ -159,13 +170,6 @@ class _HeldTree(KeptTree):
             self.held.wait_until(lambda: self.held.retired or self.held.failure, FROZEN_LIMIT)
             self.free()
         super().drop()
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 # ---- starting
