@@ -477,6 +477,13 @@ def test_what_lies_at_the_address_and_is_no_keeper(place: Place):
 # ---- as any other handle
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_report_holds_nobody_up(place: Place):
+    os.mkfifo(place.address + ".report")
+    with pytest.raises(ValueError, match="not a report"):
+        holdfast.attach(place.address)
+
+
 def test_both_faces_of_a_held_tree_meet_at_the_same_address(place: Place):
     plan = make_plan(["sleep", "99"], env=place.env, new_session=True, on_owner_loss="keep")
     tree = HeldTree.start(plan, address=place.address, report=place.address + ".report")

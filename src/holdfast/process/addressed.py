@@ -291,7 +291,7 @@ def _from_report(address: str) -> _HeldTree | None:
     """From the report that its keeper left; None: there is none.  It is locked while somebody has it."""
     path = address + REPORT
     try:
-        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
     except FileNotFoundError:
         return None
     tree = _HeldTree(_HeldKeeper(file, is_report=True), _plan(address), address)
