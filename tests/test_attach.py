@@ -23,6 +23,7 @@ from helpers_trees import marked
 from helpers_wait import all_ended, wait_for
 
 import holdfast
+from holdfast.process import keeper
 from holdfast.process.held import HeldTree
 from holdfast.process.options import make_plan
 
@@ -198,6 +199,17 @@ def test_a_start_that_fails_leaves_the_address_free(place: Place):
             place.spawn("sleep 99", **options)
         assert isinstance(caught.value, holdfast.SpawnError) and place.files() == []
     place.spawn("sleep 99").close()
+
+
+@pytest.mark.parametrize("policy", ["keep", "stop", "kill"])
+def test_a_keeper_killed_before_it_has_said_what_it_started(place: Place, monkeypatch, policy):
+    """With "keep" nothing takes the process along: the address of one that may run is not free for a second."""
+    monkeypatch.setattr(keeper, "KEEPER", "/bin/true")  # it ends without a word
+    lost = policy == "keep"
+    with pytest.raises(holdfast.KeeperLost if lost else holdfast.SpawnError) as caught:
+        place.spawn("sleep 99", on_owner_loss=policy)
+    assert getattr(caught.value, "address", None) == (place.address if lost else None)
+    assert place.files() == (["app"] if lost else [])
 
 
 # ---- the owner is killed

@@ -194,7 +194,7 @@ def check_address(address: StrPath) -> str:
 
 
 def launch_held(plan: Plan) -> _HeldTree:
-    """Start a held keeper and its one process, and wait until it runs.  SpawnError, OSError, ValueError."""
+    """Start a held keeper and its one process, and wait until it runs.  SpawnError, KeeperLost, OSError, ValueError."""
     assert plan.address is not None
     address = check_address(plan.address)
     try:
@@ -206,6 +206,10 @@ def launch_held(plan: Plan) -> _HeldTree:
     tree = _HeldTree(_HeldKeeper(sock), plan, address)
     try:
         tree.held.hear(tree, None)
+        if plan.on_owner_loss == "keep" and not (tree.held.failure or tree.pid):
+            # Killed, and without a word: its process may run by now, and has nothing that would take it along.
+            tree.started()
+            raise KeeperLost(0, (), None, address)
         if tree.held.failure or not tree.pid:
             raise _spawn_error(tree.held.failure or (LAUNCH, errno.EIO), plan)  # EIO: it ended without a word
         return tree

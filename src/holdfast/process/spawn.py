@@ -37,8 +37,9 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 
     SpawnError: not started, with errno and stage; nothing is left.  FileExistsError: the address is taken.
     ValueError, TypeError: misuse, before anything is started.  Any thread.  A KeyboardInterrupt during the start
-    undoes it; one that comes when spawn has returned and the result is not yet assigned finds a process that is
-    started.
+    undoes it; one that comes when spawn has returned and the result is not yet assigned drops the handle of a process
+    that is started: `on_owner_loss` holds, and with "keep" it runs on.  With "keep", a keeper that somebody kills at
+    that moment leaves a process that may run: KeeperLost where there is an `address`, which stays, else SpawnError.
     """
     plan = make_plan(args, **options)
     return start(plan, options.get("private", True))
