@@ -389,7 +389,7 @@ def test_it_imports_little():
     assert tops <= sys.stdlib_module_names | {"holdfast"}
     assert not {"asyncio", "http", "urllib", "email", "ssl", "subprocess", "dataclasses", "typing", "logging"} & tops
     ours = {name for name in names if name.startswith("holdfast.")}
-    assert ours == {"holdfast.client", "holdfast.connection"}
+    assert ours == {"holdfast.client", "holdfast.connection", "holdfast.process", "holdfast.process.socket_path"}
 
 
 # ---- a supervisor that has just started

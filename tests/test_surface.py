@@ -28,7 +28,8 @@ LAYERS = {
     "engine": {"config"},  # its specs
     "daemon": {"process", "config", "engine"},
     "control": {"process", "config", "engine", "daemon"},
-    "client": {"config"},  # config.places, which finds the socket, and config.holder: who should answer there
+    # config.places, which finds the socket, config.holder: who should answer there, process.socket_path
+    "client": {"config", "process"},
     "cli": {"process", "config", "engine", "daemon", "control", "client", ""},
     "web": {"control"},
     "compat": {"config", "control"},

@@ -13,6 +13,8 @@ import socket
 import struct
 from time import monotonic
 
+from .process.socket_path import at_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 SILENCE: Seconds = 3.0  # without an answer, until it is looked whether those who should give it are stopped
 HEAD_BYTES_MAX = 65536
-SOCKET_PATH_MAX = 107  # sun_path, less its final zero
 
 
 class ClientError(Exception):
@@ -190,18 +191,13 @@ class Connection:
 
 def _connect(path: str, limit: Seconds | None) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = -1
     try:
         if limit is not None:
             # Not settimeout: a connect that must not block fails at once where the queue is full.  In a timeval
             # zero would mean no limit.
             micros = max(1, int(min(limit, 1e9) * 1e6))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(micros, 10**6)))
-        address = path
-        if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-            directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            address = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-        made.connect(address)
+        at_path(made.connect, path)
         return made
     except OSError as error:
         made.close()
@@ -209,9 +205,6 @@ def _connect(path: str, limit: Seconds | None) -> socket.socket:
     except BaseException:
         made.close()
         raise
-    finally:
-        if directory >= 0:
-            os.close(directory)
 
 
 def _connect_error(path: str, error: OSError) -> ClientError:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.config.holder import holder
 from holdfast.config.model import encode
 from holdfast.config.places import CONTROL
+from holdfast.process.socket_path import at_path
 
 from .notify import name_senders
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 LOCK, NOTIFY, ACCEPTED = "lock", "notify", "accepted.json"
 LOG = "holdfast.log"
-SOCKET_PATH_MAX = 107  # bytes of sun_path, without the zero at its end
 BACKLOG_LIMIT = 128  # clients that wait while there is no supervisor
 # A supervisor that is just being killed holds its lock until the kernel has taken it apart.
 LOCK_PATIENCE = 1.0
@@ -197,12 +197,9 @@ def _bind(directory: int, run_dir: str, name: str, kind: socket.SocketKind, mode
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         pass
-    path = os.path.join(run_dir, name)
-    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        path = f"/proc/self/fd/{directory}/{name}"
     sock = socket.socket(socket.AF_UNIX, kind)
     with _umask(~mode & 0o777):
-        sock.bind(path)
+        at_path(sock.bind, os.path.join(run_dir, name))
     return sock
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +16,9 @@ from . import _native, keeper
 from .events import EMPTY, FAILED
 from .keeper import FROZEN_LIMIT, ON_OWNER_LOSS, SIGKILL, STOP, spawn_error, stop_body
 from .options import LOSS
+from .socket_path import at_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from .options import Plan
@@ -29,7 +28,6 @@ HELLO, HELD, LOG, ACK = 1, 9, 10, 11
 HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
 ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
 
-ADDRESS_MAX = 107  # bytes of a socket's path; longer ones go through /proc/self/fd
 REPORT_NAME_MAX = 63  # bytes, without the zero that ends it
 LABEL_MAX = 159  # the same
 QUEUE = 8  # owners that may wait to be heard
@@ -50,24 +48,9 @@ class LogPlan(NamedTuple):
 # ---- the socket
 
 
-@contextmanager
-def _short(path: str) -> Iterator[str]:
-    """The path, or a shorter name of the same place that holds inside the block."""
-    if len(os.fsencode(path)) <= ADDRESS_MAX:
-        yield path
-        return
-    directory, name = os.path.split(path)
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)
-
-
 def _bind(sock: socket.socket, address: str) -> None:
     os.fchmod(sock.fileno(), 0o600)  # before it has a name: the kernel makes the name with it
-    with _short(address) as path:
-        sock.bind(path)
+    at_path(sock.bind, address)
     # The keeper listens once more, for itself.  But from here on, until the last one who may still become
     # the keeper has let go of it, an owner who comes after us is queued and not told that nobody is there.
     sock.listen(QUEUE)
@@ -83,8 +66,7 @@ def connect(address: str) -> tuple[socket.socket, int]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.setblocking(False)
-        with _short(address) as path:
-            sock.connect(path)
+        at_path(sock.connect, address)
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.geteuid():  # its words would be taken for a keeper's; and a keeper would not take us
             raise PermissionError(1, f"its keeper belongs to another user ({uid})", address)

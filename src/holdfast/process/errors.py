@@ -152,8 +152,8 @@ class KeeperLost(RuntimeError):
     `survivors` are the members known to be alive all the same; other descendants are unknown.
     `status` is the main process's exit status where the kernel could still tell it, without rusage.
 
-    From `attach` and `spawn(address=...)` nothing of that is known: `pid` is 0, nothing was killed, and `address` is where nobody answers:
-    its keeper was killed, or who started it was before there was one.
+    From `attach` and `spawn(address=...)` nothing of that is known: `pid` is 0, nothing was killed, and `address`
+    is where nobody answers: its keeper was killed, or who started it was before there was one.
     """
 
     def __init__(
