@@ -183,6 +183,14 @@ def raw_record(tag: int, body: bytes = b"", length: int | None = None) -> bytes:
     return head + body.ljust(align(len(body)), b"\0")
 
 
+def grown(name: str) -> bytes:
+    """A golden request as a later version might send it: longer, and after a record that nobody knows."""
+    import wire_golden
+
+    data = wire_golden.read(name)
+    return raw_record(63, b"unknown") + raw_record(SPEC.records[name].tag, data[8:] + b"\xff" * 16)
+
+
 def read_spec(path: str = os.path.join(ROOT, "docs", "wire.md"), *, anchor: bool = False) -> Spec:
     """What the page says of owner and keeper; with `anchor`, of anchor and supervisor too."""
     records: dict[str, Record] = {}

@@ -18,11 +18,11 @@ from helpers_held import PATIENCE, Place, ended, first, freeze, kinds, place, un
 from helpers_lib import NOBODY, kernel_tells_stolen_status, root_only
 from helpers_trees import left_of
 from helpers_wait import eventually
-from helpers_wire import SPEC, RawKeeper, raw_record
+from helpers_wire import SPEC, RawKeeper, grown, raw_record
 
 import holdfast
 from holdfast.process import events, held, keeper
-from holdfast.process.held import HeldTree, read_report
+from holdfast.process.held import HeldTree, LogPlan, read_report
 
 assert place  # a fixture
 
@@ -604,11 +604,6 @@ def held_socket(place: Place) -> tuple[socket.socket, int]:
     return sock, place.fds[-1]
 
 
-def grown(name: str) -> bytes:
-    data = golden.read(name)
-    return raw_record(63, b"unknown") + raw_record(SPEC.records[name].tag, data[8:] + b"\xff" * 16)
-
-
 @pytest.mark.parametrize("form", [golden.read, grown])
 def test_golden_held_and_ack_and_no_state_spins(place: Place, form):
     place.report = os.path.join(place.directory, "41.report")  # as the golden bytes have it
@@ -633,6 +628,27 @@ def test_golden_held_and_ack_and_no_state_spins(place: Place, form):
         k.say("ACK", what=2)
         assert k.rest() == [] and k.code == 0
     assert not os.path.exists(place.report)
+
+
+def test_the_library_writes_golden_held_log_and_ack(place: Place, monkeypatch):
+    packets: list[bytes] = []
+    send_fds = socket.send_fds
+    monkeypatch.setattr(socket, "send_fds", lambda *args: packets.append(args[1][0]) or send_fds(*args))
+    report = os.path.join(place.directory, "41.report")
+    log = LogPlan(place.directory, 16 << 20, 8, 2**40, True, True, "web@41")
+    plan = place.plan("exit 0")
+    tree = HeldTree.start(plan, address=place.address, report=report, stop_rest=True, log=log)
+    place.trees.append(tree)
+    assert packets == [SPEC.record("HELLO", {"version": 1, "flags": 0}) + golden.read("HELD"), golden.read("LOG")]
+    until(tree, "Empty")
+    tree.acknowledge(exited=True, empty=True)
+    wait_gone(tree)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        other = HeldTree(ours, 0, -1)
+        other.acknowledge(exited=True, stopped=True)
+        assert theirs.recv(100) == golden.read("ACK")
+        other.close()
 
 
 def test_held_requests_that_are_wrong(place: Place):

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+import wire_golden as golden
 from helpers_log import STAMP, LogKeeper, compile_writer, files, numbered, output, size_of, text, wait_for_text
-from helpers_wire import SPEC, RawKeeper, wait_until
+from helpers_wire import SPEC, RawKeeper, grown, wait_until
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +163,19 @@ def test_another_user_opens_its_own_stdout_by_name(tmp_path):
         k.start("/bin/sh", "-c", "echo 1 > /dev/stdout; echo 2 > /dev/stderr", head=head)
         k.rest()
     assert output(tmp_path) == b"1\n2\n"
+
+
+@pytest.mark.parametrize("form", [golden.read, grown])
+def test_golden_log(tmp_path, form):
+    where = os.open(tmp_path, os.O_RDONLY)
+    with RawKeeper() as k:
+        k.send(form("LOG"), [where])
+        pid = k.spawn("/bin/sh", "-c", "echo out; echo err >&2")["pid"]
+        k.rest()
+    os.close(where)
+    lines = [stripped(line) for line in (tmp_path / "current").read_bytes().splitlines()]
+    assert lines[:3] == [b"--- holdfast: web@41 started, pid %d" % pid, b"out", b"err"]
+    assert os.listdir(tmp_path) == ["current"]
 
 
 @pytest.mark.parametrize("bad", ["short", "no directory", "two", "endless label"])

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import wire_golden as golden
 from conftest import require
-from helpers_wire import PATIENCE, ROOT, SPEC, RawKeeper, raw_record, wait_until
+from helpers_wire import PATIENCE, ROOT, SPEC, RawKeeper, grown, raw_record, wait_until
 
 from holdfast.process import _native, errors, keeper, kept, options
 
@@ -297,12 +297,6 @@ def start_reader(k: RawKeeper, script: str) -> tuple[int, dict]:
     with open(from_child) as file:
         assert file.readline() == "ready\n"
     return to_child, started
-
-
-def grown(name: str) -> bytes:
-    """A golden request as a later version might send it: longer, and after a record that nobody knows."""
-    data = golden.read(name)
-    return raw_record(63, b"unknown") + raw_record(SPEC.records[name].tag, data[8:] + b"\xff" * 16)
 
 
 @pytest.mark.parametrize("form", [golden.read, grown])
