@@ -23,7 +23,7 @@ from helpers_trees import marked
 from helpers_wait import all_ended, wait_for
 
 import holdfast
-from holdfast.process import keeper
+from holdfast.process import addressed, keeper
 from holdfast.process.held import HeldTree
 from holdfast.process.options import make_plan
 
@@ -210,6 +210,33 @@ def test_a_keeper_killed_before_it_has_said_what_it_started(place: Place, monkey
         place.spawn("sleep 99", on_owner_loss=policy)
     assert getattr(caught.value, "address", None) == (place.address if lost else None)
     assert place.files() == (["app"] if lost else [])
+
+
+def test_a_start_that_is_under_way_is_not_a_lost_keeper(place: Place, monkeypatch):
+    """A socket has its name a moment before anybody listens: who was told "lost" then might remove it."""
+    owner = place.owner(
+        "from holdfast.process import address as module\n"
+        "class Socket(module.socket.socket):\n"
+        "    def listen(self, queue):\n"
+        "        say('bound'), sys.stdin.readline(), super().listen(queue)\n"
+        "module.socket.socket = Socket\n"
+        "process = start('sleep 99'); say('started'); sys.stdin.read()"
+    )
+    assert place.hear(owner) == ["bound"]
+
+    def look_again(pause: float) -> None:
+        assert owner.stdin
+        owner.stdin.write("go\n")
+        owner.stdin.flush()
+        assert place.hear(owner) == ["started"]
+
+    monkeypatch.setattr(addressed, "sleep", look_again)
+    with pytest.raises(BlockingIOError) as caught:
+        holdfast.attach(place.address)
+    assert caught.value.errno == errno.EALREADY
+    owner.kill()
+    owner.wait()
+    holdfast.attach(place.address).close()
 
 
 # ---- the owner is killed

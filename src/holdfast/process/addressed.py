@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from io import FileIO
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 
 from . import _native
 from .address import (
@@ -47,6 +47,8 @@ KEEPER_HELLO, SPAWNED, FAILED, LAUNCHED = 64, 65, 66, 75
 LAUNCH, RECEIVE = 1, 2  # stages
 
 ANSWER_LIMIT = 3.0  # seconds until a keeper that was connected to has answered; others may be heard before us
+START_LIMIT = 0.5  # seconds that a socket may have its name and nobody listens, before its keeper counts as lost
+START_PAUSE = 0.01  # between two looks at it
 REPORT = ".report"  # after the address: what the keeper leaves when it ends with nobody to tell
 TAKEN = "the address is taken: attach, and remove it only when nothing of it can be left"
 
@@ -229,13 +231,19 @@ def _spawn_error(failure: tuple[int, int], plan: Plan | None) -> OSError:
 def take_over(address: StrPath) -> Process:
     """See `attach`."""
     path = os.path.abspath(os.fsdecode(address))
-    tree = _from_keeper(path) or _from_report(path)
-    if tree is None:
-        if not os.path.lexists(path):
-            raise FileNotFoundError(errno.ENOENT, "nothing was started there, or its end was taken", path)
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+    deadline = monotonic() + START_LIMIT
+    while (tree := _from_keeper(path) or _from_report(path)) is None:
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            text = "nothing was started there, or its end was taken"
+            raise FileNotFoundError(errno.ENOENT, text, path) from None
+        if not stat.S_ISSOCK(found.st_mode):
             raise OSError(errno.ENOTSOCK, "not a socket", path)
-        raise KeeperLost(0, (), None, path)
+        # Somebody may be about to start there: his socket has its name a moment before anybody listens on it.
+        if monotonic() >= deadline:
+            raise KeeperLost(0, (), None, path)
+        sleep(START_PAUSE)
     try:
         if tree.held.failure is None:
             tree.advance()
