@@ -567,6 +567,21 @@ def test_a_forked_copy_of_the_owner_frees_nothing(place: Place):
     assert place.files() == []
 
 
+def test_a_copy_of_a_report_in_other_hands_keeps_nobody_out(place: Place):
+    """A fork of another thread's has one until its exec."""
+    place.spawn("exit 3").release()
+    place.until_reported()
+    process = holdfast.attach(place.address)
+    copy = os.dup(process._tree.held.end.fileno())
+    with pytest.raises(BlockingIOError):
+        holdfast.attach(place.address)
+    process.release()
+    try:
+        shut(holdfast.attach(place.address))
+    finally:
+        os.close(copy)
+
+
 def test_run_with_an_address(place: Place):
     done = holdfast.run(["sh", "-c", "echo hello"], address=place.address, capture_output=True, text=True)
     assert done.stdout == "hello\n" and place.files() == []

@@ -103,6 +103,12 @@ class _HeldKeeper(Keeper):
             self._sock = -1
         super().__del__()
 
+    def _hang_up(self) -> None:
+        if self.is_report:
+            fcntl.flock(self.end, fcntl.LOCK_UN)  # a program forked off by us may hold a copy, and with it the lock
+        else:
+            super()._hang_up()
+
     def _close_descriptors(self) -> None:
         self._sock = -1
         self.end.close()
