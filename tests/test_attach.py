@@ -13,10 +13,13 @@ import pickle
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
-from helpers_attach import LIMIT, Place, end_by, keeper_of, place
+from conftest import require
+from helpers_attach import LIMIT, PRELUDE, Place, end_by, keeper_of, parent, place
 from helpers_held import freeze
 from helpers_lib import NOBODY, nobody_can_run_keeper, program, root_only
 from helpers_trees import marked
@@ -521,6 +524,32 @@ def test_a_pipe_in_the_place_of_a_report_holds_nobody_up(place: Place):
     os.mkfifo(place.address + ".report")
     with pytest.raises(ValueError, match="not a report"):
         holdfast.attach(place.address)
+
+
+@root_only
+def test_a_keeper_in_another_pid_namespace_is_itself_and_no_stranger(place: Place):
+    """Its own number is a stranger's here: he would have been continued, or killed, in its place."""
+    require("unshare")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
+    source = PRELUDE + "start('exec sleep 99').release(); say('up'); sys.stdin.read()"
+    with subprocess.Popen([*command, source, place.address, place.mark], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as inside:  # fmt: skip
+        try:
+            assert inside.stdout and inside.stdout.readline() == b"up\n"
+            process = holdfast.attach(place.address)
+            assert pid_of(process._tree.held._pidfd) == parent(pid_of(process.fileno()))
+            process.release()
+            tree = HeldTree.attach(place.address)
+            assert select.select([tree], [], [], LIMIT)[0] and tree.events()
+            assert pid_of(tree.keeper_pidfd) == parent(pid_of(tree.pidfd))
+            tree.close()
+        finally:
+            inside.kill()
+
+
+def pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
 def test_both_faces_of_a_held_tree_meet_at_the_same_address(place: Place):

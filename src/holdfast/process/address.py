@@ -77,8 +77,14 @@ def connect(address: str) -> tuple[socket.socket, int]:
         raise
 
 
-def pidfd_of_peer(sock: int, pid: int) -> int:
-    """A pidfd of the process at the other end, by its number; -1 when it is gone."""
+def pidfd_of_peer(sock: int, pid: int, listener: int) -> int:
+    """A pidfd of the keeper at the other end, by its number; -1 when it is gone.
+
+    `pid` is what it says of itself, `listener` who listened last.  Both are the same, unless the keeper had not come to
+    that yet, or has its numbers in another PID namespace: there, what it says is some process of ours.
+    """
+    if pid != listener:
+        pid = next((number for number in (listener, pid) if _is_keeper(number)), -1)
     try:
         fd = _native.pidfd_open(pid)
     except OSError:
@@ -88,6 +94,14 @@ def pidfd_of_peer(sock: int, pid: int) -> int:
         os.close(fd)
         return -1
     return fd
+
+
+def _is_keeper(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().strip() == os.fsencode(os.path.basename(keeper.KEEPER))
+    except OSError:
+        return False
 
 
 def request(sock: socket.socket, tag: int, body: bytes) -> None:

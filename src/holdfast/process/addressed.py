@@ -59,13 +59,16 @@ class _HeldKeeper(Keeper):
     Or its report: what it would have said, read from the file that it left, which is then in the place of the socket.
     """
 
-    __slots__ = ("connected", "end", "failure", "introduced", "is_report")
+    __slots__ = ("connected", "end", "failure", "introduced", "is_report", "listener")
 
-    def __init__(self, end: socket | FileIO, connected: bool = False, is_report: bool = False) -> None:
+    def __init__(
+        self, end: socket | FileIO, connected: bool = False, is_report: bool = False, listener: int = 0
+    ) -> None:
         # Owned by the object from its beginning: a bare number that a signal handler's exception makes us lose would
         # stay our connection, and nobody could have the tree, we ourselves included, until we die.
         self.end = end
         self.connected = connected  # by its address; False: launched by us
+        self.listener = listener  # whom the kernel has named to us
         self.introduced = connected  # nothing is to come any more of who it is
         self.is_report = is_report
         self.failure: tuple[int, int] | None = None  # stage and errno of a start that came to nothing
@@ -84,7 +87,7 @@ class _HeldKeeper(Keeper):
             else:
                 self.failure = RECEIVE, errno.EMFILE  # no room in our table
         elif tag == KEEPER_HELLO and self.connected:
-            self._pidfd = pidfd_of_peer(self._sock, record[2])
+            self._pidfd = pidfd_of_peer(self._sock, record[2], self.listener)
         elif tag == FAILED:
             self.failure = record[1], record[2]
         super()._apply(record, fds)
@@ -281,7 +284,7 @@ def _from_keeper(address: str) -> _HeldTree | None:
         except BlockingIOError:
             text = "its keeper does not answer: others wait for it already"
             raise BlockingIOError(errno.EAGAIN, text, address) from None
-        tree = _HeldTree(_HeldKeeper(sock, connected=True), _plan(address), address)
+        tree = _HeldTree(_HeldKeeper(sock, connected=True, listener=pid), _plan(address), address)
         try:
             if not tree.held.hear(tree, ANSWER_LIMIT):
                 raise BlockingIOError(errno.EAGAIN, _why_silent(pid), address)

@@ -107,7 +107,7 @@ class HeldTree(Account):
         already; it is frozen.
         """
         sock, pid = connect(address)
-        tree = cls(sock, pid, pidfd_of_peer(sock.fileno(), pid))
+        tree = cls(sock, pid, pidfd_of_peer(sock.fileno(), pid, pid))
         tree.attached, tree._greeted = True, False
         return tree
 
@@ -156,7 +156,7 @@ class HeldTree(Account):
             if record[2] != self.keeper_pid:
                 if self.keeper_pidfd >= 0:
                     os.close(self.keeper_pidfd)
-                self.keeper_pidfd = pidfd_of_peer(self._sock.fileno(), record[2])
+                self.keeper_pidfd = pidfd_of_peer(self._sock.fileno(), record[2], self.keeper_pid)
         if tag == EXITED and not record[2] and record[1] in self.members:
             os.close(self.members.pop(record[1]))
         if not fds:
