@@ -107,6 +107,8 @@ def test_an_end_that_nobody_saw_is_written_by_the_next_supervisor(tmp_path):
         keeper = os.pidfd_open(keeper_of(web["pid"]))
         up.stop(signal.SIGQUIT)
         assert row_of(up, "web@1")["cause"] is None
+        said = up.holdfast("history", "web").stdout
+        assert "-      no end known" in said and "runs" not in said  # nobody is there to know it
         kill(web["pid"], signal.SIGUSR1)
         wait_for(lambda: up.run_dir.joinpath("services/web/1.report").exists(), LIMIT)
         os.close(keeper)

@@ -26,16 +26,18 @@ def history(client: Client, names: tuple[str, ...], limit: int, as_json: bool) -
     first.  It works without a supervisor, too."""
     from holdfast.client import NoSupervisor
 
+    alone = False
     try:
         rows = client.history(*names, limit=limit)
     except NoSupervisor:
+        alone = True
         rows = _read_alone(client.run_dir, names, limit)
     if as_json:
         show_json(rows)
     elif not rows:
         click.echo("holdfast: there is no history" + (" of these" if names else ""), err=True)
     else:
-        lines = columns([HEAD, *map(_row, rows)])
+        lines = columns([HEAD, *(_row(row, alone) for row in rows)])
         click.echo(click.style(lines[0], bold=True))
         click.echo("\n".join(lines[1:]))
 
@@ -67,18 +69,20 @@ def _state_dir(run_dir: str) -> str:
         return default_state_dir(os.environ) if path is None else load(path).supervisor.state_dir
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _row(row: dict[str, Any], alone: bool) -> list[str]:
     who = f"{row['service']}@{row['incarnation']}" if row["service"] else "holdfast"
     started, ended = row["started_at"], row["ended_at"]
     stamp = "-" if started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
-    until = ended if row["cause"] is not None else time.time()
+    until = ended if alone or row["cause"] is not None else time.time()
     lived = None if started is None or until is None else max(0.0, until - started)
-    return [who, stamp, duration(lived), _end(row), row["why"]]
+    return [who, stamp, duration(lived), _end(row, alone), row["why"]]
 
 
-def _end(row: dict[str, Any]) -> str:
+def _end(row: dict[str, Any], alone: bool) -> str:
     """How it ended, who had asked for that, and what did not go as it should."""
     if row["cause"] is None:
+        if alone:  # it may run on; nobody is there to say
+            return "no end known"
         return "runs" if not row["asked"] else f"stops: {row['asked']}"
     parts = [row["cause"]]
     if row["asked"]:
