@@ -146,7 +146,13 @@ def test_a_version_that_does_not_start_is_refused(tmp_path):
         kinds = [each["event"] for each in up_events(up)]
         assert kinds.count("started") == 1
         assert kinds[-1] == "refused"
+        assert up_events(up)[-1]["text"] == "to upgrade: ModuleNotFoundError: No module named 'no_such_module'"
         up.change("control/server.py", ", no_such_module", "")
+        accepted = up.run_dir / "accepted.json"
+        accepted.rename(tmp_path / "away")
+        said = up.holdfast("upgrade", check=1).stderr
+        assert said.count("\n") == 1 and f"{accepted}: " in said
+        (tmp_path / "away").rename(accepted)
         up.holdfast("upgrade")
         assert up.pids() == before
 

@@ -66,8 +66,12 @@ def _check(accepted: str) -> int:
     """Before an upgrade: that this version can be loaded, and reads what was accepted; says who it is."""
     import holdfast.control.server
 
-    with open(accepted, "rb") as file:
-        decode(file.read())
+    try:
+        with open(accepted, "rb") as file:
+            decode(file.read())
+    except (OSError, ValueError) as error:
+        print(f"{accepted}: {error}")
+        return 1
     if not os.access(KEEPER, os.X_OK):
         print(f"not executable: {KEEPER}")
         return 1

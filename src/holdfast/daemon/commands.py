@@ -165,7 +165,7 @@ class Commands:
         try:
             await upgrade.prepare()
         except Refused as error:
-            self.events.add("refused", f"to upgrade: {error}")
+            self.events.add("refused", f"to upgrade: {str(error).splitlines()[-1]}")  # of a traceback, what it comes to
             raise
         except asyncio.CancelledError:
             self.events.add("refused", "to upgrade: given up while the next version was tried")
