@@ -64,7 +64,8 @@ def test_the_readme(printed):
     commands = [command for command, _ in steps(README)]
     assert len(commands) == len(printed) >= 17
     assert sum(command.startswith("kill -9 ") for command in commands) == 2
-    for word in "check up status logs events history upgrade restart stop start down run".split():
+    shown = ["check", "up", "status", "logs", "events", "history", "upgrade", "restart", "stop", "start", "down", "run"]
+    for word in shown:
         assert any(command.startswith(f"holdfast {word}") for command in commands), word
 
 
