@@ -186,6 +186,17 @@ def test_a_version_that_breaks_later_is_started_again_until_it_is_mended(tmp_pat
             assert is_row(numbers(log(lambda each: number(each) > last)))
 
 
+def test_a_version_that_never_comes_up_is_not_waited_for_without_end(tmp_path):
+    with Installed(tmp_path, SLEEPER) as up:
+        before = up.until("web", ready=True)
+        up.change("client.py", "^ANSWER_LIMIT: Seconds = 30.0", "ANSWER_LIMIT: Seconds = 2.0")
+        up.change("cli/supervise.py", "^    anchor = Anchor.find", "    sys.exit(3)\n    anchor = Anchor.find")
+        said = up.holdfast("upgrade", check=1).stderr
+        assert said.startswith(f"holdfast: version {OLD} was to take over; services run on, but the supervisor did not")
+        up.change("cli/supervise.py", "^    sys.exit.3.\n", "")
+        assert up.until("web", ready=True)["pid"] == before["pid"]
+
+
 @pytest.mark.parametrize("moment", ["asked", "upgrading", "started", "upgraded"])
 def test_an_end_that_is_asked_for_meanwhile_is_not_forgotten(tmp_path, moment):
     """TERM at any moment of an upgrade: everything is stopped, by whoever is there."""
