@@ -99,6 +99,8 @@ def test_a_killed_supervisor_leaves_the_row_open_and_its_successor_goes_on_with_
         row = row_of(up, "web@1")  # the file alone answers now
         assert (row["asked"], row["cause"]) == ("the supervisor ends (SIGTERM)", "killed by SIGTERM")
         assert own(up)[2]["cause"] == "everything is stopped"
+        assert json.loads(up.holdfast("history", "--json", "holdfast").stdout) == own(up)
+        up.holdfast("history", "--limit", "9" * 20, check=2)
 
 
 def test_an_end_that_nobody_saw_is_written_by_the_next_supervisor(tmp_path):
@@ -107,6 +109,8 @@ def test_an_end_that_nobody_saw_is_written_by_the_next_supervisor(tmp_path):
         keeper = os.pidfd_open(keeper_of(web["pid"]))
         up.stop(signal.SIGQUIT)
         assert row_of(up, "web@1")["cause"] is None
+        said = up.holdfast("history", "web").stdout
+        assert "-      no end known" in said and "runs" not in said  # nobody is there to know it
         kill(web["pid"], signal.SIGUSR1)
         wait_for(lambda: up.run_dir.joinpath("services/web/1.report").exists(), LIMIT)
         os.close(keeper)
@@ -152,7 +156,7 @@ def test_without_a_supervisor_the_file_says_the_same(tmp_path):
 def test_nothing_there_is_said(tmp_path):
     up = Running(tmp_path, SLEEP)
     done = up.holdfast("history", "-c", str(up.file))
-    assert (done.stdout, done.stderr) == ("", "holdfast: there is no history\n")
+    assert (done.stdout, done.stderr) == ("", f"holdfast: there is no history for {up.run_dir}\n")
     assert up.holdfast("history", "-c", str(up.file), "--json").stdout == "[]\n"
     assert not (tmp_path / "state").exists()
 

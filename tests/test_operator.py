@@ -206,7 +206,8 @@ def test_help_is_whole(tmp_path):
     """In the list of commands no sentence is cut off, and optional names are shown as optional."""
     listed = subprocess.run([HOLDFAST, "--help"], capture_output=True, text=True, check=True).stdout
     assert "..." not in listed.partition("Commands:")[2]
-    for command, usage in (("status", "[NAME]..."), ("logs", "[NAME]..."), ("stop", "NAME...")):
+    usages = {"status": "[NAME]...", "history": "[NAME]...", "logs": "[NAME]...", "stop": "NAME..."}
+    for command, usage in usages.items():
         text = subprocess.run([HOLDFAST, command, "--help"], capture_output=True, text=True, check=True).stdout
         assert text.splitlines()[0] == f"Usage: holdfast {command} [OPTIONS] {usage}"
 
@@ -222,7 +223,10 @@ def test_completion(tmp_path, shell):
         return
     with Running(tmp_path, SLEEPER.replace("NAME", "web-1") + SLEEPER.replace("NAME", "db")) as up:
         up.until("web-1", ready=True)
-        for words, found in (("holdfast status w", ["plain,web-1"]), ("holdfast restart web-1@", ["plain,web-1@1"])):
+        for words, found in (
+            ("holdfast status w", ["plain,web-1"]), ("holdfast history d", ["plain,db"]),
+            ("holdfast restart web-1@", ["plain,web-1@1"]),
+        ):  # fmt: skip
             done = subprocess.run(
                 [HOLDFAST], capture_output=True, text=True, timeout=30,
                 env={**up.environment, "HOLDFAST_RUN_DIR": str(up.run_dir), "_HOLDFAST_COMPLETE": "bash_complete",

@@ -62,9 +62,10 @@ def printed(tmp_path_factory):
 
 def test_the_readme(printed):
     commands = [command for command, _ in steps(README)]
-    assert len(commands) == len(printed) >= 15
+    assert len(commands) == len(printed) >= 17
     assert sum(command.startswith("kill -9 ") for command in commands) == 2
-    for word in ("check", "up", "status", "logs", "events", "restart", "stop", "start", "down", "run"):
+    shown = ["check", "up", "status", "logs", "events", "history", "upgrade", "restart", "stop", "start", "down", "run"]
+    for word in shown:
         assert any(command.startswith(f"holdfast {word}") for command in commands), word
 
 

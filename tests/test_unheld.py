@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 
-from helpers_supervisor import Running, keeper_of, kill
+from helpers_supervisor import HOLDFAST, Running, keeper_of, kill
 from helpers_wait import wait_for
 from test_lost import end_anchor_and_supervisor, ended, hold, said, service, written
 
@@ -34,6 +35,14 @@ def test_what_a_supervisor_holds_is_not_shown_and_not_touched(tmp_path):
         assert doctor(up, "--stop")["trees"] == []
         kill(supervisor, signal.SIGCONT)
         assert up.client().service("web")["incarnation"] == 1
+
+
+def test_a_file_that_cannot_be_read_names_no_run_directory(tmp_path):
+    done = subprocess.run(
+        [HOLDFAST, "doctor", "-c", str(tmp_path / "no.toml")], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "no.toml: cannot be read: No such file or directory" in done.stderr
 
 
 def test_what_waits_for_the_next_up_is_shown_and_not_touched(tmp_path):

@@ -146,9 +146,19 @@ def test_a_version_that_does_not_start_is_refused(tmp_path):
         kinds = [each["event"] for each in up_events(up)]
         assert kinds.count("started") == 1
         assert kinds[-1] == "refused"
+        assert up_events(up)[-1]["text"] == "to upgrade: ModuleNotFoundError: No module named 'no_such_module'"
         up.change("control/server.py", ", no_such_module", "")
+        accepted = up.run_dir / "accepted.json"
+        accepted.rename(tmp_path / "away")
+        said = up.holdfast("upgrade", check=1).stderr
+        assert said.count("\n") == 1 and f"{accepted}: " in said
+        (tmp_path / "away").rename(accepted)
         up.holdfast("upgrade")
         assert up.pids() == before
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def up_events(up: Installed) -> list[dict]:
@@ -174,6 +184,17 @@ def test_a_version_that_breaks_later_is_started_again_until_it_is_mended(tmp_pat
             assert up.client().supervisor()["restarts"] >= 2
             last = int(log_of(up, "writer-0").split()[-1])
             assert is_row(numbers(log(lambda each: number(each) > last)))
+
+
+def test_a_version_that_never_comes_up_is_not_waited_for_without_end(tmp_path):
+    with Installed(tmp_path, SLEEPER) as up:
+        before = up.until("web", ready=True)
+        up.change("client.py", "^ANSWER_LIMIT: Seconds = 30.0", "ANSWER_LIMIT: Seconds = 2.0")
+        up.change("cli/supervise.py", "^    anchor = Anchor.find", "    sys.exit(3)\n    anchor = Anchor.find")
+        said = up.holdfast("upgrade", check=1).stderr
+        assert said.startswith(f"holdfast: version {OLD} was to take over; services run on, but the supervisor did not")
+        up.change("cli/supervise.py", "^    sys.exit.3.\n", "")
+        assert up.until("web", ready=True)["pid"] == before["pid"]
 
 
 @pytest.mark.parametrize("moment", ["asked", "upgrading", "started", "upgraded"])
@@ -269,6 +290,51 @@ def test_two_upgrades_at_once(tmp_path):
         assert codes in ([0, 0], [0, 1]), said
         assert up.pids() == before
         assert up.client().supervisor()["restarts"] == 0
+
+
+def test_who_asks_and_does_not_wait_gets_no_upgrade(tmp_path):
+    """Nothing is changed, and the events say so."""
+    with Installed(tmp_path, SLEEPER) as up:
+        up.until("web", ready=True)
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        up.change("control/server.py", "^import logging$", f"import logging; open({str(gate)!r}).close()")
+        asking = up.start("upgrade")
+        with gate.open("w"):  # it is being tried: it has opened the other end
+            asking.send_signal(signal.SIGINT)
+            asking.communicate(timeout=30)
+            wait_for(lambda: up_events(up)[-1]["event"] == "refused")
+        assert up_events(up)[-1]["text"] == "to upgrade: given up while the next version was tried"
+        assert "upgrading" not in [each["event"] for each in up_events(up)]
+
+
+def test_a_stopped_anchor_and_a_stopped_keeper_stay_so_and_are_counted(tmp_path):
+    """Trying the next version does not thaw the anchor; who cannot be asked counts as alive."""
+    installed = Installed(tmp_path, SLEEPER + STOP)
+    installed.through = ("setsid",)  # as with --detach: in a group of its own, which nobody's terminal keeps together
+    with installed as up:
+        pid = up.until("web", ready=True)["pid"]
+        up.until("stop", ready=True)
+        anchor, keeper = up.client().supervisor()["anchor_pid"], keeper_of(pid)
+        frozen = [{"what": "anchor", "pid": anchor}]
+        kill(anchor, signal.SIGSTOP)
+        kill(keeper, signal.SIGSTOP)
+        try:
+            wait_for(lambda: up.client().supervisor()["frozen"] == frozen)
+            assert "; 2 services untouched" in up.holdfast("upgrade").stdout
+            assert up.client().supervisor()["frozen"] == frozen
+            kinds = [(each["event"], each["text"]) for each in up_events(up)]
+            assert "refused" not in dict(kinds)  # HUP
+            assert dict(kinds)["upgraded"].endswith("services that run on: 2")
+            with up.client() as client:
+                assert client.leave() == {"services": 2, "kept": {"stop": "stop"}}
+        finally:
+            kill(anchor, signal.SIGCONT)
+            kill(keeper, signal.SIGCONT)
+        assert up.process is not None and up.process.wait(30) == 0
+        up.up()
+        up.wait_for_socket()
+        assert up.client().service("web")["pid"] == pid
 
 
 def test_an_upgrade_after_a_kill_knows_its_anchor(tmp_path):
@@ -368,6 +434,11 @@ def test_a_keeper_that_cannot_be_told_is_a_refusal(tmp_path):
                         leave()
                     assert caught.value.code == "refused"
                     assert "the keeper of stop does not answer" in caught.value.message
+                open_before = descriptors(client.supervisor()["pid"])
+                with pytest.raises(ClientError):
+                    client.upgrade()
+                assert not (up.run_dir / "events.handed").exists()
+                wait_for(lambda: descriptors(client.supervisor()["pid"]) == open_before)
         finally:
             kill(keeper, signal.SIGCONT)
         assert up.until("stop", ready=True)["pid"] == pid

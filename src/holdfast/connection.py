@@ -218,7 +218,8 @@ def _connect_error(path: str, error: OSError) -> ClientError:
 
 
 def _no_answer(path: str) -> ClientError:
-    return _stopped(path) or ClientError("no_answer", "the supervisor did not answer in time", "it may be busy")
+    hint = "it may be busy, or fail at each start: see its log"
+    return _stopped(path) or ClientError("no_answer", "the supervisor did not answer in time", hint)
 
 
 def _stopped(path: str) -> ClientError | None:

@@ -21,6 +21,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 COMMANDS = {
     "up": "up",
     "down": "down",
+    "upgrade": "upgrade",
     "status": "status",
     "start": "act",
     "stop": "act",
@@ -33,7 +34,6 @@ COMMANDS = {
     "schema": "schema",
     "init": "init",
     "doctor": "doctor",
-    "upgrade": "upgrade",
 }
 
 

@@ -1,4 +1,4 @@
-"""`holdfast doctor`: what this kernel and this installation offer."""
+"""`holdfast doctor`: what this kernel and this installation offer, and trees that nobody holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 import holdfast
 
+from .target import BAD_CONFIG, fail
+
 MEANING = {
     "lost": "has no keeper any more",
     "unreachable": "its keeper lives, but its socket is gone",
@@ -17,11 +19,11 @@ MEANING = {
 }
 
 
-@click.command(short_help="Show what this kernel offers, by trying it.")
+@click.command(short_help="Show what this kernel offers, and trees that nobody holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--stop", is_flag=True, help="Kill the trees that nobody can hold any more, without asking.")
-@click.option("-c", "--config", help="Trees of this configuration's run directory alone.")
-@click.option("--run-dir", help="Trees of this run directory alone.")
+@click.option("-c", "--config", metavar="FILE", help="Trees of this configuration's run directory alone.")
+@click.option("--run-dir", metavar="DIR", help="Trees of this run directory alone.")
 def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -> None:
     """Show what this kernel and this installation offer, by trying it, and trees of services that nobody holds."""
     from holdfast.daemon.unheld import WAITING, end, find
@@ -93,5 +95,5 @@ def _run_dir(config: str | None, run_dir: str | None) -> str:
         return run_dir_for(config, run_dir, os.environ)
     except ConfigError as error:
         if config is not None:
-            raise click.UsageError(str(error)) from None
+            fail("\n".join(str(problem) for problem in error.errors), BAD_CONFIG)
         return default_run_dir(os.environ)  # a file that lies around here is not what was asked about

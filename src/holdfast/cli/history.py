@@ -13,12 +13,16 @@ from .target import REFUSED, columns, duration, fail, json_option, names_argumen
 if TYPE_CHECKING:
     from holdfast.client import Client
 
+OWN = "holdfast"  # what the supervisor's own lives are shown as, and asked for by
+LIMIT_MAX = 10**9  # more than any history keeps
 HEAD = ["SERVICE", "STARTED", "LIVED", "END", "WHY"]
 
 
 @click.command(short_help="Show what ran, why it was started, how it ended.")
 @names_argument()
-@click.option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many, the newest ones.")
+@click.option(
+    "--limit", type=click.IntRange(0, LIMIT_MAX), default=100, show_default=True, help="How many, the newest ones."
+)
 @json_option
 @target
 def history(client: Client, names: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -26,16 +30,20 @@ def history(client: Client, names: tuple[str, ...], limit: int, as_json: bool) -
     first.  It works without a supervisor, too."""
     from holdfast.client import NoSupervisor
 
+    if OWN in names:
+        names += ("",)
+    alone = False
     try:
         rows = client.history(*names, limit=limit)
     except NoSupervisor:
+        alone = True
         rows = _read_alone(client.run_dir, names, limit)
     if as_json:
         show_json(rows)
     elif not rows:
-        click.echo("holdfast: there is no history" + (" of these" if names else ""), err=True)
+        click.echo(f"holdfast: there is no history{' of these' * bool(names)} for {client.run_dir}", err=True)
     else:
-        lines = columns([HEAD, *map(_row, rows)])
+        lines = columns([HEAD, *(_row(row, alone) for row in rows)])
         click.echo(click.style(lines[0], bold=True))
         click.echo("\n".join(lines[1:]))
 
@@ -67,18 +75,20 @@ def _state_dir(run_dir: str) -> str:
         return default_state_dir(os.environ) if path is None else load(path).supervisor.state_dir
 
 
-def _row(row: dict[str, Any]) -> list[str]:
-    who = f"{row['service']}@{row['incarnation']}" if row["service"] else "holdfast"
+def _row(row: dict[str, Any], alone: bool) -> list[str]:
+    who = f"{row['service']}@{row['incarnation']}" if row["service"] else OWN
     started, ended = row["started_at"], row["ended_at"]
     stamp = "-" if started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
-    until = ended if row["cause"] is not None else time.time()
+    until = ended if alone or row["cause"] is not None else time.time()
     lived = None if started is None or until is None else max(0.0, until - started)
-    return [who, stamp, duration(lived), _end(row), row["why"]]
+    return [who, stamp, duration(lived), _end(row, alone), row["why"]]
 
 
-def _end(row: dict[str, Any]) -> str:
+def _end(row: dict[str, Any], alone: bool) -> str:
     """How it ended, who had asked for that, and what did not go as it should."""
     if row["cause"] is None:
+        if alone:  # it may run on; nobody is there to say
+            return "no end known"
         return "runs" if not row["asked"] else f"stops: {row['asked']}"
     parts = [row["cause"]]
     if row["asked"]:

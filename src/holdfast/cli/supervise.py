@@ -27,7 +27,7 @@ from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
-from holdfast.daemon.upgrade import Upgrade, alone, take_events_over
+from holdfast.daemon.upgrade import Upgrade, alone, running, take_events_over
 from holdfast.engine.table import State
 from holdfast.process.keeper import KEEPER
 
@@ -66,8 +66,12 @@ def _check(accepted: str) -> int:
     """Before an upgrade: that this version can be loaded, and reads what was accepted; says who it is."""
     import holdfast.control.server
 
-    with open(accepted, "rb") as file:
-        decode(file.read())
+    try:
+        with open(accepted, "rb") as file:
+            decode(file.read())
+    except (OSError, ValueError) as error:
+        print(f"{accepted}: {error}")
+        return 1
     if not os.access(KEEPER, os.X_OK):
         print(f"not executable: {KEEPER}")
         return 1
@@ -128,8 +132,8 @@ async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) 
     try:
         await taking_over
         if upgraded_from is not None:
-            running = sum(1 for copy in supervisor.copies.values() if copy.pid)
-            text = f"from version {upgraded_from} to {holdfast.__version__}; services that run on: {running}"
+            count = len(running(supervisor))
+            text = f"from version {upgraded_from} to {holdfast.__version__}; services that run on: {count}"
             supervisor.events.add("upgraded", text)
         supervisor.run_task(_tell_caller(supervisor, anchor))
         ends: set[asyncio.Future[Any]] = {supervisor.finished, supervisor.left}

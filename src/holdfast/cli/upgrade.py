@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,8 +22,20 @@ def upgrade(client: Client) -> None:
 
     Refused, with nothing changed, when that version does not start.
     """
+    from holdfast.client import ClientError
+
     began = time.monotonic()
     asked = client.upgrade()
+    try:
+        _wait_for_the_next(client, asked, began)
+    except ClientError as error:
+        if error.code != "no_answer":
+            raise
+        fail(f"version {asked['next_version']} was to take over; services run on, but {error}", REFUSED)
+
+
+def _wait_for_the_next(client: Client, asked: dict[str, Any], began: float) -> None:
+    """Says what became of it, and ends the command."""
     alone = 0.0
     for event in events_from(client, asked["last_event"]):
         if event["service"]:

@@ -197,7 +197,7 @@ class Supervisor(msgspec.Struct, frozen=True):
         str, About("path", "The services' output.", without="`/var/log/holdfast`; see [Places](#places)")
     ]
     state_dir: Annotated[
-        str, About("path", "What outlives a reboot.", without="`/var/lib/holdfast`; see [Places](#places)")
+        str, About("path", "What outlives a reboot: the history.", without="`/var/lib/holdfast`; see [Places](#places)")
     ]
     start_budget: Annotated[
         StartBudget, About("table", "Restarts of all services together, so that a storm does not take the machine.")

@@ -21,7 +21,7 @@ from .processes import Table
 from .show import service_status, signal_name, supervisor_status
 from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpgradeStatus
 from .supervisor import Supervisor
-from .upgrade import Refused, Upgrade, promise_to_keep
+from .upgrade import Refused, Upgrade, promise_to_keep, running
 
 Verb = Literal["start", "stop", "restart"]
 ASKED: dict[Verb, type[ev.StartAsked | ev.StopAsked | ev.RestartAsked]] = {
@@ -149,12 +149,12 @@ class Commands:
         supervisor = self._supervisor
         self.events.add("asked", f"to end and leave the services running ({peer})")
         promise_to_keep(supervisor)
-        running = [name for name, copy in supervisor.copies.items() if copy.pid]
+        names = running(supervisor)
         if not supervisor.left.done():
             supervisor.left.set_result(None)
             supervisor.remind_anchor(signals.SIGQUIT)
-        policies = {name: supervisor.on_owner_loss(name) for name in running}
-        return Left(len(running), {name: what for name, what in policies.items() if what != "keep"})
+        policies = {name: supervisor.on_owner_loss(name) for name in names}
+        return Left(len(names), {name: what for name, what in policies.items() if what != "keep"})
 
     async def upgrade(self, *, peer: object) -> UpgradeStatus:
         """Make way for the version that is installed now.  upgrade.Refused, or cancelled: nothing has changed."""
@@ -165,11 +165,13 @@ class Commands:
         try:
             await upgrade.prepare()
         except Refused as error:
-            self.events.add("refused", f"to upgrade: {error}")
+            self.events.add("refused", f"to upgrade: {str(error).splitlines()[-1]}")  # of a traceback, what it comes to
+            raise
+        except asyncio.CancelledError:
+            self.events.add("refused", "to upgrade: given up while the next version was tried")
             raise
         upgrade.begin()
-        running = sum(1 for copy in supervisor.copies.values() if copy.pid)
-        return UpgradeStatus(supervisor.version, upgrade.next_version, running, self.events.last)
+        return UpgradeStatus(supervisor.version, upgrade.next_version, len(running(supervisor)), self.events.last)
 
     # ---- parts of them
 

@@ -42,6 +42,11 @@ class Refused(Exception):
 # ---- services that run on
 
 
+def running(supervisor: Supervisor) -> list[str]:
+    """Names of those that run, as far as is known: what a frozen keeper holds counts as alive."""
+    return [name for name, copy in supervisor.copies.items() if copy.tree.status is None]
+
+
 def keep_running(supervisor: Supervisor, keep: bool = True) -> list[str]:
     """Tell the keepers that trees go on without us, whatever `on_owner_loss` says; or, without keep, what it says.
     Names of those that cannot be told: frozen for so long that their socket is full."""
@@ -95,12 +100,21 @@ class Upgrade:
         self.next_version = await asyncio.to_thread(_try_next, supervisor.config.supervisor.run_dir)
         self._refuse_unless_running()  # it has taken its time
         try:
-            # What serves them closes them.
-            self._sockets = [os.dup(CONTROL_FD), os.dup(NOTIFY_FD)]
+            for fd in (CONTROL_FD, NOTIFY_FD):
+                self._sockets.append(os.dup(fd))  # what serves them closes them
             _write(supervisor)
+            promise_to_keep(supervisor)
         except OSError as error:
+            self._give_up()
             raise Refused(f"what has happened cannot be handed over: {error}") from None
-        promise_to_keep(supervisor)
+        except Refused:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        for fd in self._sockets:
+            os.close(fd)
+        _forget(self._supervisor.config.supervisor.run_dir)
 
     def _refuse_unless_running(self) -> None:
         if self._supervisor.state != "running" or self._supervisor.left.done():
@@ -145,9 +159,11 @@ def _try_next(run_dir: str) -> str:
     from holdfast.process.run import run  # which no supervisor needs otherwise
 
     try:
+        # In a session of its own: when one of our group ends whose parent is of another group, the kernel takes the
+        # group for orphaned now, and sends HUP and CONT to all of it if one is stopped.  The anchor may be.
         done = run(
             [*supervisor_command(run_dir), "--check"], stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True,
-            errors="replace", timeout=CHECK_LIMIT,
+            errors="replace", timeout=CHECK_LIMIT, new_session=True,
         )  # fmt: skip
     except TimeoutExpired:
         raise Refused(f"the version that is installed now did not say within {CHECK_LIMIT:.0f} s who it is") from None
