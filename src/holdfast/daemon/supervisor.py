@@ -33,7 +33,7 @@ from .lost import Lost, LostTrees
 from .members import MemberFiles
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan, marks
-from .processes import ancestors, look
+from .processes import is_below
 from .store import Store
 from .upgrade import Upgrade, keep_running
 
@@ -228,8 +228,7 @@ class Supervisor:
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
-        keeper = look(copy.tree.keeper_pid)
-        copy.below_anchor = keeper is not None and keeper.parent == self.anchor_pid
+        copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         if copy.tree.attached:
@@ -399,7 +398,7 @@ class Supervisor:
             # It will be shown on somebody's terminal.
             copy.status_text = "".join(c if c.isprintable() else "?" for c in fields["STATUS"][:1024])
         pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
-        if pid and copy.tree.keeper_pid in ancestors(pid):
+        if pid and is_below(pid, copy.tree.keeper_pid):
             copy.main_pid = pid
         if extension:
             self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
