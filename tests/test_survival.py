@@ -100,3 +100,24 @@ def test_who_has_no_descriptor_to_look_with_does_not_take_a_tree_for_gone(tmp_pa
             resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
         one_copy_follows(up, fds, 3)
         assert up.client().supervisor()["pid"] == supervisor
+
+
+def test_a_supervisor_that_may_open_less_than_the_one_before_takes_over_what_it_can_and_serves(tmp_path):
+    names = [f"s{number:02}" for number in range(16)]
+    with Running(tmp_path, "".join(f'[service.{name}]\ncommand = ["sleep", "1000"]\n' for name in names)) as up:
+        pids = {name: up.until(name, ready=True)["pid"] for name in names}
+        assert up.stop(signal.SIGQUIT) == 0
+        up.through = ("prlimit", "--nofile=75:75")
+        up.up()
+        up.wait_for_socket()
+        assert up.client().supervisor()["restarts"] == 0
+        held = {status["name"]: status["pid"] for status in up.client().services() if status["pid"]}
+        assert 0 < len(held) < len(names) and held.items() <= pids.items()
+        assert all(os.path.exists(f"/proc/{pid}") for pid in pids.values())
+        # Who makes room lets another in.
+        late = next(name for name in names if name not in held)
+        assert "Too many open files" in up.client().service(late)["held_by"]
+        up.client().stop(next(iter(held)))
+        up.until(late, pid=pids[late])
+        assert up.stop() == 0
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())

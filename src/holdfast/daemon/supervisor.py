@@ -185,7 +185,7 @@ class Supervisor:
         spec = self.config.services[name]
         log_path = os.path.join(self.config.supervisor.log_dir, name)
         try:
-            self._keep_spare_descriptors(name)
+            self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
             os.makedirs(log_path, 0o750, exist_ok=True)
             plan = make_service_plan(spec, incarnation, self.around)
             tree = HeldTree.start(
@@ -204,10 +204,9 @@ class Supervisor:
             return
         self.hold(Copy(name, incarnation, tree, log_path))
 
-    def _keep_spare_descriptors(self, name: str) -> None:
-        """OSError when a start would take what clients need: who cannot be asked cannot be helped."""
+    def keep_spare_descriptors(self, copies: int) -> None:
+        """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        copies = len(self.copies) + (name not in self.copies)
         if copies * DESCRIPTORS_OF_ONE > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
