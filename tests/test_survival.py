@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from helpers_supervisor import Running, keeper_of, kill
 from helpers_wait import wait_for
 from test_lost import ended, hold, one_copy_follows, said, service, written
 
+from holdfast.client import ClientError
 from holdfast.daemon.members import encode, identify
 
 
@@ -102,6 +104,19 @@ def test_who_has_no_descriptor_to_look_with_does_not_take_a_tree_for_gone(tmp_pa
         assert up.client().supervisor()["pid"] == supervisor
 
 
+def patiently(ask):
+    """What a supervisor answers that has few descriptors for clients."""
+    answers = []
+
+    def answered() -> bool:
+        with contextlib.suppress(ClientError):
+            answers.append(ask())
+        return bool(answers)
+
+    wait_for(answered)
+    return answers[0]
+
+
 def test_a_supervisor_that_may_open_less_than_the_one_before_takes_over_what_it_can_and_serves(tmp_path):
     names = [f"s{number:02}" for number in range(16)]
     with Running(tmp_path, "".join(f'[service.{name}]\ncommand = ["sleep", "1000"]\n' for name in names)) as up:
@@ -110,14 +125,15 @@ def test_a_supervisor_that_may_open_less_than_the_one_before_takes_over_what_it_
         up.through = ("prlimit", "--nofile=75:75")
         up.up()
         up.wait_for_socket()
-        assert up.client().supervisor()["restarts"] == 0
-        held = {status["name"]: status["pid"] for status in up.client().services() if status["pid"]}
-        assert 0 < len(held) < len(names) and held.items() <= pids.items()
+        assert patiently(up.client().supervisor)["restarts"] == 0
+        found = {status["name"]: status for status in patiently(up.client().services)}
+        held = [name for name in names if found[name]["pid"]]
+        assert held and all(found[name]["pid"] == pids[name] for name in held)
         assert all(os.path.exists(f"/proc/{pid}") for pid in pids.values())
         # Who makes room lets another in.
-        late = next(name for name in names if name not in held)
-        assert "Too many open files" in up.client().service(late)["held_by"]
-        up.client().stop(next(iter(held)))
-        up.until(late, pid=pids[late])
+        late = [name for name in names if name not in held]
+        assert late and all("Too many open files" in found[name]["held_by"] for name in late)
+        patiently(lambda: up.client().stop(held[0]))
+        wait_for(lambda: any(patiently(lambda name=name: up.client().service(name))["pid"] for name in late))
         assert up.stop() == 0
         assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())

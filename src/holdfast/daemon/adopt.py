@@ -345,14 +345,20 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
 async def _taken(supervisor: Supervisor, found: _Found) -> bool:
     """Try once more.  False: `unreachable` says why not; "" there when nobody is there any more."""
     try:
-        found.copy = _connect(supervisor, found.record.name, found.record.incarnation, len(supervisor.copies))
+        found.copy = _connect(
+            supervisor, found.record.name, found.record.incarnation, len(supervisor.copies) + supervisor.taking
+        )
     except (FileNotFoundError, ConnectionRefusedError):
         found.unreachable = ""
         return False
     except OSError as error:
         found.unreachable = f"a keeper that does not take us: {error.strerror}"
         return False
-    await _hear(supervisor, [found])
+    supervisor.taking += 1
+    try:
+        await _hear(supervisor, [found])
+    finally:
+        supervisor.taking -= 1
     stranger = _stranger(found.copy) if not found.heard((told.Spawned, told.Failed)) else ""
     if found.turned_away() or stranger:
         found.unreachable = stranger or HUNG_UP

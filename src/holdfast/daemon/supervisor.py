@@ -64,6 +64,7 @@ class Supervisor:
         self.restarts = restarts  # how often the anchor has started us again
         self.state = "adopting"
         self.found = self.adopted = 0  # services that an earlier supervisor has left; those whose fate is known
+        self.taking = 0  # keepers that are being asked, one by one, and are not in `copies` yet
         self.unreached: dict[str, str] = {}  # who holds a service that start-up knows of and cannot take over
         self.started = time.monotonic()
         self.events = EventLog()
