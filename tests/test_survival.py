@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -13,7 +14,9 @@ from helpers_wait import wait_for
 from test_lost import ended, hold, one_copy_follows, said, service, written
 
 from holdfast.client import ClientError
+from holdfast.daemon.chronicle import _stop
 from holdfast.daemon.members import encode, identify
+from holdfast.process.status import Member, StopReport
 
 
 def members_of(up: Running, name: str, number: int):
@@ -137,3 +140,8 @@ def test_a_supervisor_that_may_open_less_than_the_one_before_takes_over_what_it_
         wait_for(lambda: any(patiently(lambda name=name: up.client().service(name))["pid"] for name in late))
         assert up.stop() == 0
         assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())
+
+
+def test_a_survivor_whose_name_is_no_text_keeps_no_stop_report_from_history():
+    report = StopReport(15, "tree", 1.0, survivor_count=1, members=(Member(5, 16, os.fsdecode(b"\xffx")),))
+    assert json.loads(_stop(report))["survivors"] == ["?x (5)"]
