@@ -8,9 +8,14 @@ import shutil
 import signal
 import subprocess
 
+import pytest
 from helpers_supervisor import HOLDFAST, Running, keeper_of, kill
 from helpers_wait import wait_for
 from test_lost import end_anchor_and_supervisor, ended, hold, said, service, written
+
+from holdfast import spawn
+from holdfast.daemon.members import encode, identify
+from holdfast.daemon.unheld import MARKS, find
 
 
 def doctor(up: Running, *options: str, check: int = 0) -> dict:
@@ -88,3 +93,23 @@ def test_what_nobody_could_ever_take_over_is_stopped(tmp_path):
         for fd in fds:
             os.close(fd)
         assert up.of_service("web") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees, and kills, what is another user's")
+def test_another_users_directory_does_not_choose_whom_root_kills(tmp_path):
+    marks = dict(zip(MARKS, (str(tmp_path), "web", "1"), strict=True))
+    theirs = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "1000"]
+    with spawn(["sleep", "1000"]) as mine, spawn(theirs, env={**os.environ, **marks}) as marked:
+        wait_for(lambda: os.stat(f"/proc/{marked.pid}").st_uid == 65534)
+        who = [identify("main", each.pid, each.fileno()) for each in (mine, marked)]
+        service = tmp_path / "services" / "web"
+        service.mkdir(parents=True)
+        (service / "1.members").write_bytes(encode(who))
+        shutil.copy("/proc/sys/kernel/random/boot_id", tmp_path / "boot")
+        os.chown(tmp_path, 65534, 65534)
+        (tree,) = find(str(tmp_path), alone=True)
+        assert [pid for pid, _ in tree.processes] == [marked.pid]
+        assert [each.pid for each in tree.known if each.role == "main"] == [marked.pid]
+        os.chown(tmp_path, 0, 0)  # what root itself has written is believed
+        (tree,) = find(str(tmp_path), alone=True)
+        assert {pid for pid, _ in tree.processes} == {mine.pid, marked.pid}

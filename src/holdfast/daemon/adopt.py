@@ -79,7 +79,12 @@ async def adopt(supervisor: Supervisor) -> None:
     """Take over what there is, then let the engine begin."""
     supervisor.store.begin()
     supervisor.reach = lambda name, number: _reach_again(supervisor, name, number)
-    found = [each for name in supervisor.store.names() if (each := _find(supervisor, name))]
+    found: list[_Found] = []
+    held = 0
+    for name in supervisor.store.names():
+        if each := _find(supervisor, name, held):
+            found.append(each)
+            held += each.copy is not None
     # All together, and before anything is started: none of them must run beside its successor.
     await asyncio.gather(*(_sweep(supervisor, each.record.name, number) for each in found for number in each.strays))
     supervisor.found = len(found)
@@ -93,7 +98,8 @@ async def adopt(supervisor: Supervisor) -> None:
         _go_on(supervisor, each)
 
 
-def _find(supervisor: Supervisor, name: str) -> _Found | None:
+def _find(supervisor: Supervisor, name: str, held: int) -> _Found | None:
+    """None: nothing is left of it.  `held`: so many copies were found before."""
     store = supervisor.store
     record, numbers = store.record(name), store.incarnations(name)
     if record is None:
@@ -105,10 +111,10 @@ def _find(supervisor: Supervisor, name: str) -> _Found | None:
         record = replace(record, incarnation=numbers[0], live=True, stopping=False, ready_at=None)
     found = _Found(record)
     for number in numbers:
-        if number != record.incarnation and not _end_stray(supervisor, name, number):
+        if number != record.incarnation and not _end_stray(supervisor, name, number, held):
             found.strays.append(number)
     try:
-        found.copy = _connect(supervisor, name, record.incarnation)
+        found.copy = _connect(supervisor, name, record.incarnation, held)
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     except OSError as error:
@@ -116,16 +122,20 @@ def _find(supervisor: Supervisor, name: str) -> _Found | None:
     return found
 
 
-def _connect(supervisor: Supervisor, name: str, incarnation: int) -> Copy:
-    tree = HeldTree.attach(supervisor.store.address(name, incarnation))
+def _connect(supervisor: Supervisor, name: str, incarnation: int, held: int) -> Copy:
+    """OSError, too, when there are descriptors for no more than the `held` copies."""
+    address = supervisor.store.address(name, incarnation)
+    if os.path.exists(address):
+        supervisor.keep_spare_descriptors(held + 1)
+    tree = HeldTree.attach(address)
     return Copy(name, incarnation, tree, os.path.join(supervisor.config.supervisor.log_dir, name))
 
 
-def _end_stray(supervisor: Supervisor, name: str, incarnation: int) -> bool:
+def _end_stray(supervisor: Supervisor, name: str, incarnation: int, held: int) -> bool:
     """A tree that the records have moved on from: it must not run beside its successor.  False: it has lost its keeper,
     and one of those who were written down lives on."""
     try:
-        copy = _connect(supervisor, name, incarnation)
+        copy = _connect(supervisor, name, incarnation, held)
     except (FileNotFoundError, ConnectionRefusedError):
         if os.path.exists(supervisor.store.report(name, incarnation)):
             supervisor.clean(name, incarnation)  # it ended in order
@@ -335,14 +345,20 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
 async def _taken(supervisor: Supervisor, found: _Found) -> bool:
     """Try once more.  False: `unreachable` says why not; "" there when nobody is there any more."""
     try:
-        found.copy = _connect(supervisor, found.record.name, found.record.incarnation)
+        found.copy = _connect(
+            supervisor, found.record.name, found.record.incarnation, len(supervisor.copies) + supervisor.taking
+        )
     except (FileNotFoundError, ConnectionRefusedError):
         found.unreachable = ""
         return False
     except OSError as error:
         found.unreachable = f"a keeper that does not take us: {error.strerror}"
         return False
-    await _hear(supervisor, [found])
+    supervisor.taking += 1
+    try:
+        await _hear(supervisor, [found])
+    finally:
+        supervisor.taking -= 1
     stranger = _stranger(found.copy) if not found.heard((told.Spawned, told.Failed)) else ""
     if found.turned_away() or stranger:
         found.unreachable = stranger or HUNG_UP

@@ -200,6 +200,11 @@ def _usage(usage: Usage | None) -> str | None:
 def _stop(report: StopReport) -> str:
     summary = StopSummary(
         signal_name(report.signal), report.scope, report.grace, report.duration, report.signalled_count,
-        report.killed_count, [f"{member.name} ({member.pid})" for member in report.survivors],
+        report.killed_count, [f"{_plain(member.name)} ({member.pid})" for member in report.survivors],
     )  # fmt: skip
     return msgspec.json.encode(summary).decode()
+
+
+def _plain(name: str) -> str:
+    """A process may call itself by bytes that are no text."""
+    return name.encode(errors="replace").decode()

@@ -71,7 +71,10 @@ class Copy:
     def _kill_keeper(self) -> None:
         tree, written = self.tree, self.members.get(KEEPER)
         if not tree.proved and written and tree.keeper_pidfd >= 0:  # frozen since before we came
-            tree.proved = identify(KEEPER, tree.keeper_pid, tree.keeper_pidfd) == written
+            try:
+                tree.proved = identify(KEEPER, tree.keeper_pid, tree.keeper_pidfd) == written
+            except OSError:
+                pass
         tree.kill_keeper()
 
     def _expect(self, seconds: float, otherwise: Callable[[], None]) -> None:

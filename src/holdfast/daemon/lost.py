@@ -58,10 +58,12 @@ class Lost:
         if tree is not None and tree.pid:
             self.mains.add(tree.pid)
 
-    def open(self) -> None:
-        """Hold those who are known and alive.  OSError: no descriptor is left; what is open stays so."""
+    def open(self, others: Collection[int]) -> None:
+        """Hold those who are known and alive, and none of the `others`, whatever is written.  OSError: no descriptor is
+        left; what is open stays so."""
+        self.mains.difference_update(others)
         while self.unopened:
-            fd = self.unopened[-1].open()
+            fd = self.unopened[-1].open() if self.unopened[-1].pid not in others else -1
             if fd >= 0 and self.held.setdefault(self.unopened[-1].pid, fd) != fd:
                 os.close(fd)
             self.unopened.pop()
@@ -160,12 +162,13 @@ def look_at(cases: Collection[Lost], orphans: Collection[int] | None, anchor: in
     `orphans`: who is below the anchor, None when it has not said; `keepers` hold what is not lost.  OSError: not
     everything could be looked at.
     """
+    above = {INIT, *ancestors(os.getpid())}
     for case in cases:
         case.left = 0
-        case.open()
+        case.open(above | {os.getpid()})
     everywhere = orphans is None or not all(case.below_anchor for case in cases)
     table = Table(all_pids() if everywhere else orphans)
-    owners = _Owners(cases, table, orphans or (), anchor, keepers)
+    owners = _Owners(cases, table, orphans or (), anchor, above, keepers)
     for head in owners.heads():
         _end(head, owners)
     for case in cases:
@@ -189,14 +192,15 @@ class _Owners:
     """Whose each process of a table is."""
 
     def __init__(
-        self, cases: Collection[Lost], table: Table, orphans: Collection[int], anchor: int | None, keepers: set[int]
-    ) -> None:
+        self, cases: Collection[Lost], table: Table, orphans: Collection[int], anchor: int | None, above: set[int],
+        keepers: set[int],
+    ) -> None:  # fmt: skip
         self._cases = cases
         self._table = table
         self._anchor = anchor
         self._orphans = orphans
         self._not_lost = {os.getpid(), *keepers}
-        self._above = {INIT, *ancestors(os.getpid())}
+        self._above = above
         self._known = {pid: _Owner((case,)) for case in cases for pid in case.known()}
         self._by_session = {pid: _Owner((case,)) for case in cases for pid in case.mains}
         self._by_marks = {case.marks: _Owner((case,)) for case in cases}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ POLLIN = 1
 WRITE_PAUSE = 0.1  # seconds until those that a keeper has adopted are written down
 ASK_PAUSE = 1.0  # seconds until a keeper is asked: it hears of no adoption by itself, and daemons are made at the start
 KEEPER, MAIN, ADOPTED = "keeper", "main", "adopted"
+LINE = re.compile(rf"({KEEPER}|{MAIN}|{ADOPTED}) ([1-9]\d{{0,6}}) (\d{{1,20}}) (\d{{1,20}})", re.ASCII)
 
 
 class Identity(NamedTuple):
@@ -39,9 +41,14 @@ class Identity(NamedTuple):
         """A pidfd of exactly this process; -1: it has ended.  OSError: no descriptor is left."""
         try:
             pidfd = _native.pidfd_open(self.pid)
-        except (ProcessLookupError, ValueError):
+        except ProcessLookupError:
             return -1
-        if identify(self.role, self.pid, pidfd) == self:
+        try:
+            same = identify(self.role, self.pid, pidfd) == self
+        except OSError:
+            os.close(pidfd)
+            raise
+        if same:
             return pidfd
         os.close(pidfd)
         return -1
@@ -54,7 +61,7 @@ class Identity(NamedTuple):
 
 
 def identify(role: str, pid: int, pidfd: int) -> Identity | None:
-    """The identity of who is held by `pidfd`; None: it has ended."""
+    """The identity of who is held by `pidfd`; None: it has ended.  OSError: no descriptor is left."""
     seen = look(pid)
     if seen is None or _native.poll(pidfd, POLLIN, 0):  # alive after the look: it was seen, and nobody else
         return None
@@ -71,7 +78,7 @@ def _inode(pidfd: int) -> int:
 
 
 def of_tree(tree: HeldTree) -> list[Identity]:
-    """Those of the tree who live now and are held."""
+    """Those of the tree who live now and are held.  OSError: as `identify`."""
     held = [(KEEPER, tree.keeper_pid, tree.keeper_pidfd), (MAIN, tree.pid, tree.pidfd)]
     held += [(ADOPTED, pid, fd) for pid, fd in tree.members.items()]
     return [who for role, pid, fd in held if pid and fd >= 0 and (who := identify(role, pid, fd))]
@@ -84,12 +91,8 @@ def encode(members: Iterable[Identity]) -> bytes:
 
 def decode(data: bytes) -> list[Identity]:
     """What can be read of it."""
-    found = []
-    for line in data.decode(errors="replace").splitlines():
-        role, *numbers = line.split()
-        if role in (KEEPER, MAIN, ADOPTED) and len(numbers) == 3 and all(n.isdecimal() for n in numbers):
-            found.append(Identity(role, *map(int, numbers)))
-    return found
+    lines = map(LINE.fullmatch, data.decode(errors="replace").splitlines())
+    return [Identity(line[1], int(line[2]), int(line[3]), int(line[4])) for line in lines if line]
 
 
 class MemberFiles:
@@ -120,12 +123,12 @@ class MemberFiles:
 
     def write(self, copy: Copy) -> None:
         copy.unwritten = None
-        alive = of_tree(copy.tree)
-        for who in alive:
-            if who.role != ADOPTED:
-                copy.members[who.role] = who
-        adopted = [who for who in alive if who.role == ADOPTED]
         try:
+            alive = of_tree(copy.tree)
+            for who in alive:
+                if who.role != ADOPTED:
+                    copy.members[who.role] = who
+            adopted = [who for who in alive if who.role == ADOPTED]
             self._store.save_members(copy.name, copy.incarnation, [*copy.members.values(), *adopted])
         except OSError as error:  # only what is lost with its keeper would have needed it
             self._events.add("error", f"cannot write its members: {error}", copy.name, copy.incarnation)

@@ -157,8 +157,9 @@ def _keeper_of(pid: int, pidfd: int, keepers: set[int]) -> int:
     """The keeper above the sender; 0: none, or the sender is gone and its number says nothing."""
     if pidfd < 0 or pid <= 0:
         return 0
-    keeper = next((above for above in ancestors(pid) if above in keepers), 0)
+    keeper = 0
     try:
+        keeper = next((above for above in ancestors(pid) if above in keepers), 0)
         _native.pidfd_signal(pidfd, 0)
     except PermissionError:
         pass  # another user's, and there

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STOPPED = ("T", "t")
+BLIND = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of who was to be looked at
 
 
 class Seen(NamedTuple):
@@ -67,10 +69,12 @@ def all_pids() -> list[int]:
 
 
 def look(pid: int) -> Seen | None:
-    """What this number is now; None: nobody."""
+    """What this number is now; None: nobody.  OSError: no descriptor is left to look with."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return None
     try:
         text = os.read(fd, 1024)
@@ -87,28 +91,47 @@ def look(pid: int) -> Seen | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """As `Table.stopped`, of one process now."""
-    seen = look(pid)
+    """As `Table.stopped`, of one process now, as far as it can be seen."""
+    seen = _glance(pid)
     return seen is not None and seen.state in STOPPED
 
 
 def name_of(pid: int) -> str:
-    """As in /proc/PID/comm; "" when it is gone."""
-    seen = look(pid)
+    """As in /proc/PID/comm; "" when it is gone, or cannot be seen."""
+    seen = _glance(pid)
     return seen.name if seen else ""
 
 
+def is_below(pid: int, above: int, limit: int = 256) -> bool:
+    """Whether `above` is seen among the first `limit` ancestors."""
+    try:
+        return above in ancestors(pid, limit)
+    except OSError:
+        return False
+
+
+def _glance(pid: int) -> Seen | None:
+    try:
+        return look(pid)
+    except OSError:
+        return None
+
+
 def environment(pid: int) -> list[bytes]:
-    """As the program was given it, if it has not written over it.  Empty: gone, or not for us to see."""
+    """As the program was given it, if it has not written over it.  Empty: gone, or not for us to see.
+    OSError: as `look`."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read().split(b"\0")
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return []
 
 
 def ancestors(pid: int, limit: int = 256) -> list[int]:
-    """The chain of parents, nearest first.  A number may change hands while we read: hold a pidfd and ask again."""
+    """The chain of parents, nearest first.  A number may change hands while we read: hold a pidfd and ask again.
+    OSError: as `look`."""
     chain: list[int] = []
     while pid > 1 and len(chain) < limit:
         seen = look(pid)

@@ -33,7 +33,7 @@ from .lost import Lost, LostTrees
 from .members import MemberFiles
 from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan, marks
-from .processes import ancestors, look
+from .processes import is_below
 from .store import Store
 from .upgrade import Upgrade, keep_running
 
@@ -64,6 +64,7 @@ class Supervisor:
         self.restarts = restarts  # how often the anchor has started us again
         self.state = "adopting"
         self.found = self.adopted = 0  # services that an earlier supervisor has left; those whose fate is known
+        self.taking = 0  # keepers that are being asked, one by one, and are not in `copies` yet
         self.unreached: dict[str, str] = {}  # who holds a service that start-up knows of and cannot take over
         self.started = time.monotonic()
         self.events = EventLog()
@@ -185,7 +186,7 @@ class Supervisor:
         spec = self.config.services[name]
         log_path = os.path.join(self.config.supervisor.log_dir, name)
         try:
-            self._keep_spare_descriptors(name)
+            self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
             os.makedirs(log_path, 0o750, exist_ok=True)
             plan = make_service_plan(spec, incarnation, self.around)
             tree = HeldTree.start(
@@ -204,10 +205,9 @@ class Supervisor:
             return
         self.hold(Copy(name, incarnation, tree, log_path))
 
-    def _keep_spare_descriptors(self, name: str) -> None:
-        """OSError when a start would take what clients need: who cannot be asked cannot be helped."""
+    def keep_spare_descriptors(self, copies: int) -> None:
+        """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        copies = len(self.copies) + (name not in self.copies)
         if copies * DESCRIPTORS_OF_ONE > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -228,8 +228,7 @@ class Supervisor:
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
         self.copies[copy.name] = copy
-        keeper = look(copy.tree.keeper_pid)
-        copy.below_anchor = keeper is not None and keeper.parent == self.anchor_pid
+        copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         if copy.tree.attached:
@@ -399,7 +398,7 @@ class Supervisor:
             # It will be shown on somebody's terminal.
             copy.status_text = "".join(c if c.isprintable() else "?" for c in fields["STATUS"][:1024])
         pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
-        if pid and copy.tree.keeper_pid in ancestors(pid):
+        if pid and is_below(pid, copy.tree.keeper_pid):
             copy.main_pid = pid
         if extension:
             self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))

@@ -91,8 +91,10 @@ def _supervises(pid: int) -> str:
 
 
 def _written(run_dir: str) -> Iterator[tuple[str, int, Identity]]:
-    """Those who live of all that was written down in a run directory, in this boot."""
+    """Those who live of all that was written down in a run directory, in this boot.  Of another user's only who is that
+    user's own: any directory can be named by a mark, and shall not choose whom root kills."""
     try:
+        owner = os.stat(run_dir).st_uid
         with open(BOOT_ID, "rb") as now, open(os.path.join(run_dir, "boot"), "rb") as then:
             if now.read() != then.read():
                 return
@@ -100,7 +102,7 @@ def _written(run_dir: str) -> Iterator[tuple[str, int, Identity]]:
         for service in store.names():
             for number in store.incarnations(service):
                 for who in store.members(service, number):
-                    if who.alive():
+                    if who.alive() and owner in (0, os.stat(f"/proc/{who.pid}").st_uid):
                         yield service, number, who
     except OSError:
         return  # not there, or not ours to read
