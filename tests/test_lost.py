@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
+import socket
 import sys
 
 import pytest
@@ -70,6 +72,15 @@ def hold(pids) -> list[int]:
 
 def ended(fds) -> bool:
     return all(select.select([fd], [], [], 0)[0] for fd in fds)
+
+
+def fill_queue(address) -> None:
+    """Of a keeper that is frozen; who waits there has gone away by then, and counts all the same."""
+    with contextlib.ExitStack() as queue, pytest.raises(BlockingIOError):
+        for _ in range(100):
+            waiting = queue.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            waiting.setblocking(False)
+            waiting.connect(str(address))
 
 
 def one_copy_follows(up: Running, fds: list[int], count: int) -> None:
@@ -228,13 +239,20 @@ def test_a_socket_that_was_removed_makes_no_second_copy(tmp_path):
         one_copy_follows(up, fds, 1)
 
 
-def test_an_earlier_incarnation_without_a_keeper_is_ended_first(tmp_path):
-    """The records have moved on (they were lost, say), its keeper is gone, and its program shows no marks."""
+@pytest.mark.parametrize("state", ["gone", "frozen"])
+def test_an_earlier_incarnation_whose_keeper_does_not_hear_us_is_ended_first(tmp_path, state):
+    """The records have moved on (they were lost, say), its keeper is gone or deaf, and its program shows no marks."""
     with Running(tmp_path, service(tmp_path, "main")) as up:
         pid = up.until("web", ready=True)["pid"]
         wait_for(lambda: said(up) == [pid] and len(written(up)) == 2)
         fds = hold([pid])
-        end_anchor_and_supervisor(up, keeper_of(pid))
+        keeper = keeper_of(pid)
+        if state == "gone":
+            end_anchor_and_supervisor(up, keeper)
+        else:
+            kill(keeper, signal.SIGSTOP)
+            end_anchor_and_supervisor(up)
+            fill_queue(up.run_dir / "services" / "web" / "1.sock")
         record = up.run_dir / "services" / "web" / "record"
         text = json.loads(record.read_text())
         record.write_text(json.dumps({**text, "incarnation": 5, "live": False}))

@@ -132,22 +132,22 @@ def _connect(supervisor: Supervisor, name: str, incarnation: int, held: int) -> 
 
 
 def _end_stray(supervisor: Supervisor, name: str, incarnation: int, held: int) -> bool:
-    """A tree that the records have moved on from: it must not run beside its successor.  False: it has lost its keeper,
-    and one of those who were written down lives on."""
+    """A tree that the records have moved on from: it must not run beside its successor.  False: its keeper is gone or
+    frozen, and one of those who were written down lives on."""
     try:
         copy = _connect(supervisor, name, incarnation, held)
     except (FileNotFoundError, ConnectionRefusedError):
         if os.path.exists(supervisor.store.report(name, incarnation)):
             supervisor.clean(name, incarnation)  # it ended in order
-        elif any(who.alive() for who in supervisor.store.members(name, incarnation)):
+        elif _lives(supervisor, name, incarnation):
             return False
         else:
             supervisor.run_task(_sweep(supervisor, name, incarnation))
         return True
-    except OSError as error:  # what it holds is still its own, and its socket stays to be found
+    except OSError as error:
         text = f"the keeper of an earlier incarnation does not take us: {error}"
         supervisor.events.add("frozen", text, name, incarnation)
-        return True
+        return not _lives(supervisor, name, incarnation)
     supervisor.events.add("stray", "an earlier incarnation was still there: killed", name, incarnation)
     supervisor.strays.add(copy)
     copy.stop(SIGKILL, "tree", 0.0)
@@ -163,9 +163,13 @@ def _end_stray(supervisor: Supervisor, name: str, incarnation: int, held: int) -
     return True
 
 
+def _lives(supervisor: Supervisor, name: str, incarnation: int) -> bool:
+    return any(who.alive() for who in supervisor.store.members(name, incarnation))
+
+
 async def _sweep(supervisor: Supervisor, name: str, incarnation: int) -> None:
-    await supervisor.end_lost(name, incarnation)
-    supervisor.clean(name, incarnation)
+    if await supervisor.end_lost(name, incarnation) == 0:  # what outlives KILL is to be found the next time, too
+        supervisor.clean(name, incarnation)
 
 
 async def _hear(supervisor: Supervisor, found: list[_Found]) -> None:

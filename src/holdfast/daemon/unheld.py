@@ -121,7 +121,9 @@ def _tree(key: tuple[str, str, int], pids: set[int], known: tuple[Identity, ...]
         state = WAITING
     else:
         state = UNREACHABLE
-        known += tuple(who for pid in tops for child in pids if (who := _prove(pid, child)))
+        # A mark counts for its keeper only where nobody else can have written it: not that of a service's other user.
+        own = [(pid, child) for pid in tops for child in pids if _user(pid) == _user(child) != b""]
+        known += tuple(who for pid, child in own if (who := _prove(pid, child)))
     names = tuple((pid, table.seen[pid].name) for pid in sorted(all_pids - tops))
     return Tree(run_dir, service, number, state, keeper, names, known)
 
@@ -140,6 +142,15 @@ def _top_keeper(pid: int, table: Table) -> int:
 
 def _has_keeper(pid: int, table: Table) -> bool:
     return _top_keeper(pid, table) != 0
+
+
+def _user(pid: int) -> bytes:
+    """The real uid; "": it is gone.  The owner of /proc/PID does not tell: who is not dumpable seems to be root's."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next(line.split()[1] for line in file if line.startswith(b"Uid:"))
+    except OSError:
+        return b""
 
 
 def _prove(keeper: int, child: int) -> Identity | None:
