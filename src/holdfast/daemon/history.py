@@ -39,6 +39,7 @@ class History:
         self._given = self._written = 0  # calls of note and settle; of them, those in the file
         self._lost = 0
         self._doubted = False
+        self._idle = False  # the writer waits for work
         self._closing = False
         self._trouble = ""
         self._database: Database | None = None
@@ -75,7 +76,8 @@ class History:
                 self._writer.start()
             except RuntimeError:
                 return  # no more threads for now: services go first, and the next call tries again
-        self._changed.notify_all()
+        if self._idle:  # not otherwise: to be woken for each call would cost more than all the writing
+            self._changed.notify_all()
 
     def flush(self, limit: float) -> bool:
         """Return when all that was noted is in the file, or after `limit` seconds (False)."""
@@ -98,7 +100,9 @@ class History:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, pause)
+                self._idle = True
                 self._changed.wait_for(lambda: self._closing or self._given > self._written)
+                self._idle = False
                 rows, self._waiting = self._waiting, {}
                 settle, self._settle = self._settle, None
                 given = self._given

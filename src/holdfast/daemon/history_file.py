@@ -33,6 +33,7 @@ SERVICE_ROWS_MAX = 1000  # kept of one service
 ROWS_MAX = 100_000  # kept of all
 PRUNE_EACH = 1000  # rows that are written between two looks at that
 ASIDE_MAX = 3  # damaged files that are kept
+CACHE_KIB = 256  # of pages in memory; the library's own choice is 2 MiB
 
 VERSION = 1
 SCHEMA = """
@@ -88,6 +89,7 @@ class Database:
                 raise Unreadable(f"it is of version {version}, and this is {VERSION}")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             if not version:
                 self._db.execute("BEGIN IMMEDIATE")
                 for statement in SCHEMA.split(";"):
