@@ -89,11 +89,14 @@ def pidfd_of_peer(sock: int, pid: int, listener: int) -> int:
         fd = _native.pidfd_open(pid)
     except OSError:
         return -1
-    # If its end of the socket is open now, it lived when the number was opened.
-    if _native.poll(sock, 0, 0):
-        os.close(fd)
-        return -1
-    return fd
+    lives = False
+    try:
+        # If its end of the socket is open now, it lived when the number was opened.
+        lives = not _native.poll(sock, 0, 0)
+    finally:
+        if not lives:
+            os.close(fd)
+    return fd if lives else -1
 
 
 def _is_keeper(pid: int) -> bool:

@@ -82,7 +82,8 @@ class _HeldKeeper(Keeper):
         if tag == LAUNCHED:
             self.introduced = True
             if fds:
-                self._pidfd = fds.pop()
+                self._pidfd = fds[-1]  # by plain assignments (see Keeper)
+                del fds[-1]
                 self.is_child = is_child(self._pidfd)
             else:
                 self.failure = RECEIVE, errno.EMFILE  # no room in our table
@@ -142,7 +143,7 @@ class _HeldTree(KeptTree):
         _, self.pid, _, self.started_ns, started_at_ns = record
         self.started_at = started_at_ns / 1e9
         if fds:
-            self.descriptor = Descriptor(fds.pop())
+            self.descriptor = Descriptor.taken_from(fds)
         elif self.held.is_report:
             self.descriptor = Descriptor(os.eventfd(1, os.EFD_CLOEXEC))  # readable, as of all that has ended
         else:

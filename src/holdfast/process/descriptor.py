@@ -24,6 +24,16 @@ class Descriptor:
         self._fd = fd  # from here on nothing is called, so no handler can run before we own it
         self._closed = False
 
+    @classmethod
+    def taken_from(cls, fds: list[int]) -> Descriptor:
+        """Owns the last of `fds`, which is no longer in there: it is in the one place or in the other, always."""
+        taken = cls.__new__(cls)
+        taken._lock = allocate_lock()
+        taken._users = 0
+        taken._closed, taken._fd = False, fds[-1]  # from here on nothing is called
+        del fds[-1]
+        return taken
+
     @property
     def closed(self) -> bool:
         return self._closed

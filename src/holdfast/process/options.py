@@ -194,6 +194,9 @@ class Plan:
         self.child_files: list[int] = []
         self.owner_files: Sequence[int | None] = ()
 
+    def __del__(self) -> None:
+        self.close_child_files()
+
     def close_child_files(self) -> None:
         # Forgotten first: an exception out of a signal handler must not lead to a second close, of
         # another's descriptor.
@@ -234,8 +237,9 @@ def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[
             owner_files[target] = own
         elif file == DEVNULL:
             if null < 0:
-                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-                plan.child_files.append(null)
+                # In C from the call into the list: between the two a handler that raises would make us lose it.
+                plan.child_files.extend(map(os.open, ["/dev/null"], [os.O_RDWR | os.O_CLOEXEC]))
+                null = plan.child_files[-1]
             source = null
         elif file == STDOUT:
             if target != 2:
