@@ -688,7 +688,7 @@ def test_an_interruption_leaves_at_most_what_can_be_attached(place: Place, seed)
     assert owner.stdout and select.select([owner.stdout], [], [], 60)[0], "it hangs"
     said = json.loads(owner.stdout.readline() or "{}")
     assert said["interrupted"] > 20 and set(said["left"]) <= {"app.report"}
-    # About two in a hundred remain: a handler may raise between a system call's return and the assignment of its result.
+    # Some in a hundred remain: a handler may raise between a system call and the assignment of its result.
     assert said["descriptors"] <= 3 + said["interrupted"] // 10
     wait_for(lambda: not marked(place.mark), LIMIT, "the trees to end")
 
