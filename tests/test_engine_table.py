@@ -11,7 +11,7 @@ import pytest
 from sim import KILLED, SUCCESS, service
 
 from holdfast.config.model import Backoff
-from holdfast.engine import table
+from holdfast.engine import actions, table
 from holdfast.engine.effects import WHATS, Tell
 from holdfast.engine.events import (
     BecameReady,
@@ -109,7 +109,7 @@ def reached(phase, given, action):
                 continue  # a shutdown has them leave
             for unit in lives(phase):
                 world = Alone(closing)
-                getattr(unit, action)(world, news)
+                getattr(actions, action)(unit, world, news)
                 found.add(unit.phase)
                 told = [effect.what for effect in world.effects if isinstance(effect, Tell)]
                 assert set(told) <= set(WHATS)
@@ -120,7 +120,7 @@ def reached(phase, given, action):
 
 def test_every_action_is_one_of_the_service():
     used = {row.action for row in TABLE.values()}
-    takes = {name: getattr(value, "__annotations__", {}) for name, value in vars(Unit).items()}
+    takes = {name: getattr(value, "__annotations__", {}) for name, value in vars(actions).items()}
     assert {name for name, annotations in takes.items() if annotations.get("news") == "News"} == used
 
 

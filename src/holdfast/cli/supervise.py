@@ -165,7 +165,7 @@ def _policies(config: Config) -> str:
 async def _take_over(supervisor: Supervisor, anchor: Anchor) -> None:
     await adopt(supervisor)
     # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
-    supervisor.listen_to_notify(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
+    supervisor.voices.listen(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
     anchor.ready()
 
 

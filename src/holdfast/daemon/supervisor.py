@@ -31,18 +31,16 @@ from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
 from .lost import Lost, LostTrees
 from .members import MemberFiles
-from .notify import Message, NotifySocket
 from .plan import Surroundings, make_service_plan, marks
 from .processes import is_below
 from .store import Store
 from .upgrade import Upgrade, keep_running
+from .voices import Voices
 
 # Starts that may go well a moment later: the machine was full, not the definition wrong.
 TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
-REFUSED_PAUSE = 1.0  # seconds between two events about notifications that were refused
 DESCRIPTORS_OF_ONE = 3  # its keeper's socket, and of keeper and main process each one
 SPARE_DESCRIPTORS = 48  # that starts leave to clients, and to ourselves
-CHOKED_PAUSE = 0.1  # seconds until notifications are read again
 
 
 class Supervisor:
@@ -74,9 +72,6 @@ class Supervisor:
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
         self.lost = LostTrees(self._keepers)
         self.members = MemberFiles(self.store, self.events)
-        self.notify: NotifySocket | None = None
-        self._refused = 0  # notifications, of which has been told
-        self._refused_told = float("-inf")
         self._loop = asyncio.get_running_loop()
         self.engine = Engine(
             config.services, config.supervisor.start_budget, seed=random.getrandbits(32), now=self._loop.time()
@@ -92,6 +87,7 @@ class Supervisor:
         self._changed: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.chronicle = Chronicle(self)
+        self.voices = Voices(self)
 
     # ---- the one way in
 
@@ -369,45 +365,6 @@ class Supervisor:
         except OSError as error:
             self.events.add("error", f"cannot remove its files: {error}", name, incarnation)
 
-    # ---- what services say of themselves
-
-    def listen_to_notify(self, notify: NotifySocket) -> None:
-        self.notify = notify
-        self._loop.add_reader(notify.fileno(), self._on_notify)
-
-    def _on_notify(self) -> None:
-        assert self.notify is not None
-        by_keeper = {copy.tree.keeper_pid: copy for copy in self.copies.values()}
-        for message in self.notify.receive(set(by_keeper)):
-            self._on_message(by_keeper[message.keeper_pid], message)
-        # Everybody may write to this socket: nobody shall fill the log with that, or drive other events out.
-        refused, now = self.notify.refused, self._loop.time()
-        if refused > self._refused and now >= self._refused_told + REFUSED_PAUSE:
-            text = "a notification came from no service, or its sender was gone already"
-            if refused > self._refused + 1:
-                text += f"; {refused - self._refused} since this was last said"
-            self.events.add("notify_refused", text)
-            self._refused, self._refused_told = refused, now
-        if self.notify.choked:
-            self._loop.remove_reader(self.notify.fileno())
-            self._loop.call_later(CHOKED_PAUSE, self.listen_to_notify, self.notify)
-
-    def _on_message(self, copy: Copy, message: Message) -> None:
-        name, incarnation, fields = copy.name, copy.incarnation, message.fields
-        if "STATUS" in fields:
-            # It will be shown on somebody's terminal.
-            copy.status_text = "".join(c if c.isprintable() else "?" for c in fields["STATUS"][:1024])
-        pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
-        if pid and is_below(pid, copy.tree.keeper_pid):
-            copy.main_pid = pid
-        if extension:
-            self.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
-        if fields.get("STOPPING") == "1" and not copy.stopping_said:
-            copy.stopping_said = True
-            self.events.add("stopping", "it says that it stops", name, incarnation)
-        if fields.get("READY") == "1":
-            self.post(ev.BecameReady(name, incarnation))
-
     # ---- the end
 
     def shut_down(self, by: str = "") -> None:
@@ -437,9 +394,7 @@ class Supervisor:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
-        if self.notify is not None:
-            self._loop.remove_reader(self.notify.fileno())
-            self.notify.close()
+        self.voices.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()
@@ -459,12 +414,6 @@ def _why_not(spec: Service | None, event: told.Failed) -> str:
     elif spec is not None and event.stage == "chdir":
         about = f" {spec.cwd}"
     return f"{event.stage}{about}: {os.strerror(event.errno)}"
-
-
-def _number(fields: dict[str, str], key: str) -> int:
-    """0: there is none, or none that means anything."""
-    text = fields.get(key, "")
-    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 def _errno_name(number: int | None) -> str:

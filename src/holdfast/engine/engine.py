@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from ..config.model import Service, StartBudget
+from . import actions
+from .actions import News
 from .effects import Effect, Finish, Forget, Record, Save, Tell
 from .events import (
     UNKNOWN,
@@ -37,7 +39,7 @@ from .events import (
 )
 from .graph import Graph
 from .restart import Bucket
-from .service import WITH_SUPERVISOR, News, ServiceView, Unit
+from .service import WITH_SUPERVISOR, ServiceView, Unit
 from .table import LEAVING, LIVE, TABLE, Input, Phase
 
 INPUTS: dict[type[Observed], Input] = {
@@ -108,9 +110,7 @@ class Engine:
 
     # ---- start-up
 
-    def adopt(
-        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds
-    ) -> None:
+    def adopt(self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds) -> None:
         """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said so
         (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
         and forgotten."""
@@ -255,7 +255,7 @@ class Engine:
         row = TABLE.get((unit.phase, given))
         if row is None:
             return
-        getattr(unit, row.action)(self, news)
+        getattr(actions, row.action)(unit, self, news)
         self._account(unit)
         self._touched[unit] = None
         self._changed.append(unit)

@@ -2,7 +2,7 @@
 
 A phase is a state as users see it, told apart by what is awaited.  An input is an event, a command as it concerns one
 service, or what the engine finds about the others (`CLEARED`, `WITHHELD`, `RATIONED`).  Each pair is either in TABLE,
-with the action (a method of service.Service) and the phases that it may lead to, or in IGNORED, with the reason.
+with the action (a function of actions.py) and the phases that it may lead to, or in IGNORED, with the reason.
 The diagram and the tables of docs/engine.md are made from here.
 """
 
