@@ -22,8 +22,9 @@ from uvicorn.server import ServerState
 
 from holdfast.daemon.watch import Watcher
 
-from .app import Api
+from .app import application
 from .errors import Refusal
+from .handlers import Api
 from .seam import Peer, Supervised
 from .streams import Ending
 
@@ -52,7 +53,7 @@ class ControlServer:
         self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._config = Config(
-            Api(supervisor, self._watcher, self._stop).app(),
+            application(Api(supervisor, self._watcher, self._stop)),
             loop="none",
             http=_Connection,
             ws="none",
