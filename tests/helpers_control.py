@@ -216,11 +216,14 @@ class Served:
         sock.bind(self.path)
         os.chmod(self.path, 0o600)
         sock.listen(1)
-        self.server = ControlServer(self.supervisor, sock)
+        self.server = ControlServer(self.supervisor, sock, self.tcp())
         await self.server.start()
         ready.set()
         await self.ending.wait()
         await self.server.stop(self.upgrading)
+
+    def tcp(self):
+        """Where a subclass listens besides."""
 
     def do(self, function, *args):
         """Call in the loop's thread; its result."""

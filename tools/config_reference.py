@@ -31,6 +31,9 @@ WORDS = {
     "codes": "list of integers",
     "names": "list of services",
     "signal": "signal's name",
+    "loopback": "address and port",
+    "token_file": "path",
+    "hosts": "list of names",
     "integer": "integer",
     "number": "number",
 }

@@ -33,7 +33,7 @@ TABLES = {
     "defaults": "give the keys in each service",
     "group": "",
     "include": "",
-    "api": "",
+    "api": "[supervisor.http] is the API over TCP",
     "web": "",
 }
 

@@ -21,6 +21,7 @@ from .forms import FORMS, Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
+from .tcp import HOW_TO_MAKE_ONE
 
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
@@ -124,8 +125,12 @@ class _File:
             "log_dir": places.default_log_dir(environ),
             "state_dir": places.default_state_dir(environ),
         }
-        values.update(self.table(Supervisor, table, _At(("supervisor",)), self.around))
-        return Supervisor(**values)
+        at = _At(("supervisor",))
+        values.update(self.table(Supervisor, table, at, self.around))
+        spec = Supervisor(**values)
+        if isinstance(table, dict):
+            self.check_http(table.get("http", {}), at / "http")
+        return spec
 
     def services(self, tables: object) -> dict[str, Service | None]:
         """Every name that is there; None for one that cannot be used."""
@@ -224,6 +229,15 @@ class _File:
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
+
+    def check_http(self, given: object, at: _At) -> None:
+        if not isinstance(given, dict):
+            return
+        if "listen" in given and "token_file" not in given:
+            hint = 'such as token_file = "/etc/holdfast/token"; ' + HOW_TO_MAKE_ONE.format(path="/etc/holdfast/token")
+            self.wrong(at, "has no token_file, and whoever can connect could command everything", hint)
+        if any(given.values()) and "listen" not in given:
+            self.wrong(at, "does not say where to listen", 'such as listen = "127.0.0.1:9001"')
 
     def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
         cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)

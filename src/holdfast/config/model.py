@@ -187,6 +187,32 @@ class StartBudget(msgspec.Struct, frozen=True):
     ] = 25.0
 
 
+class Http(msgspec.Struct, frozen=True):
+    """The API over TCP, besides the control socket."""
+
+    listen: Annotated[
+        str | None,
+        About(
+            "loopback",
+            "Address of this machine and port, such as `127.0.0.1:9001` or `[::1]:9001`; see "
+            "[the API](api.md#over-tcp).",
+            without="there is none",
+        ),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        About(
+            "token_file",
+            "File with the token that clients have to send: at least 32 characters, mode 0600.",
+            without="must be given with `listen`",
+        ),
+    ] = None
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        About("hosts", "Names, besides those of this machine, that clients may know it by: those of a proxy."),
+    ] = ()
+
+
 class Supervisor(msgspec.Struct, frozen=True):
     """`[supervisor]`.  Directories are absolute."""
 
@@ -202,6 +228,7 @@ class Supervisor(msgspec.Struct, frozen=True):
     start_budget: Annotated[
         StartBudget, About("table", "Restarts of all services together, so that a storm does not take the machine.")
     ] = StartBudget()
+    http: Annotated[Http, About("table", "The API over TCP.")] = Http()
 
 
 class Config(msgspec.Struct, frozen=True):

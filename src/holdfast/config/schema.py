@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 
 from . import model, units
-from .forms import BYTE_LIMITS, LIMITS, SIGNALS, TIME_LIMITS, UNABLE, UNLIMITED
+from .forms import BYTE_LIMITS, HOST, LIMITS, SIGNALS, TIME_LIMITS, UNABLE, UNLIMITED
 from .model import Key, Keys, keys_of
 
 Schema = dict[str, Any]
@@ -51,6 +51,9 @@ _FORMS: dict[str, Schema] = {
         "additionalProperties": False,
     },
     "names": {"type": "array", "items": {"type": "string", "pattern": _NAME}},
+    "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
+    "token_file": _STRING,
+    "hosts": {"type": "array", "items": {"type": "string", "pattern": f"^({HOST})$"}},
     "signal": {
         "anyOf": [
             {"enum": _SIGNALS},

@@ -62,9 +62,6 @@ def _endpoint(route: Route, api: Api) -> Callable[[Request], Awaitable[Any]]:
 
 def _refused(refusal: Refusal) -> Response:
     # Not for a connection of which the rest of a request may still come: the next one would begin within it.
-    headers = {"connection": "close"} if refusal.code in ("too_large", "not_json") else {}
-    if refusal.code == "adopting":
-        headers["retry-after"] = "1"
-    if refusal.allow:
-        headers["allow"] = refusal.allow
+    closing = {"connection": "close"} if refusal.code in ("too_large", "not_json") else {}
+    headers = {**closing, **refusal.headers}
     return Response(refusal.body, refusal.status, headers, media_type="application/json")

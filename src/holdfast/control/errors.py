@@ -43,6 +43,15 @@ class Refusal(Exception):
         return STATUS[self.code]
 
     @property
+    def headers(self) -> dict[str, str]:
+        found = {"allow": self.allow} if self.allow else {}
+        if self.code == "adopting":
+            found["retry-after"] = "1"
+        if self.code == "no_token":
+            found["www-authenticate"] = "Bearer"
+        return found
+
+    @property
     def problem(self) -> Problem:
         return Problem(self.code, self.message, self.hint)
 

@@ -12,8 +12,20 @@ from holdfast.daemon.status import Outcome
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal
-from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Shutdown, Signal
-from .seam import Peer, Supervised, Verb
+from .requests import (
+    AfterSeq,
+    Command,
+    HistoryPart,
+    LogPart,
+    Names,
+    Nothing,
+    Shutdown,
+    Signal,
+    last_event_id,
+    query_forms,
+    value_of,
+)
+from .seam import Asker, Supervised, Verb
 from .streams import Ending, EventStream, attended, events_after, log_after
 
 Answer = Any  # something that becomes JSON, or an EventStream
@@ -46,8 +58,11 @@ class Api:
 
         return document()
 
-    async def events(self, _request: Request, query: AfterSeq) -> Answer:
+    async def events(self, request: Request, query: AfterSeq) -> Answer:
         events, after = self.supervisor.events, query.after
+        if last := last_event_id(request):
+            # Before the query, for who comes back by himself asks at the address that he began with.
+            after = value_of("Last-Event-ID", last, query_forms(AfterSeq)["after"])
         if after is None:
             after = events.last
         elif after > events.last:
@@ -60,7 +75,10 @@ class Api:
             raise Refusal("bad_request", "lines and cursor exclude each other")
         streams = STREAMS if query.stream is None else (query.stream,)
         reader = self.supervisor.log_reader(request.path_params["name"])
-        if query.lines is not None:
+        last = last_event_id(request) if query.follow else None
+        if last is not None:
+            cursor = last
+        elif query.lines is not None:
             cursor = reader.tail(query.lines, streams)
         if not query.follow:
             return reader.read(cursor, streams)
@@ -101,5 +119,5 @@ class Api:
         return await attended(work, request.receive, self.ending) or {}  # nothing: the client is gone
 
 
-def _peer(request: Request) -> Peer:
+def _peer(request: Request) -> Asker:
     return request.scope["holdfast.peer"]  # type: ignore[no-any-return]

@@ -162,8 +162,13 @@ def query_of(request: Request, kind: type[T]) -> T:
         elif key in values:
             raise Refusal("bad_request", f"{key} is given twice")
         else:
-            values[key] = _value(key, text, form)
+            values[key] = value_of(key, text, form)
     return kind(**values)
+
+
+def last_event_id(request: Request) -> str | None:
+    """What a client says that comes back to a stream.  Nothing is said by an empty one."""
+    return request.headers.get("last-event-id") or None
 
 
 @functools.cache
@@ -182,7 +187,8 @@ def _form(form: inspect.Type) -> inspect.Type:
     return form
 
 
-def _value(key: str, text: str, form: inspect.Type) -> object:
+def value_of(key: str, text: str, form: inspect.Type) -> Any:
+    """One value of a query string, or of a header that takes its place."""
     if isinstance(form, inspect.IntType):
         if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > (form.le or 0):
             raise Refusal("bad_request", f"{key} must be a whole number from 0 to {form.le}, not {text[:40]!r}")
