@@ -38,16 +38,16 @@ LAST_EVENT_ID = {
 @functools.cache
 def document() -> JSON:
     """The whole document.  The same object each time: not to be changed."""
-    kinds = [kind for route in ROUTES for kind in (*_kinds(route), route.takes)]
-    named = list(dict.fromkeys([*kinds, ErrorAnswer, Problem]))
+    kinds = [kind for route in ROUTES for kind in _kinds(route)]
+    named = list(dict.fromkeys([*kinds, *(route.takes for route in ROUTES), ErrorAnswer, Problem]))
     schemas, components = msgspec.json.schema_components(named, ref_template=REFERENCE)
     schema_of = dict(zip(map(str, named), schemas, strict=True))
     paths: JSON = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
-    for route in ROUTES:
-        if route.method == "GET" and route.takes.__name__ in components:
-            del components[route.takes.__name__]  # became parameters
+    bodies = {route.takes for route in ROUTES if route.method == "POST"}
+    for query in {route.takes for route in ROUTES} - bodies - set(kinds):
+        components.pop(query.__name__)  # has become parameters
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": VERSION, "description": ABOUT},
@@ -113,9 +113,10 @@ def _answer(route: Route, schema_of: JSON) -> JSON:
     elif route.gives is not None:
         content["application/json"] = {"schema": schema_of[str(route.gives)]}
     if route.streams is not None:
-        data = re.sub(r".*/", "", schema_of[str(route.streams)]["$ref"])
-        about = f"server-sent events: `id`, and `data` with a {data}; the last one, `event: end`, has a Problem"
-        content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
+        data = schema_of[str(route.streams)]
+        name = re.sub(r".*/", "", data["$ref"])
+        about = f"server-sent events: `id`, and `data` with a {name}; the last one, `event: end`, has a Problem"
+        content["text/event-stream"] = {"schema": {"type": "string", "description": about}, "x-data": data}
     return {"description": "as asked", "content": content}
 
 

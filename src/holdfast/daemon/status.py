@@ -145,7 +145,7 @@ class StopSummary(Struct, frozen=True):
 
 
 class HistoryRecord(Struct, frozen=True):
-    """One incarnation, past or present.  Times in seconds since 1970, null where it has not come to that."""
+    """One incarnation, past or present. Times in seconds since 1970, null where it has not come to that."""
 
     service: Annotated[str, means('"" for the supervisor itself')]
     incarnation: int
