@@ -51,7 +51,7 @@ def become_anchor(
     if caller >= 0:
         given[CALLER_FD] = caller
     # Lifted first: any of them may lie where another has to go.
-    lifted = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HTTP_FD + 1) for target, fd in given.items()}
+    lifted = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(given) + 1) for target, fd in given.items()}
     for target, fd in lifted.items():
         os.dup2(fd, target, inheritable=True)
     arguments = [f"fds={kept}", *([f"once={CALLER_FD}"] if caller >= 0 else [])]
