@@ -55,8 +55,6 @@ def test_examples_are_accepted(validator, name, text):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[service]",
         "colour = 1\n[service.a]\ncommand = 'x'",
         "[services.a]\ncommand = 'x'",
         "[supervisor]\nrundir = 'x'\n[service.a]\ncommand = 'x'",

@@ -8,112 +8,104 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from . import graph, places, positions, units
 from .errors import ConfigError, Problem, Wrong, one_line
-from .files import Untrusted, read
 from .forms import FORMS, Around, Several, did_you_mean, kind
+from .groups import Groups, meant
 from .hints import LATER, OTHER_WORDS, TABLES
-from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
+from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
+from .sources import DIRECTORY, Source, read_all
+from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
+TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
+TABLES_OF_OTHERS = ("service", "group")  # in conf.d
 
 __all__ = ["ConfigError", "Problem", "find", "load"]
 
 
 def load(path: str, *, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read and check a file.  ConfigError has everything that is wrong with it.  Any thread.
+    """Read and check a file, and those in conf.d beside it.  ConfigError has everything that is wrong.  Any thread.
 
     `environ` is where `${VAR}` is looked up.
     """
-    data, text = {}, ""
-    try:
-        text = read(path).decode("utf-8-sig")
-        data = tomllib.loads(text)
-    except (OSError, Untrusted, ValueError, RecursionError) as error:
-        raise ConfigError([_unreadable(path, text, error)]) from None
-    return _File(path, text, environ).config(data)
-
-
-def _unreadable(path: str, text: str, error: Exception) -> Problem:
-    line, message, hint = 0, str(error), ""
-    if isinstance(error, FileNotFoundError):
-        message, hint = "there is no such file", "`holdfast init` writes one"
-    elif isinstance(error, OSError):
-        message = f"cannot be read: {error.strerror or error}"
-    elif isinstance(error, UnicodeDecodeError):
-        line = error.object[: error.start].count(b"\n") + 1
-        message = f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
-    elif isinstance(error, RecursionError):
-        message = "is nested too deeply"
-    elif isinstance(error, ValueError):
-        if found := re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message):
-            line = int(found[1] or text.count("\n") + (not text.endswith("\n")))
-            message = message[: found.start()] if found[1] else message[: found.start()] + " at the end of the file"
-        if "twice" in message or "overwrite" in message:
-            hint = "a table or a key of this name stands above"
-        elif (
-            line > 1 and (above := text.splitlines()[line - 2 : line - 1]) and above[0].count("{") > above[0].count("}")
-        ):
-            hint = "an inline table { … } stands on one line"
-        message = f"is not TOML: {message[:1].lower()}{message[1:]}"
-    return Problem(path, line, "", "", message, hint)
+    sources, problems = read_all(path)
+    if not sources:
+        raise ConfigError(problems)
+    return _Files(sources, problems, environ).config()
 
 
 class _At(NamedTuple):
-    """A place in the file: the tables and keys that lead to it."""
+    """A place in a file: the tables and keys that lead to it."""
 
+    source: Source
     path: tuple[str, ...]
     service: str = ""
 
     def __truediv__(self, key: str) -> _At:
-        return _At((*self.path, key), self.service)
+        return self._replace(path=(*self.path, key))
 
     @property
     def key(self) -> str:
         return ".".join(self.path[2:] if self.service else self.path)
 
+    @property
+    def where(self) -> str:
+        return self.source.where(self.path)
 
-class _File:
-    """One file while it is being checked."""
 
-    def __init__(self, path: str, text: str, environ: Mapping[str, str]) -> None:
-        self.path = path
-        self.text = text
-        self.around = Around(os.path.dirname(os.path.abspath(path)), environ)
+class _Files:
+    """The files of one configuration while they are being checked."""
+
+    def __init__(self, sources: list[Source], unread: list[Problem], environ: Mapping[str, str]) -> None:
+        self.sources = sources
+        self.main = sources[0]
+        self.unread = unread
+        self.path = os.path.abspath(self.main.path)
+        self.around = Around(os.path.dirname(self.path), environ)
         self.wrongs: list[tuple[_At, str, str]] = []
+        self.defaults: dict[str, Any] = {}
+        self.places: dict[str, _At] = {}  # service: its table; of replicas, the one that they are made of
+        self.replicas: dict[str, tuple[str, ...]] = {}  # the names of those that a table has made
+        self.groups: dict[str, tuple[str, ...]] = {}
 
     def wrong(self, at: _At, message: str, hint: str = "") -> None:
         self.wrongs.append((at, message, hint))
 
-    def config(self, data: dict[str, Any]) -> Config:
-        for name in data:
-            if name not in ("supervisor", "service"):
-                self.unknown(_At((name,)), TABLES, ("supervisor", "service"))
-        supervisor = self.supervisor(data.get("supervisor", {}))
-        services = self.services(data.get("service", {}))
-        self.check_graph(services)
-        if not services and not self.wrongs:
-            self.wrong(_At(()), "has no service", "`[service.NAME]` begins one; `holdfast init` writes an example")
-        if self.wrongs:
+    def config(self) -> Config:
+        for source in self.sources:
+            self.check_tables(source)
+        supervisor = self.supervisor(self.main.data.get("supervisor", {}))
+        self.check_defaults(self.main.data.get("defaults", {}))
+        services = self.services()
+        if not self.unread:  # else nobody knows what there is to be named
+            self.read_groups(services)
+            services = self.link(services)
+        if self.wrongs or self.unread:
             raise ConfigError(self.problems())
-        return Config(os.path.abspath(self.path), supervisor, {name: spec for name, spec in services.items() if spec})
+        specs = {name: spec for name, spec in services.items() if spec}
+        files = tuple(os.path.abspath(source.path) for source in self.sources)
+        return Config(self.path, supervisor, specs, {**self.replicas, **self.groups}, files)
 
     def problems(self) -> list[Problem]:
-        """In the order of the lines, which are only looked up now."""
-        lines = positions.lines(self.text)
-        found = [
-            Problem(self.path, positions.line_of(lines, at.path), at.service, at.key, message, hint)
-            for at, message, hint in self.wrongs
-        ]
-        return sorted(found, key=lambda problem: problem.line)
+        """File by file in the order of the lines, which are only looked up now."""
+        found = dict.fromkeys(self.problem(*each) for each in self.wrongs)  # replicas share their mistakes
+        return sorted((*self.unread, *found), key=lambda each: (each.file != self.main.path, each.file, each.line))
+
+    def problem(self, at: _At, message: str, hint: str) -> Problem:
+        source, path = at.source, at.path
+        if at.service and path not in source.lines:
+            default = ("defaults", *path[2:])
+            if len(path) > 2 and default in self.main.lines:
+                source, path = self.main, default
+        return Problem(source.path, positions.line_of(source.lines, path), at.service, at.key, message, hint)
 
     # -- tables
 
@@ -124,24 +116,100 @@ class _File:
             "log_dir": places.default_log_dir(environ),
             "state_dir": places.default_state_dir(environ),
         }
-        values.update(self.table(Supervisor, table, _At(("supervisor",)), self.around))
+        values.update(self.table(Supervisor, table, _At(self.main, ("supervisor",)), self.around))
         return Supervisor(**values)
 
-    def services(self, tables: object) -> dict[str, Service | None]:
-        """Every name that is there; None for one that cannot be used."""
-        if not isinstance(tables, dict):
-            self.wrong(_At(("service",)), f"must be a table of services, not {kind(tables)}", "[service.NAME]")
-            return {}
-        return {name: self.service(name, table) for name, table in tables.items()}
+    def check_tables(self, source: Source) -> None:
+        known = TABLES_OF_MAIN if source.is_main else TABLES_OF_OTHERS
+        for name in source.data:
+            if name in known:
+                continue
+            if name in TABLES_OF_MAIN:
+                at = _At(source, (name,))
+                self.wrong(at, f"is no table of a file in {DIRECTORY}", f"it stands in {self.main.path}")
+            else:
+                self.unknown(_At(source, (name,)), TABLES, known)
 
-    def service(self, name: str, table: object) -> Service | None:
-        at = _At(("service", name), name)
+    def check_defaults(self, table: object) -> None:
+        """Once for all services, who have them only when nothing is wrong with them: else each would say it again."""
+        at = _At(self.main, ("defaults",))
         before = len(self.wrongs)
-        self.check_name(name, at)
+        if isinstance(table, dict):
+            for name in filter(NO_DEFAULTS.__contains__, table):
+                self.wrong(at / name, "has no default", "give it in each service")
+            self.keys(default_keys(), {name: table[name] for name in table if name not in NO_DEFAULTS}, at, self.around)
+            for path, word in words_in_braces(table):
+                if f"{{{word}}}" == INDEX:
+                    self.wrong(at._replace(path=(*at.path, *path)), f"{INDEX} is replaced in services alone", "move it")
+        else:
+            self.wrong(at, f"must be a table, not {kind(table)}")
+        if len(self.wrongs) == before:
+            self.defaults = table  # type: ignore[assignment]
+
+    def services(self) -> dict[str, Service | None]:
+        """Every name that is there; None for one that cannot be used."""
+        found: dict[str, Service | None] = {}
+        tables: dict[str, _At] = {}
+        for at, table in self.named("service", "a table of services", "[service.NAME]"):
+            if at.service in tables:
+                self.wrong(at, "is defined twice", f"also in {tables[at.service].where}")
+                continue
+            tables[at.service] = at
+            made = self.made_by(at, table)
+            if twice := [name for name in made if name in found]:
+                hint = f"also in {self.places[twice[0]].where}"
+                self.wrong(at, f"makes {one_line(twice[0])}, which is defined twice", hint)
+            self.places.update(dict.fromkeys(made, at))
+            found.update(made)
+        if not tables and not self.wrongs:
+            hint = "`[service.NAME]` begins one; `holdfast init` writes an example"
+            self.wrong(_At(self.main, ()), "has no service", hint)
+        return found
+
+    def named(self, what: str, must_be: str, hint: str) -> Iterator[tuple[_At, object]]:
+        """The tables of services, or of groups, of all files."""
+        for source in self.sources:
+            tables = source.data.get(what, {})
+            if not isinstance(tables, dict):
+                self.wrong(_At(source, (what,)), f"must be {must_be}, not {kind(tables)}", hint)
+                continue
+            for name, table in tables.items():
+                yield _At(source, (what, name), name if what == "service" else ""), table
+
+    def made_by(self, at: _At, table: object) -> dict[str, Service | None]:
+        """The services that a table makes: one of its name, or as many as it says."""
+        name, before = at.service, len(self.wrongs)
+        self.check_name(name, at, "a service")
         if not isinstance(table, dict):
             hint = "a table is missing: [service.NAME]" if name in keys_of(Service) else f"[service.{name}]"
             self.wrong(at, f"must be a table, not {kind(table)}", hint)
-            return None
+            return {name: None}
+        table = dict(table)
+        count: dict[str, int] = {}
+        if "replicas" in table:
+            key = keys_of(Service)["replicas"]
+            assert isinstance(key, Key)
+            self.value(key, table.pop("replicas"), at / "replicas", self.around, count)
+            for path, word in words_in_braces(table):
+                if f"{{{word}}}" != INDEX:
+                    hint = f"{INDEX} is; write {{{{{word}}}}} for the text itself"
+                    self.wrong(at._replace(path=(*at.path, *path)), f"{{{word}}} is not replaced", hint)
+        if not count:
+            return {name: self.service(name, table, at)}
+        names = [f"{name}-{index}" for index in range(1, count["replicas"] + 1)]
+        if names:
+            self.check_name(names[-1], at / "replicas", "a service")
+        self.replicas[name] = tuple(names)
+        first = self.service(f"{name}-1", with_index(table, 1), at)  # of none at all, too: for its mistakes
+        if len(self.wrongs) > before:
+            return dict.fromkeys(names)  # the others have the same
+        others = names[1:]
+        found = {each: self.service(each, with_index(table, index), at) for index, each in enumerate(others, 2)}
+        return ({names[0]: first} if names else {}) | found
+
+    def service(self, name: str, own: dict[str, Any], at: _At) -> Service | None:
+        before = len(self.wrongs)
+        table = merged(self.defaults, own, keys_of(Service))
         values = self.table(Service, table, at, self.around._replace(shell=table.get("shell") is True))
         if "command" not in table:
             self.wrong(at, "has no command", 'such as command = ["sleep", "1h"]')
@@ -190,14 +258,14 @@ class _File:
         if name in later:
             self.wrong(at, "is not in this version", later[name])
         else:
-            meant = OTHER_WORDS.get(name.lower().replace("-", "_"))
-            hint = f'did you mean "{meant}"?' if meant in known else did_you_mean(name, known)
+            ours = OTHER_WORDS.get(name.lower().replace("-", "_"))
+            hint = f'did you mean "{ours}"?' if ours in known else did_you_mean(name, known)
             what = "is no table of this file" if len(at.path) == 1 else "is no key"
             self.wrong(at, what, hint or f"known: {', '.join(known)}")
 
     # -- what one value alone does not show
 
-    def check_name(self, name: str, at: _At) -> None:
+    def check_name(self, name: str, at: _At, whose: str) -> None:
         if re.fullmatch(SERVICE_NAME, name) and name not in RESERVED:
             return
         why = "letters, digits and . _ - are allowed"
@@ -212,8 +280,8 @@ class _File:
         elif name in RESERVED:
             why = "the supervisor's own log has this place in log_dir"
         elif ":" in name:
-            why = "a colon is kept for groups of services"
-        self.wrong(at, f"{one_line(name)} cannot be the name of a service", why)
+            why = "a colon stands between a group and a pattern of names"
+        self.wrong(at, f"{one_line(name)} cannot be the name of {whose}", why)
 
     def check_together(self, spec: Service, table: dict[str, Any], at: _At) -> None:
         backoff = spec.backoff
@@ -235,20 +303,59 @@ class _File:
             message = f"{cap} is less than what rotation keeps ({units.size_text(kept)}): new lines would be dropped"
             self.wrong(at, message, "give log.cap and log.rotate numbers that fit together")
 
-    def check_graph(self, services: dict[str, Service | None]) -> None:
-        specs = {name: spec for name, spec in services.items() if spec}
-        for name, spec in specs.items():
-            at = _At(("service", name), name)
-            for key in ("requires", "after"):
-                for other in getattr(spec, key):
-                    if other == name:
-                        self.wrong(at / key, "names the service itself", f"leave {one_line(name)} out")
-                    elif other not in services:
-                        others = [each for each in services if each != name]
-                        near = did_you_mean(other, others) if len(self.wrongs) < HINTS_MAX else ""
-                        hint = near or f"there is {', '.join(others[:8]) or 'no other'}"
-                        self.wrong(at / key, f"there is no service {one_line(other)}", hint)
+    # -- what names name
+
+    def read_groups(self, services: dict[str, Service | None]) -> None:
+        """[group.NAME], beside those that replicas form."""
+        tables = list(self.named("group", "a table of groups", "[group.NAME]"))
+        declared = {at.path[1] for at, _ in tables}
+        places: dict[str, _At] = {}
+        for at, table in tables:
+            name = at.path[1]
+            self.check_name(name, at, "a group")
+            given = self.table(Group, table, at, self.around).get("services", ())
+            if isinstance(table, dict) and "services" not in table:
+                self.wrong(at, "has no services", 'such as services = ["web", "db*"]')
+            if name in places:
+                self.wrong(at, f"{one_line(name)} is defined twice", f"also in {places[name].where}")
+            elif name in self.replicas:
+                self.wrong(at, f"{one_line(name)} is the group of the replicas of that service", "give it another name")
+            places.setdefault(name, at)
+            nested = [word for word in given if ":" in word and word.partition(":")[0] in declared]
+            for word in nested:
+                self.wrong(at / "services", f"{one_line(word)} names a group", "a group has services: name them")
+            words = [word for word in given if word not in nested]
+            self.groups[name] = self.named_by(words, services, self.replicas, at / "services")
+
+    def link(self, services: dict[str, Service | None]) -> dict[str, Service | None]:
+        """Each word of `requires` and `after` becomes the names that it means."""
+        groups = {**self.replicas, **self.groups}
+        linked = dict(services)
+        for name, spec in services.items():
+            if spec and (spec.requires or spec.after):
+                at = self.places[name]
+                requires = self.named_by(spec.requires, services, groups, at / "requires", name)
+                after = self.named_by(spec.after, services, groups, at / "after", name)
+                linked[name] = msgspec.structs.replace(spec, requires=requires, after=after)
+        specs = {name: spec for name, spec in linked.items() if spec}
         for cycle in graph.cycles(specs):
             key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"
-            at = _At(("service", cycle[0], key), cycle[0])
+            at = self.places[cycle[0]] / key
             self.wrong(at, f"nothing could start first: {' -> '.join(cycle)}", "leave one of them out")
+        return linked
+
+    def named_by(
+        self, words: Iterable[str], services: Collection[str], groups: Groups, at: _At, itself: str = ""
+    ) -> tuple[str, ...]:
+        """All that the words name; in `itself`, a service, a group names the others."""
+        found: dict[str, None] = {}
+        for word in words:
+            try:
+                names = meant(word, services, self.replicas, groups, len(self.wrongs) < HINTS_MAX)
+            except Wrong as wrong:
+                self.wrong(at, wrong.message, wrong.hint)
+                continue
+            if word == itself or (word in self.replicas and itself in names):
+                self.wrong(at, "names the service itself", f"leave {one_line(word)} out")
+            found.update(dict.fromkeys(name for name in names if name != itself))
+        return tuple(found)
