@@ -42,6 +42,9 @@ def load(path: str, *, environ: Mapping[str, str] = os.environ) -> Config:
     return _Files(sources, problems, environ).config()
 
 
+_Known = dict[str, list[str] | Wrong]  # word -> what it means; many services say the same
+
+
 class _At(NamedTuple):
     """A place in a file: the tables and keys that lead to it."""
 
@@ -71,7 +74,7 @@ class _Files:
         self.path = os.path.abspath(self.main.path)
         self.around = Around(os.path.dirname(self.path), environ)
         self.wrongs: list[tuple[_At, str, str]] = []
-        self.defaults: dict[str, Any] = {}
+        self.defaults: dict[str, Any] | None = None  # until they are known to be right
         self.places: dict[str, _At] = {}  # service: its table; of replicas, the one that they are made of
         self.replicas: dict[str, tuple[str, ...]] = {}  # the names of those that a table has made
         self.groups: dict[str, tuple[str, ...]] = {}
@@ -184,38 +187,39 @@ class _Files:
             hint = "a table is missing: [service.NAME]" if name in keys_of(Service) else f"[service.{name}]"
             self.wrong(at, f"must be a table, not {kind(table)}", hint)
             return {name: None}
-        table = dict(table)
-        count: dict[str, int] = {}
-        if "replicas" in table:
-            key = keys_of(Service)["replicas"]
-            assert isinstance(key, Key)
-            self.value(key, table.pop("replicas"), at / "replicas", self.around, count)
-            for path, word in words_in_braces(table):
-                if f"{{{word}}}" != INDEX:
-                    hint = f"{INDEX} is; write {{{{{word}}}}} for the text itself"
-                    self.wrong(at._replace(path=(*at.path, *path)), f"{{{word}}} is not replaced", hint)
-        if not count:
+        if "replicas" not in table:
             return {name: self.service(name, table, at)}
-        names = [f"{name}-{index}" for index in range(1, count["replicas"] + 1)]
-        if names:
-            self.check_name(names[-1], at / "replicas", "a service")
-        self.replicas[name] = tuple(names)
-        first = self.service(f"{name}-1", with_index(table, 1), at)  # of none at all, too: for its mistakes
+        own = {key: value for key, value in table.items() if key != "replicas"}
+        names = self.replicas[name] = self.replica_names(table["replicas"], own, at)
+        first = self.service(f"{name}-1", with_index(own, 1), at)  # of none at all, too: for its mistakes
         if len(self.wrongs) > before:
-            return dict.fromkeys(names)  # the others have the same
-        others = names[1:]
-        found = {each: self.service(each, with_index(table, index), at) for index, each in enumerate(others, 2)}
-        return ({names[0]: first} if names else {}) | found
+            return {name: first, **dict.fromkeys(names)}  # the others have the same mistakes
+        made = {each: self.service(each, with_index(own, index), at) for index, each in enumerate(names[1:], 2)}
+        return ({names[0]: first} if names else {}) | made
+
+    def replica_names(self, replicas: object, own: dict[str, Any], at: _At) -> tuple[str, ...]:
+        count = {"replicas": 0}
+        key = keys_of(Service)["replicas"]
+        assert isinstance(key, Key)
+        self.value(key, replicas, at / "replicas", self.around, count)
+        for path, word in words_in_braces(own):
+            if f"{{{word}}}" != INDEX:
+                hint = f"{INDEX} is; write {{{{{word}}}}} for the text itself"
+                self.wrong(at._replace(path=(*at.path, *path)), f"{{{word}}} is not replaced", hint)
+        names = tuple(f"{at.service}-{index}" for index in range(1, count["replicas"] + 1))
+        if names and len(names[-1]) > NAME_LENGTH_MAX >= len(at.service):
+            self.check_name(names[-1], at / "replicas", "a service")
+        return names
 
     def service(self, name: str, own: dict[str, Any], at: _At) -> Service | None:
         before = len(self.wrongs)
-        table = merged(self.defaults, own, keys_of(Service))
+        table = merged(self.defaults or {}, own, keys_of(Service))
         values = self.table(Service, table, at, self.around._replace(shell=table.get("shell") is True))
         if "command" not in table:
             self.wrong(at, "has no command", 'such as command = ["sleep", "1h"]')
         values.setdefault("cwd", self.around.directory)
         spec = Service(**{"name": name, "command": ("",), **values})
-        if len(self.wrongs) == before:
+        if len(self.wrongs) == before and self.defaults is not None:
             self.check_together(spec, table, at)
         return spec
 
@@ -309,6 +313,7 @@ class _Files:
         """[group.NAME], beside those that replicas form."""
         tables = list(self.named("group", "a table of groups", "[group.NAME]"))
         declared = {at.path[1] for at, _ in tables}
+        known = _Known()
         places: dict[str, _At] = {}
         for at, table in tables:
             name = at.path[1]
@@ -325,17 +330,17 @@ class _Files:
             for word in nested:
                 self.wrong(at / "services", f"{one_line(word)} names a group", "a group has services: name them")
             words = [word for word in given if word not in nested]
-            self.groups[name] = self.named_by(words, services, self.replicas, at / "services")
+            self.groups[name] = self.named_by(words, services, self.replicas, known, at / "services")
 
     def link(self, services: dict[str, Service | None]) -> dict[str, Service | None]:
         """Each word of `requires` and `after` becomes the names that it means."""
         groups = {**self.replicas, **self.groups}
-        linked = dict(services)
+        linked, known = dict(services), _Known()
         for name, spec in services.items():
             if spec and (spec.requires or spec.after):
                 at = self.places[name]
-                requires = self.named_by(spec.requires, services, groups, at / "requires", name)
-                after = self.named_by(spec.after, services, groups, at / "after", name)
+                requires = self.named_by(spec.requires, services, groups, known, at / "requires", name)
+                after = self.named_by(spec.after, services, groups, known, at / "after", name)
                 linked[name] = msgspec.structs.replace(spec, requires=requires, after=after)
         specs = {name: spec for name, spec in linked.items() if spec}
         for cycle in graph.cycles(specs):
@@ -345,15 +350,19 @@ class _Files:
         return linked
 
     def named_by(
-        self, words: Iterable[str], services: Collection[str], groups: Groups, at: _At, itself: str = ""
+        self, words: Iterable[str], services: Collection[str], groups: Groups, known: _Known, at: _At, itself: str = ""
     ) -> tuple[str, ...]:
-        """All that the words name; in `itself`, a service, a group names the others."""
+        """All that the words name; in `itself`, a service, a group names the others.  `known`: words of before."""
         found: dict[str, None] = {}
         for word in words:
-            try:
-                names = meant(word, services, self.replicas, groups, len(self.wrongs) < HINTS_MAX)
-            except Wrong as wrong:
-                self.wrong(at, wrong.message, wrong.hint)
+            if word not in known:
+                try:
+                    known[word] = meant(word, services, self.replicas, groups, len(self.wrongs) < HINTS_MAX)
+                except Wrong as wrong:
+                    known[word] = wrong
+            names = known[word]
+            if isinstance(names, Wrong):
+                self.wrong(at, names.message, names.hint)
                 continue
             if word == itself or (word in self.replicas and itself in names):
                 self.wrong(at, "names the service itself", f"leave {one_line(word)} out")
