@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
-from . import graph, places, positions, units
+from . import places, positions, units
 from .errors import ConfigError, Problem, Wrong, one_line
 from .forms import FORMS, Around, Several, did_you_mean, kind
-from .groups import Groups, meant
 from .hints import LATER, OTHER_WORDS, TABLES
+from .links import Links
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
-from .sources import DIRECTORY, Source, read_all
+from .sources import DIRECTORY, At, Source, read_all
 from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
-HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
 TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
 TABLES_OF_OTHERS = ("service", "group")  # in conf.d
 
@@ -42,28 +41,6 @@ def load(path: str, *, environ: Mapping[str, str] = os.environ) -> Config:
     return _Files(sources, problems, environ).config()
 
 
-_Known = dict[str, list[str] | Wrong]  # word -> what it means; many services say the same
-
-
-class _At(NamedTuple):
-    """A place in a file: the tables and keys that lead to it."""
-
-    source: Source
-    path: tuple[str, ...]
-    service: str = ""
-
-    def __truediv__(self, key: str) -> _At:
-        return self._replace(path=(*self.path, key))
-
-    @property
-    def key(self) -> str:
-        return ".".join(self.path[2:] if self.service else self.path)
-
-    @property
-    def where(self) -> str:
-        return self.source.where(self.path)
-
-
 class _Files:
     """The files of one configuration while they are being checked."""
 
@@ -73,13 +50,13 @@ class _Files:
         self.unread = unread
         self.path = os.path.abspath(self.main.path)
         self.around = Around(os.path.dirname(self.path), environ)
-        self.wrongs: list[tuple[_At, str, str]] = []
+        self.wrongs: list[tuple[At, str, str]] = []
         self.defaults: dict[str, Any] | None = None  # until they are known to be right
-        self.places: dict[str, _At] = {}  # service: its table; of replicas, the one that they are made of
+        self.places: dict[str, At] = {}  # service: its table; of replicas, the one that they are made of
         self.replicas: dict[str, tuple[str, ...]] = {}  # the names of those that a table has made
         self.groups: dict[str, tuple[str, ...]] = {}
 
-    def wrong(self, at: _At, message: str, hint: str = "") -> None:
+    def wrong(self, at: At, message: str, hint: str = "") -> None:
         self.wrongs.append((at, message, hint))
 
     def config(self) -> Config:
@@ -89,8 +66,9 @@ class _Files:
         self.check_defaults(self.main.data.get("defaults", {}))
         services = self.services()
         if not self.unread:  # else nobody knows what there is to be named
-            self.read_groups(services)
-            services = self.link(services)
+            links = Links(services, self.replicas, self.places, self.wrong)
+            self.read_groups(links)
+            services = links.resolved({**self.replicas, **self.groups})
         if self.wrongs or self.unread:
             raise ConfigError(self.problems())
         specs = {name: spec for name, spec in services.items() if spec}
@@ -102,7 +80,7 @@ class _Files:
         found = dict.fromkeys(self.problem(*each) for each in self.wrongs)  # replicas share their mistakes
         return sorted((*self.unread, *found), key=lambda each: (each.file != self.main.path, each.file, each.line))
 
-    def problem(self, at: _At, message: str, hint: str) -> Problem:
+    def problem(self, at: At, message: str, hint: str) -> Problem:
         source, path = at.source, at.path
         if at.service and path not in source.lines:
             default = ("defaults", *path[2:])
@@ -119,7 +97,7 @@ class _Files:
             "log_dir": places.default_log_dir(environ),
             "state_dir": places.default_state_dir(environ),
         }
-        values.update(self.table(Supervisor, table, _At(self.main, ("supervisor",)), self.around))
+        values.update(self.table(Supervisor, table, At(self.main, ("supervisor",)), self.around))
         return Supervisor(**values)
 
     def check_tables(self, source: Source) -> None:
@@ -128,14 +106,14 @@ class _Files:
             if name in known:
                 continue
             if name in TABLES_OF_MAIN:
-                at = _At(source, (name,))
+                at = At(source, (name,))
                 self.wrong(at, f"is no table of a file in {DIRECTORY}", f"it stands in {self.main.path}")
             else:
-                self.unknown(_At(source, (name,)), TABLES, known)
+                self.unknown(At(source, (name,)), TABLES, known)
 
     def check_defaults(self, table: object) -> None:
         """Once for all services, who have them only when nothing is wrong with them: else each would say it again."""
-        at = _At(self.main, ("defaults",))
+        at = At(self.main, ("defaults",))
         before = len(self.wrongs)
         if isinstance(table, dict):
             for name in filter(NO_DEFAULTS.__contains__, table):
@@ -152,7 +130,7 @@ class _Files:
     def services(self) -> dict[str, Service | None]:
         """Every name that is there; None for one that cannot be used."""
         found: dict[str, Service | None] = {}
-        tables: dict[str, _At] = {}
+        tables: dict[str, At] = {}
         for at, table in self.named("service", "a table of services", "[service.NAME]"):
             if at.service in tables:
                 self.wrong(at, "is defined twice", f"also in {tables[at.service].where}")
@@ -166,20 +144,20 @@ class _Files:
             found.update(made)
         if not tables and not self.wrongs:
             hint = "`[service.NAME]` begins one; `holdfast init` writes an example"
-            self.wrong(_At(self.main, ()), "has no service", hint)
+            self.wrong(At(self.main, ()), "has no service", hint)
         return found
 
-    def named(self, what: str, must_be: str, hint: str) -> Iterator[tuple[_At, object]]:
+    def named(self, what: str, must_be: str, hint: str) -> Iterator[tuple[At, object]]:
         """The tables of services, or of groups, of all files."""
         for source in self.sources:
             tables = source.data.get(what, {})
             if not isinstance(tables, dict):
-                self.wrong(_At(source, (what,)), f"must be {must_be}, not {kind(tables)}", hint)
+                self.wrong(At(source, (what,)), f"must be {must_be}, not {kind(tables)}", hint)
                 continue
             for name, table in tables.items():
-                yield _At(source, (what, name), name if what == "service" else ""), table
+                yield At(source, (what, name), name if what == "service" else ""), table
 
-    def made_by(self, at: _At, table: object) -> dict[str, Service | None]:
+    def made_by(self, at: At, table: object) -> dict[str, Service | None]:
         """The services that a table makes: one of its name, or as many as it says."""
         name, before = at.service, len(self.wrongs)
         self.check_name(name, at, "a service")
@@ -197,7 +175,7 @@ class _Files:
         made = {each: self.service(each, with_index(own, index), at) for index, each in enumerate(names[1:], 2)}
         return ({names[0]: first} if names else {}) | made
 
-    def replica_names(self, replicas: object, own: dict[str, Any], at: _At) -> tuple[str, ...]:
+    def replica_names(self, replicas: object, own: dict[str, Any], at: At) -> tuple[str, ...]:
         count = {"replicas": 0}
         key = keys_of(Service)["replicas"]
         assert isinstance(key, Key)
@@ -211,7 +189,7 @@ class _Files:
             self.check_name(names[-1], at / "replicas", "a service")
         return names
 
-    def service(self, name: str, own: dict[str, Any], at: _At) -> Service | None:
+    def service(self, name: str, own: dict[str, Any], at: At) -> Service | None:
         before = len(self.wrongs)
         table = merged(self.defaults or {}, own, keys_of(Service))
         values = self.table(Service, table, at, self.around._replace(shell=table.get("shell") is True))
@@ -223,14 +201,14 @@ class _Files:
             self.check_together(spec, table, at)
         return spec
 
-    def table(self, struct: type[msgspec.Struct], table: object, at: _At, around: Around) -> dict[str, Any]:
+    def table(self, struct: type[msgspec.Struct], table: object, at: At, around: Around) -> dict[str, Any]:
         """The fields that the table gives, each checked; what is wrong is noted and left out."""
         if not isinstance(table, dict):
             self.wrong(at, f"must be a table, not {kind(table)}")
             return {}
         return self.keys(keys_of(struct), table, at, around)
 
-    def keys(self, known: Keys, table: dict[str, Any], at: _At, around: Around) -> dict[str, Any]:
+    def keys(self, known: Keys, table: dict[str, Any], at: At, around: Around) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, value in table.items():
             key = known.get(name)
@@ -248,7 +226,7 @@ class _Files:
                 self.value(key, value, at / name, around, values)
         return values
 
-    def value(self, key: Key, value: object, at: _At, around: Around, values: dict[str, Any]) -> None:
+    def value(self, key: Key, value: object, at: At, around: Around, values: dict[str, Any]) -> None:
         try:
             values[key.field] = FORMS[key.about.form](value, key, around)
         except Wrong as wrong:
@@ -257,7 +235,7 @@ class _Files:
             for name, each in several.wrongs:
                 self.wrong(at / name, each.message, each.hint)
 
-    def unknown(self, at: _At, later: Mapping[str, str], known: Any) -> None:
+    def unknown(self, at: At, later: Mapping[str, str], known: Any) -> None:
         name = at.path[-1]
         if name in later:
             self.wrong(at, "is not in this version", later[name])
@@ -269,7 +247,7 @@ class _Files:
 
     # -- what one value alone does not show
 
-    def check_name(self, name: str, at: _At, whose: str) -> None:
+    def check_name(self, name: str, at: At, whose: str) -> None:
         if re.fullmatch(SERVICE_NAME, name) and name not in RESERVED:
             return
         why = "letters, digits and . _ - are allowed"
@@ -287,7 +265,7 @@ class _Files:
             why = "a colon stands between a group and a pattern of names"
         self.wrong(at, f"{one_line(name)} cannot be the name of {whose}", why)
 
-    def check_together(self, spec: Service, table: dict[str, Any], at: _At) -> None:
+    def check_together(self, spec: Service, table: dict[str, Any], at: At) -> None:
         backoff = spec.backoff
         for field in ("first", "then"):
             if getattr(backoff, field) > backoff.max:
@@ -297,7 +275,7 @@ class _Files:
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
 
-    def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
+    def check_log(self, log: Log, given: Mapping[str, Any], at: At) -> None:
         cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)
         kept = log.rotate_size * (log.rotate_count + 1) * (1 if log.merge else 2)
         if log.cap < log.rotate_size:
@@ -309,12 +287,11 @@ class _Files:
 
     # -- what names name
 
-    def read_groups(self, services: dict[str, Service | None]) -> None:
+    def read_groups(self, links: Links) -> None:
         """[group.NAME], beside those that replicas form."""
         tables = list(self.named("group", "a table of groups", "[group.NAME]"))
         declared = {at.path[1] for at, _ in tables}
-        known = _Known()
-        places: dict[str, _At] = {}
+        places: dict[str, At] = {}
         for at, table in tables:
             name = at.path[1]
             self.check_name(name, at, "a group")
@@ -330,41 +307,4 @@ class _Files:
             for word in nested:
                 self.wrong(at / "services", f"{one_line(word)} names a group", "a group has services: name them")
             words = [word for word in given if word not in nested]
-            self.groups[name] = self.named_by(words, services, self.replicas, known, at / "services")
-
-    def link(self, services: dict[str, Service | None]) -> dict[str, Service | None]:
-        """Each word of `requires` and `after` becomes the names that it means."""
-        groups = {**self.replicas, **self.groups}
-        linked, known = dict(services), _Known()
-        for name, spec in services.items():
-            if spec and (spec.requires or spec.after):
-                at = self.places[name]
-                requires = self.named_by(spec.requires, services, groups, known, at / "requires", name)
-                after = self.named_by(spec.after, services, groups, known, at / "after", name)
-                linked[name] = msgspec.structs.replace(spec, requires=requires, after=after)
-        specs = {name: spec for name, spec in linked.items() if spec}
-        for cycle in graph.cycles(specs):
-            key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"
-            at = self.places[cycle[0]] / key
-            self.wrong(at, f"nothing could start first: {' -> '.join(cycle)}", "leave one of them out")
-        return linked
-
-    def named_by(
-        self, words: Iterable[str], services: Collection[str], groups: Groups, known: _Known, at: _At, itself: str = ""
-    ) -> tuple[str, ...]:
-        """All that the words name; in `itself`, a service, a group names the others.  `known`: words of before."""
-        found: dict[str, None] = {}
-        for word in words:
-            if word not in known:
-                try:
-                    known[word] = meant(word, services, self.replicas, groups, len(self.wrongs) < HINTS_MAX)
-                except Wrong as wrong:
-                    known[word] = wrong
-            names = known[word]
-            if isinstance(names, Wrong):
-                self.wrong(at, names.message, names.hint)
-                continue
-            if word == itself or (word in self.replicas and itself in names):
-                self.wrong(at, "names the service itself", f"leave {one_line(word)} out")
-            found.update(dict.fromkeys(name for name in names if name != itself))
-        return tuple(found)
+            self.groups[name] = links.named_by(words, self.replicas, at / "services")

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import tomllib
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import positions
 from .errors import Problem
@@ -34,8 +34,29 @@ class Source:
         return positions.lines(self.text)  # only for messages
 
     def where(self, path: Path) -> str:
-        """`holdfast.toml:12`."""
+        """`holdfast.toml:12`, of a table or key."""
         return f"{self.path}:{positions.line_of(self.lines, path)}"
+
+
+class At(NamedTuple):
+    """A place in a file: the tables and keys that lead to it."""
+
+    source: Source
+    path: Path
+    service: str = ""
+
+    def __truediv__(self, key: str) -> At:
+        return self._replace(path=(*self.path, key))
+
+    @property
+    def key(self) -> str:
+        """As a message names it, dotted; of a service, below its table."""
+        return ".".join(self.path[2:] if self.service else self.path)
+
+    @property
+    def where(self) -> str:
+        """`holdfast.toml:12`."""
+        return self.source.where(self.path)
 
 
 def read_all(path: str) -> tuple[list[Source], list[Problem]]:
