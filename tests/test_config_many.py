@@ -317,6 +317,27 @@ def test_root_refuses_what_everybody_may_write(tmp_path):
     assert f"lies in {tmp_path}/conf.d, where everybody may replace it" in found.message
 
 
+@needs_root
+def test_directory_that_somebody_else_has_put_beside_the_file_is_refused(tmp_path):
+    """Beside /tmp/x.toml anybody can make a conf.d, and nobody has named it."""
+    path = files(tmp_path, main=WEB, a="[service.a]\ncommand = 'x'\n")
+    os.chown(tmp_path / "conf.d", 65534, 65534)
+    (found,) = mistakes(path)
+    assert (found.file, found.message) == (
+        f"{tmp_path}/conf.d", "belongs to user 65534, who has not written the file beside it"
+    )  # fmt: skip
+    os.chown(path, 65534, 65534)  # who names that file trusts its owner
+    assert len(load(path, environ={}).services) == 2
+    os.chown(path, 0, 0)
+    os.chown(tmp_path / "conf.d", 0, 0)
+    (tmp_path / "conf.d").rename(tmp_path / "real")
+    (tmp_path / "conf.d").symlink_to("real")
+    assert len(load(path, environ={}).services) == 2
+    os.chown(tmp_path / "conf.d", 65534, 65534, follow_symlinks=False)
+    (found,) = mistakes(path)
+    assert found.message.startswith("belongs to user 65534")
+
+
 # ---- names
 
 NAMES = """

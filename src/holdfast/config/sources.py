@@ -66,17 +66,26 @@ def read_all(path: str) -> tuple[list[Source], list[Problem]]:
     _read(path, True, sources, problems)
     if sources:
         directory = os.path.join(os.path.dirname(path), DIRECTORY)
+        names: list[str] = []
         try:
-            names = sorted(os.listdir(directory))
+            names = _names(directory, os.stat(path).st_uid)
         except (FileNotFoundError, NotADirectoryError):
-            names = []
-        except OSError as error:
-            names = []
+            pass
+        except (OSError, Untrusted) as error:
             problems.append(_unreadable(directory, "", error))
         for name in names:
-            if name.endswith(".toml") and not name.startswith("."):
-                _read(os.path.join(directory, name), False, sources, problems)
+            _read(os.path.join(directory, name), False, sources, problems)
     return sources, problems
+
+
+def _names(directory: str, owner: int) -> list[str]:
+    """Nobody names this directory, so it must be of those who could have written the main file or the program: beside
+    a file in /tmp anybody can make one."""
+    names = sorted(os.listdir(directory))
+    for status in (os.lstat(directory), os.stat(directory)):  # the link, if it is one, and what it leads to
+        if status.st_uid not in (0, os.geteuid(), owner):
+            raise Untrusted(f"belongs to user {status.st_uid}, who has not written the file beside it")
+    return [name for name in names if name.endswith(".toml") and not name.startswith(".")]
 
 
 def _read(path: str, is_main: bool, sources: list[Source], problems: list[Problem]) -> None:
