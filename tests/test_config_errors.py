@@ -474,7 +474,8 @@ def test_root_refuses_what_others_have_put_into_a_sticky_directory(tmp_path, wha
     entry = {"file": path, "directory": path.parent, "link": path}[what]
     assert load(str(path), environ={}).services
     os.chown(entry, 65534, 65534, follow_symlinks=False)
-    assert f"{entry} belongs to user 65534" in refusal(path)
+    said = refusal(path)  # of a link the kernel itself says so first, with fs.protected_symlinks
+    assert f"{entry} belongs to user 65534" in said or (what == "link" and said == "cannot be read: Permission denied")
 
 
 @needs_root
