@@ -298,6 +298,11 @@ def test_mistake_of_a_default_is_said_once_and_where_it_stands(tmp_path):
     ]  # fmt: skip
 
 
+def test_wrong_defaults_make_no_mistakes_of_services_that_rely_on_others(tmp_path):
+    text = "[defaults]\nbackoff.max = '5m'\ngrace = 3\n" + WEB + "backoff.first = '2m'\n"
+    assert [each.key for each in problems(tmp_path, text)] == ["defaults.grace"]
+
+
 def test_default_that_does_not_fit_one_service(tmp_path):
     text = "[defaults]\nrestart = 'always'\n" + WEB + "[service.job]\ncommand = 'x'\ntype = 'oneshot'\n"
     (found,) = problems(tmp_path, text)
@@ -467,6 +472,34 @@ def test_any_words_name_services_or_are_mistakes(tmp_path, words, members, repli
     named = {*config.services["a"].after, *config.groups["aw"]}
     assert named <= set(config.services)
     assert "a" not in config.services["a"].after
+
+
+WORDS = st.sampled_from(["w", "a", "w-1", "*", "g:*", "w:1", "g", "", "{index}", "{x}", "{{index}}", "${A}", "1s"])
+ANYTHING = st.recursive(
+    WORDS | st.integers(-1, 3) | st.booleans() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from([*keys_of(model.Service), "services", "x"]), inner, max_size=3),
+    max_leaves=6,
+)
+TABLES = st.dictionaries(st.sampled_from(["w", "w-1", "a", "g", "a:b"]), ANYTHING, max_size=3)
+FILE = st.dictionaries(st.sampled_from(["service", "group", "defaults", "supervisor", "x"]), TABLES | ANYTHING)
+
+
+@given(FILE, st.lists(FILE, max_size=2))
+@QUICK
+def test_any_files_are_a_configuration_or_a_config_error(tmp_path, main, others):
+    texts = {f"f{n}": document(data) for n, data in enumerate(others)} | {"main": document(main)}
+    path = files(tmp_path, **{"f0": "", "f1": ""} | texts)
+    try:
+        config = load(path, environ={"A": "1"})
+    except ConfigError as error:
+        assert error.errors
+        assert all(each.message and str(each).isprintable() for each in error.errors)
+    else:
+        assert decode(encode(config)) == config
+        named = {name for names in config.groups.values() for name in names}
+        named |= {name for spec in config.services.values() for name in (*spec.requires, *spec.after)}
+        assert named <= set(config.services)
 
 
 # ---- what check shows
