@@ -38,8 +38,8 @@ def test_names_that_clients_give(patterns, names):
         ("web", "no service is called 'web'", "web:*"),
         ("backend", "no service is called 'backend'", "backend:*"),
         ("bakend:*", "no group is called 'bakend'", "backend:*"),
-        ("web:3", "no service of the group matches 'web:3'", "web:web-1"),
-        ("none:*", "no service of the group matches 'none:*'", None),
+        ("web:3", "no service is called 'web:3'", "web:web-1"),
+        ("none:*", "no service matches 'none:*'", None),
         ("we*b", "no service matches 'we*b'", "db"),
     ],
 )

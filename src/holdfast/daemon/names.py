@@ -16,7 +16,7 @@ class UnknownService(ValueError):
         group, colon, pattern = name.partition(":")
         what = f"no service {'matches' if is_pattern(name) else 'is called'} {name!r}"
         if colon and group in groups:
-            what, known = f"no service of the group matches {name!r}", [f"{group}:{each}" for each in groups[group]]
+            known = [f"{group}:{each}" for each in groups[group]]
         elif colon:
             what, known = f"no group is called {group!r}", [f"{each}:{pattern}" for each in groups]
         elif name in groups:
