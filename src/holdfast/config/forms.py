@@ -194,6 +194,12 @@ def path(value: object, key: Key, around: Around) -> str:
     return os.path.normpath(os.path.join(around.directory, text))
 
 
+def paths(value: object, key: Key, around: Around) -> tuple[str, ...]:
+    if not isinstance(value, (str, list)):
+        raise Wrong(f"must be a path or a list of paths, not {kind(value)}", 'such as "web.env"')
+    return tuple(path(each, key, around) for each in ([value] if isinstance(value, str) else value))
+
+
 def env(value: object, key: Key, around: Around) -> dict[str, str]:
     if not isinstance(value, dict):
         raise Wrong(f"must be a table of strings, not {kind(value)}", 'such as env = { PORT = "8080" }')
@@ -314,6 +320,7 @@ def codes(value: object, key: Key, around: Around) -> tuple[int, ...]:
 
 
 def names(value: object, key: Key, around: Around) -> tuple[str, ...]:
+    """Names of services, and names by group; what they mean is only known when all files are read."""
     if isinstance(value, str):
         raise Wrong("must be a list of services, not a string", f"[{one_line(value)}]")
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -388,6 +395,7 @@ FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "choice": choice,
     "command": command,
     "path": path,
+    "paths": paths,
     "env": env,
     "user": user,
     "group": group,
