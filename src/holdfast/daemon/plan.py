@@ -6,6 +6,7 @@ import os
 import pwd
 import resource
 from collections.abc import Mapping
+from typing import Any
 
 from holdfast.config.env_file import read_env_file
 from holdfast.config.model import Service
@@ -45,6 +46,25 @@ def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
 def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
     """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take, an
     env_file that is not there."""
+    options = around_service(spec, around)
+    options["env"].update(marks(spec.name, incarnation, around))
+    if spec.type == "notify":
+        options["env"]["NOTIFY_SOCKET"] = around.notify_address
+    return make_plan(
+        spec.command[0] if spec.shell else spec.command,
+        shell=spec.shell,
+        stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
+        stderr=DEVNULL,
+        on_owner_loss=spec.on_owner_loss,
+        stop_signal=spec.stop_signal,
+        stop_scope=spec.stop_scope,
+        grace=spec.grace,
+        **options,
+    )
+
+
+def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
+    """What a service's program and commands beside it have in common, as options of a spawn.  OSError."""
     env = dict(around.environ)
     user = spec.user
     group = spec.group
@@ -63,31 +83,20 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
     for path in spec.env_file:
         env.update(read_env_file(path))
     env.update(spec.env)
-    env.update(marks(spec.name, incarnation, around))
-    if spec.type == "notify":
-        env["NOTIFY_SOCKET"] = around.notify_address
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
     limits.update(spec.rlimits)
-    return make_plan(
-        spec.command[0] if spec.shell else spec.command,
-        shell=spec.shell,
-        cwd=spec.cwd,
-        env=env,
-        stdin=DEVNULL,
-        stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
-        stderr=DEVNULL,
-        new_session=True,
-        umask=spec.umask,
-        user=user,
-        group=group,
-        extra_groups=groups,
-        nice=spec.nice,
-        rlimits=limits,
-        on_owner_loss=spec.on_owner_loss,
-        stop_signal=spec.stop_signal,
-        stop_scope=spec.stop_scope,
-        grace=spec.grace,
-    )
+    return {
+        "cwd": spec.cwd,
+        "env": env,
+        "stdin": DEVNULL,
+        "new_session": True,
+        "umask": spec.umask,
+        "user": user,
+        "group": group,
+        "extra_groups": groups,
+        "nice": spec.nice,
+        "rlimits": limits,
+    }
 
 
 def _by_number(uid: int) -> pwd.struct_passwd | None:
