@@ -221,7 +221,7 @@ class World:
             return tree is None and name in self.completed and self.view(name).state is State.EXITED
         if tree is None or not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
             return False
-        return spec.type == "simple" or tree.said_ready
+        return spec.awaits is None or tree.said_ready
 
     # ---- the checks
 
@@ -277,7 +277,8 @@ class World:
         assert not tree.stopped, f"{name}: stopped twice"
         tree.stopped = True
         self.stops.append((self.now, name))
-        timed_out = self.specs.get(name) is not None and self.view(name).reason.startswith("was not ready")
+        reason = self.view(name).reason if name in self.specs else ""
+        timed_out = reason.startswith(("was not ready", "unhealthy"))
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:
             for other in self.graph.above([name]):
@@ -374,7 +375,7 @@ class Sim(World):
             self.at(time, replace(life.fails, name=name, incarnation=incarnation))
             return
         self.at(time, Spawned(name, incarnation))
-        if self.specs[name].type == "notify" and life.ready is not None:
+        if self.specs[name].awaits and life.ready is not None:
             self.at(time + life.ready, BecameReady(name, incarnation))
         if life.lives is not None:
             self._end(life, name, incarnation, time + life.lives, life.exit)

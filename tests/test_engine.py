@@ -9,15 +9,17 @@ import msgspec
 import pytest
 from sim import KILLED, SUCCESS, TERMINATED, Life, Sim, phase_of, service, services, targets
 
-from holdfast.config.model import StartBudget
+from holdfast.config.model import Ready, StartBudget
 from holdfast.engine.effects import Finish, Forget, Record, Save, Spawn, Stop
 from holdfast.engine.engine import Engine
 from holdfast.engine.events import (
     BecameReady,
+    BecameUnhealthy,
     Emptied,
     Exit,
     Exited,
     KeeperLost,
+    NotReadyYet,
     RestartAsked,
     Spawned,
     SpawnFailed,
@@ -516,6 +518,74 @@ def test_not_ready_in_time_is_a_failed_start_however_long_it_lived():
     view = sim.view("x")
     assert (view.state, view.failures, view.last_exit.cause) == ("fatal", 2, "ready_timeout")
     assert view.last_exit.words == "ready_timeout: killed by SIGTERM"
+
+
+def test_why_it_is_not_ready_is_said_while_it_is_so_and_when_its_time_is_over():
+    spec = service("x", ready=Ready(tcp="80", timeout=20.0), start_limit=1)
+    sim = Sim(services(spec), lambda *_: Life(ready=None, stop=2.0))
+    sim.begin()
+    sim.run(until=1)
+    assert (sim.view("x").state, sim.view("x").reason) == ("starting", "not ready yet")
+    sim.handle(NotReadyYet("x", 1, "Connection refused"))
+    assert sim.view("x").reason == "not ready yet (Connection refused)"
+    assert sim.view("x").wake_at == 20.0
+    sim.run(until=21)
+    assert sim.view("x").reason == "was not ready in time (Connection refused)"
+    sim.run()
+    assert sim.view("x").last_exit.words == "ready_timeout (Connection refused): killed by SIGTERM"
+    assert sim.view("x").last_exit.abnormal
+
+
+def test_a_probe_of_any_kind_tells_that_it_is_ready():
+    sim = Sim(services(service("db", ready=Ready(log="up")), WEB), lambda *_: Life(ready=5.0))
+    sim.begin()
+    sim.run()
+    assert sim.spawned_at("web") == [5.0]
+
+
+@pytest.mark.parametrize("exit", [TERMINATED, SUCCESS])
+@pytest.mark.parametrize(("policy", "again"), [("on-failure", 2), ("on-abnormal", 2), ("always", 2), ("never", 1)])
+def test_an_unhealthy_one_is_stopped_and_the_policy_decides(exit, policy, again):
+    """However it ends when it is stopped: it was no decision of the program."""
+    sim = Sim(services(service("x", restart=policy)), lambda *_: Life(stop=2.0))
+    sim.begin()
+    sim.run(until=100)
+    sim.handle(BecameUnhealthy("x", 1, "Connection refused"))
+    assert sim.view("x").reason == "unhealthy (Connection refused)"
+    assert sim.stops == [(100.0, "x")]
+    sim.handle(BecameUnhealthy("x", 1, "again"))  # it is on its way
+    sim.handle(Exited("x", 1, exit))
+    sim.handle(Emptied("x", 1))
+    sim.run(until=200)
+    assert sim.view("x").last_exit.cause == "unhealthy (Connection refused)"
+    assert sim.view("x").incarnation == again
+    assert sim.view("x").failures == 0  # it had lived
+
+
+def test_health_does_not_matter_before_it_is_ready_nor_when_it_is_asked_to_stop():
+    sim = Sim(services(service("x", type="notify")), lambda *_: Life(ready=None))
+    sim.begin()
+    sim.run(until=1)
+    sim.handle(BecameUnhealthy("x", 1, "no"))
+    assert sim.view("x").state == "starting"
+    sim.handle(BecameReady("x", 1))
+    sim.stop("x")
+    sim.handle(BecameUnhealthy("x", 1, "no"))
+    assert sim.view("x").reason == "asked to stop"
+
+
+def test_a_supervisor_that_dies_on_the_way_leaves_why_it_was_to_end():
+    """Whether the stop was heard or not: its end is no success, and it does end."""
+    for ended in ({}, {"x": SUCCESS}):
+        sim = Sim(services(service("x", restart="on-failure")), lambda *_: Life(stop=2.0))
+        sim.begin()
+        sim.run(until=10)
+        sim.handle(BecameUnhealthy("x", 1, "no"))
+        sim.supervisor_dies(ended=ended)
+        sim.run(until=50)
+        assert sim.view("x").incarnation == 2
+        assert sim.view("x").last_exit.cause == "unhealthy (no)"
+        assert sim.view("x").ready
 
 
 def test_more_time_to_become_ready():

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sim import KILLED, TERMINATED, World, service, services, targets
 
-from holdfast.config.model import Backoff, StartBudget
+from holdfast.config.model import Backoff, Ready, StartBudget
 from holdfast.engine.events import (
     BecameReady,
+    BecameUnhealthy,
     Emptied,
     Exit,
     Exited,
     KeeperLost,
+    NotReadyYet,
     RestartAsked,
     ShutdownAsked,
     Spawned,
@@ -42,11 +44,13 @@ def graphs(draw):
     names = NAMES[: draw(st.integers(2, len(NAMES)))]
     result = []
     for place, name in enumerate(names):
+        type = draw(st.sampled_from(["simple", "simple", "notify", "oneshot"]))
         earlier = st.sampled_from(names[:place]) if place else st.nothing()
         result.append(
             service(
                 name,
-                type=draw(st.sampled_from(["simple", "simple", "notify", "oneshot"])),
+                type=type,
+                ready=draw(st.sampled_from([None, Ready(tcp="80")])) if type == "simple" else None,
                 restart=draw(st.sampled_from(POLICIES)),
                 requires=tuple(draw(st.lists(earlier, max_size=2, unique=True))) if place else (),
                 after=tuple(draw(st.lists(earlier, max_size=1))) if place else (),
@@ -143,6 +147,14 @@ class EngineMachine(RuleBasedStateMachine):
         if name is not None:
             self.world.handle(BecameReady(name, number))
 
+    @rule(data=st.data(), well=st.booleans())
+    def is_asked_how_it_is(self, data, well):
+        """Whatever it does: an answer may come late."""
+        name, number = self.pick(data)
+        if name:
+            news = NotReadyYet if well else BecameUnhealthy
+            self.world.handle(news(name, number, "why"))
+
     @rule(data=st.data(), exit=st.sampled_from(EXITS), empty=st.booleans())
     def main_ends(self, data, exit, empty):
         name, number = self.pick(data, lambda tree: tree.spawned and tree.exit is None)
@@ -190,7 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
         if name is not None:
             self.world.handle(TimeExtended(name, number, self.world.now + seconds))
 
-    @rule(data=st.data(), what=st.integers(0, 5))
+    @rule(data=st.data(), what=st.integers(0, 7))
     def late_answer(self, data, what):
         """About an incarnation that is gone, or that never was: changes nothing."""
         name = data.draw(st.sampled_from(sorted(self.world.specs)))
@@ -200,6 +212,8 @@ class EngineMachine(RuleBasedStateMachine):
             Spawned(name, number),
             SpawnFailed(name, number, "late", False),
             BecameReady(name, number),
+            BecameUnhealthy(name, number, "why"),
+            NotReadyYet(name, number, "why"),
             Exited(name, number, KILLED),
             Emptied(name, number),
             KeeperLost(name, number),
@@ -250,7 +264,7 @@ class EngineMachine(RuleBasedStateMachine):
                 world.handle(Exited(name, number, TERMINATED))
             elif not stopping and spec is not None and spec.type == "oneshot":
                 world.handle(Exited(name, number, Exit(0, None)))
-            elif not stopping and spec is not None and spec.type == "notify" and not tree.said_ready:
+            elif not stopping and spec is not None and spec.awaits and not tree.said_ready:
                 world.handle(BecameReady(name, number))
             else:
                 continue

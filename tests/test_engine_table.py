@@ -15,10 +15,12 @@ from holdfast.engine import actions, table
 from holdfast.engine.effects import WHATS, Tell
 from holdfast.engine.events import (
     BecameReady,
+    BecameUnhealthy,
     Emptied,
     Exit,
     Exited,
     KeeperLost,
+    NotReadyYet,
     Spawned,
     SpawnFailed,
     TimeExtended,
@@ -60,6 +62,8 @@ NEWS = {
     Input.SPAWNED: [Spawned("x", 1)],
     Input.SPAWN_FAILED: [SpawnFailed("x", 1, "why", True), SpawnFailed("x", 1, "why", False)],
     Input.READY: [BecameReady("x", 1)],
+    Input.NOT_YET: [NotReadyYet("x", 1, "why")],
+    Input.UNHEALTHY: [BecameUnhealthy("x", 1, "why")],
     Input.EXTENDED: [TimeExtended("x", 1, 500.0)],
     Input.EXITED: [Exited("x", 1, SUCCESS), Exited("x", 1, KILLED)],
     Input.LOST: [KeeperLost("x", 1)],

@@ -17,7 +17,7 @@ from helpers_config import document
 from test_config import ROOT, fenced
 
 from holdfast.config.load import ConfigError, load
-from holdfast.config.model import Keys, Service, Supervisor, keys_of
+from holdfast.config.model import PROBE_KINDS, Keys, Service, Supervisor, keys_of
 from holdfast.config.schema import default_text, json_schema, json_schema_draft4
 from holdfast.config.starter import STARTER
 
@@ -82,7 +82,9 @@ def test_mistakes_of_tables_are_refused(validator, text):
     "key",
     [
         "replicas = -1", "replicas = '2'", "env_file = 1", "env_file = ['']",
-        "comand = 'x'", "ready = {}", "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
+        "comand = 'x'", "ready = 1", "ready = { tcp = 80 }", "health = {}", "health = { failures = 2 }",
+        "ready = { http = 'https://x/' }", "health = { http = 'x', failures = 0 }", "watchdog = 5",
+        "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
         "group = -1", "umask = 22", "umask = '9'", "nice = 20", "nice = 1.5", "rlimits = { nofil = 1 }",
         "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",
         "type = 'forking'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
@@ -110,6 +112,10 @@ PLAUSIBLE = [
     [],
     {},
     *([each] for each in SIMPLE),
+    {"notify": True},
+    {"http": "http://127.0.0.1:1/"},
+    "http://127.0.0.1:8080/",
+    "8080",
     ["1s", "2s"],
     ["1MiB", "unlimited"],
     [1, 9],
@@ -140,6 +146,8 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
         keys: object = value
         for name in reversed(path):
             keys = {name: keys}
+        if path[0] in ("ready", "health") and len(path) == 2 and path[1] not in PROBE_KINDS:
+            keys[path[0]]["notify"] = True  # one of them there must be
         data = {"service": {"web": {"command": "x"} | keys, "other": {"command": ["x"]}}}
         file.write_bytes(document(data).encode())
         try:
@@ -162,7 +170,8 @@ def test_defaults_of_the_schema_are_what_the_loader_takes_for_them(tmp_path, str
             if isinstance(key, dict):
                 result[name] = written(key)
             elif key.about.form == "table":
-                result[name] = written(keys_of(key.type))
+                if key.default is not None:
+                    result[name] = written(keys_of(key.type))
             elif (text := default_text(key)) is not None:
                 result[name] = text
         return result

@@ -57,6 +57,7 @@ def _row(s: dict[str, Any]) -> list[str]:
     note = s["status_text"] if quiet else s["reason"]
     if last:  # it has a column of its own
         note = note.removeprefix(last["cause"]).removeprefix("; ")
+    note = "; ".join(filter(None, (_health(s.get("health")), note)))
     if s["frozen"]:
         note = f"{_stopped(s['frozen'])}; {note}".removesuffix("; ")
     log = s["log"]
@@ -74,6 +75,17 @@ def _row(s: dict[str, Any]) -> list[str]:
         last["cause"] if last else "-",
         note.strip(),
     ]
+
+
+def _health(health: dict[str, Any] | None) -> str:
+    """What somebody should know who looks; "": it is well."""
+    if health and health["state"] == "failing":
+        return f"unhealthy: {health['text']} ({health['failures']} in a row)"
+    if health and health["state"] == "unknown" and health["text"]:
+        return f"health: {health['text']}"
+    if health and health["failed"]:
+        return f"health: {health['failed']} of {health['checks']} checks failed"
+    return ""
 
 
 def _stopped(frozen: list[dict[str, Any]]) -> str:

@@ -15,15 +15,18 @@ import msgspec
 
 from . import places, positions, units
 from .errors import ConfigError, Problem, Wrong, one_line
-from .forms import FORMS, Around, Several, did_you_mean, kind
+from .forms import FORMS as PLAIN_FORMS
+from .forms import Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
 from .links import Links
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
+from .probe_forms import PROBE_FORMS, wrong_probes
 from .sources import DIRECTORY, At, Source, read_all
 from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 from .tcp import HOW_TO_MAKE_ONE
 
+FORMS = {**PLAIN_FORMS, **PROBE_FORMS}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
 TABLES_OF_OTHERS = ("service", "group")  # in conf.d
@@ -226,7 +229,8 @@ class _Files:
                     self.wrong(at / name, f"must be a table, not {kind(value)}", f"its keys: {', '.join(key)}")
             elif key.about.form == "table":
                 assert isinstance(key.type, type)
-                values[key.field] = key.type(**self.table(key.type, value, at / name, around))
+                inner = around._replace(shell=False)  # it speaks of the service's own command alone
+                values[key.field] = key.type(**self.table(key.type, value, at / name, inner))
             else:
                 self.value(key, value, at / name, around, values)
         return values
@@ -276,6 +280,8 @@ class _Files:
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
+        for key, message, hint in wrong_probes(spec):
+            self.wrong(at / key, message, hint)
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)

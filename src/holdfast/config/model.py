@@ -21,6 +21,7 @@ ROTATE_COUNT_MAX = 10_000
 REPLICAS_MAX = 1000
 SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
 ROTATE_SIZE_LEAST = 1024
+PROBE_FD_MAX = 255
 NAME_LENGTH_MAX = 64
 SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
@@ -90,6 +91,72 @@ class Log(msgspec.Struct, frozen=True):
     )
 
 
+class Probe(msgspec.Struct, frozen=True):
+    """How it is found out whether a service is well: one of these.  notify, fd and log are heard, the others asked."""
+
+    notify: Annotated[bool, About("boolean", "It says so itself: `READY=1`; for health `WATCHDOG=1` (sd_notify).")] = (
+        False
+    )
+    fd: Annotated[
+        int | None, About("integer", "It writes a newline to this descriptor.", 3, PROBE_FD_MAX, without="none")
+    ] = None
+    tcp: Annotated[
+        str | None,
+        About(
+            "address", 'Somebody listens there: `"127.0.0.1:8080"`, `"8080"`, `"[::1]:80"`, `"unix:/run/x.sock"`.',
+            without="none",
+        ),
+    ] = None  # fmt: skip
+    http: Annotated[
+        str | None,
+        About("url", "A GET of this URL is answered with a status from 200 to 399.", without="none"),
+    ] = None
+    command: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command", "This command, run as the service (user, directory, environment, limits), ends with code 0.",
+            without="none",
+        ),
+    ] = None  # fmt: skip
+    log: Annotated[
+        str | None, About("regex", "A line of its output matches this regular expression.", without="none")
+    ] = None
+
+    @property
+    def kind(self) -> str:
+        """The one that is given; "": none."""
+        return next((kind for kind in PROBE_KINDS if getattr(self, kind) not in (False, None)), "")
+
+
+PROBE_KINDS = Probe.__struct_fields__
+
+
+class Ready(Probe, frozen=True):
+    """When a service counts as ready.  Durations in seconds."""
+
+    timeout: Annotated[
+        float, About("duration", "It must be ready so long after its start, else it is stopped.", 0.01, SECONDS_MAX)
+    ] = 90.0
+    interval: Annotated[
+        float, About("duration", "Pause before it is asked again (tcp, http, command).", 0.01, SECONDS_MAX)
+    ] = 0.25
+
+
+class Health(Probe, frozen=True):
+    """Whether a service that is ready is well.  Durations in seconds."""
+
+    interval: Annotated[
+        float,
+        About("duration", "It is asked so often; notify, fd and log must be heard once in each.", 0.01, SECONDS_MAX),
+    ] = 10.0
+    timeout: Annotated[
+        float, About("duration", "An answer that takes longer is a failure (tcp, http, command).", 0.01, SECONDS_MAX)
+    ] = 5.0
+    failures: Annotated[
+        int, About("integer", "So many failures in a row: it is stopped, and `restart` decides.", 1, COUNT_MAX)
+    ] = 3
+
+
 class Service(msgspec.Struct, frozen=True):
     """One `[service.NAME]`."""
 
@@ -138,17 +205,37 @@ class Service(msgspec.Struct, frozen=True):
         Type,
         About(
             "choice",
-            "When it is ready: `simple` once it runs, `notify` when it says `READY=1` (sd_notify), `oneshot` when it "
-            "has ended with a code of `success_exit_codes`.",
+            "When it is ready: `simple` once it runs, or as `ready` says; `notify` when it says `READY=1` "
+            "(sd_notify), as with `ready = { notify = true }`; `oneshot` when it has ended with a code of "
+            "`success_exit_codes`.",
         ),
     ] = "simple"
+    ready: Annotated[
+        Ready | None,
+        About("table", "What tells that it is ready: one of `notify`, `fd`, `tcp`, `http`, `command`, `log`."),
+    ] = None
+    health: Annotated[
+        Health | None,
+        About("table", "What tells, from then on, that it is well; one of the same. Without it that is not asked."),
+    ] = None
+    watchdog: Annotated[
+        float | None,
+        About(
+            "duration",
+            "When it is ready it must say `WATCHDOG=1` (sd_notify) at least this often, else it is stopped, and "
+            "`restart` decides. It finds it in `WATCHDOG_USEC`.",
+            0.01,
+            SECONDS_MAX,
+            without="none",
+        ),
+    ] = None
     restart: Annotated[
         Restart,
         About(
             "choice",
-            "Whether it is started again when it ends: `always`, `on-failure` (a code that is no success, a signal, or "
-            "not ready in time), `on-abnormal` (the latter two), `unless-stopped` (as `always`, but one that was "
-            "stopped by hand stays so over a restart of the supervisor), `never`.",
+            "Whether it is started again when it ends: `always`, `on-failure` (a code that is no success, a signal, "
+            "not ready in time, or unhealthy), `on-abnormal` (all but the code), `unless-stopped` (as `always`, but "
+            "one that was stopped by hand stays so over a restart of the supervisor), `never`.",
         ),
     ] = "on-failure"
     backoff: Annotated[Backoff, About("table", "How long a restart waits.")] = Backoff()
@@ -193,7 +280,18 @@ class Service(msgspec.Struct, frozen=True):
             "supervisor, which takes it over; `stop` it, or `kill` it, at once.",
         ),
     ] = "keep"
-    ready_timeout: float = 90.0  # seconds; not settable yet
+
+    @property
+    def awaits(self) -> Ready | None:
+        """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`)."""
+        if self.type == "notify" and not (self.ready and self.ready.kind):
+            return msgspec.structs.replace(self.ready or Ready(), notify=True)
+        return self.ready
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is given the socket of sd_notify."""
+        return any(each is not None and each.notify for each in (self.awaits, self.health)) or self.watchdog is not None
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -309,5 +407,8 @@ def keys_of(struct: type[msgspec.Struct]) -> Keys:
             assert isinstance(inner, dict)
             place = inner
         default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-        place[last] = Key(field.name, about, hints[field.name].__origin__, default)
+        plain = hints[field.name].__origin__
+        if about.form == "table":  # one that may be missing
+            plain = next(each for each in (typing.get_args(plain) or (plain,)) if each is not type(None))
+        place[last] = Key(field.name, about, plain, default)
     return result

@@ -52,6 +52,9 @@ _FORMS: dict[str, Schema] = {
         "properties": {name: _limit(name) for name in LIMITS},
         "additionalProperties": False,
     },
+    "address": _STRING,
+    "url": {"type": "string", "pattern": r"^(http://|\$\{)"},
+    "regex": _STRING,
     "names": {"type": "array", "items": {"type": "string", "pattern": r"^[A-Za-z0-9_*?\[][][A-Za-z0-9._*?!:-]*$"}},
     "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
     "token_file": _STRING,
@@ -125,6 +128,8 @@ def _reference(struct: type[msgspec.Struct], definitions: dict[str, Schema]) -> 
             "description": (struct.__doc__ or "").strip(),
             **_table(keys_of(struct), definitions),
         }
+        if struct is model.Health:
+            definitions[struct.__name__]["anyOf"] = [{"required": [kind]} for kind in model.PROBE_KINDS]
     return {"$ref": f"#/$defs/{struct.__name__}"}
 
 

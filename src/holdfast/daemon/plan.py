@@ -48,13 +48,16 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
     env_file that is not there."""
     options = around_service(spec, around)
     options["env"].update(marks(spec.name, incarnation, around))
-    if spec.type == "notify":
+    if spec.speaks:
         options["env"]["NOTIFY_SOCKET"] = around.notify_address
+    if spec.watchdog is not None:
+        options["env"]["WATCHDOG_USEC"] = str(round(spec.watchdog * 1e6))
     return make_plan(
         spec.command[0] if spec.shell else spec.command,
         shell=spec.shell,
         stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
         stderr=DEVNULL,
+        pass_fds=[each.fd for each in (spec.awaits, spec.health) if each and each.fd is not None],
         on_owner_loss=spec.on_owner_loss,
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,

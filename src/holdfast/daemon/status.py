@@ -37,6 +37,17 @@ class LogStatus(Struct, frozen=True):
     error: Annotated[str | None, means("why nothing can be written now")]
 
 
+class HealthStatus(Struct, frozen=True):
+    """What a service's `health`, or its `watchdog`, has found in this incarnation."""
+
+    state: Annotated[str, means("`ok`, `failing`; `unknown`: not asked yet, or it could not be")]
+    failures: Annotated[int, means("in a row")]
+    text: Annotated[str, means("the last answer")]
+    checked_seconds_ago: Annotated[float | None, means("when that came; null: nobody has asked yet")]
+    checks: Annotated[int, means("how many answers there were")]
+    failed: Annotated[int, means('how many of them were bad: of one that flaps this grows, though it is "ok" now')]
+
+
 class Frozen(Struct, frozen=True):
     """Who is stopped (SIGSTOP, a debugger) and does nothing until `kill -CONT`."""
 
@@ -65,6 +76,7 @@ class ServiceStatus(Struct, frozen=True):
     on_owner_loss: Annotated[str, means("what happens to it when everybody who supervises is gone")]
     log: Annotated[LogStatus | None, means("what becomes of its output, while it runs")]
     frozen: Annotated[list[Frozen], means("who of it is stopped (SIGSTOP): its `keeper`, its `main` process")] = []
+    health: Annotated[HealthStatus | None, means("whether it is well; null: nobody looks")] = None
 
 
 class SupervisorStatus(Struct, frozen=True):

@@ -4,6 +4,7 @@
     services/NAME/41.sock    where the keeper of incarnation 41 listens
     services/NAME/41.report  what that keeper wrote when it ended with nobody to tell
     services/NAME/41.members who keeper, main process and adopted members are (members.py): one line each
+    services/NAME/41.ready   what that incarnation says of itself, or where its log began (hear.py); 41.health likewise
     boot                     the boot that all of this belongs to: after another one nothing of it is alive
 
 Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
@@ -23,7 +24,7 @@ from holdfast.process.address import remove, remove_report
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-FILES = ("sock", "report", "members")  # of one incarnation
+FILES = ("sock", "report", "members", "ready", "health")  # of one incarnation
 
 
 def write_by_rename(path: str, data: bytes) -> None:
@@ -76,6 +77,9 @@ class Store:
     def report(self, name: str, incarnation: int) -> str:
         return os.path.join(self.directory(name), f"{incarnation}.report")
 
+    def heard(self, name: str, incarnation: int, what: str) -> str:
+        return os.path.join(self.directory(name), f"{incarnation}.{what}")
+
     def save(self, record: Record) -> None:
         data = msgspec.json.encode(record)
         try:
@@ -124,7 +128,8 @@ class Store:
         path = os.path.join(self._services, name, str(incarnation))
         remove(path + ".sock")
         remove_report(path + ".report")
-        remove(path + ".members")
+        for end in ("members", "ready", "health"):
+            remove(f"{path}.{end}")
         remove(path + ".members.new")  # of a supervisor that was killed as it wrote
 
     def forget(self, name: str) -> None:

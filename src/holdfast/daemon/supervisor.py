@@ -32,6 +32,7 @@ from .events import EventLog
 from .lost import Lost, LostTrees
 from .members import MemberFiles
 from .plan import Surroundings, make_service_plan, marks
+from .probes import Probes
 from .processes import is_below
 from .store import Store
 from .upgrade import Upgrade, keep_running
@@ -88,6 +89,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
+        self.probes = Probes(self)
 
     # ---- the one way in
 
@@ -109,6 +111,7 @@ class Supervisor:
         finally:
             self._stepping = False
         self.chronicle.begin()
+        self.probes.begin()
         self._step()
 
     def _step(self) -> None:
@@ -166,6 +169,7 @@ class Supervisor:
             copy = self.copies.get(effect.name)
             text = f"pid {copy.pid}" if effect.what == "ready" and copy and copy.pid else effect.text
             self.events.add(effect.what, text, effect.name, effect.incarnation)
+            self.probes.tell(effect)
         elif isinstance(effect, fx.Forget):
             self.store.forget(effect.name)
         elif isinstance(effect, fx.Finish) and not self.finished.done():
@@ -180,11 +184,12 @@ class Supervisor:
 
     def _spawn(self, name: str, incarnation: int) -> None:
         spec = self.config.services[name]
-        log_path = os.path.join(self.config.supervisor.log_dir, name)
+        log_path = self.log_path(name)
         try:
             self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
             os.makedirs(log_path, 0o750, exist_ok=True)
             plan = make_service_plan(spec, incarnation, self.around)
+            self.probes.prepare(spec, incarnation, log_path, plan)
             tree = HeldTree.start(
                 plan,
                 address=self.store.address(name, incarnation),
@@ -200,6 +205,9 @@ class Supervisor:
             self.clean(name, incarnation)
             return
         self.hold(Copy(name, incarnation, tree, log_path))
+
+    def log_path(self, name: str) -> str:
+        return os.path.join(self.config.supervisor.log_dir, name)
 
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
@@ -395,6 +403,7 @@ class Supervisor:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
         self.voices.close()
+        self.probes.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

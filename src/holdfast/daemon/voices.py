@@ -62,8 +62,7 @@ class Voices:
         if fields.get("STOPPING") == "1" and not copy.stopping_said:
             copy.stopping_said = True
             self._supervisor.events.add("stopping", "it says that it stops", name, incarnation)
-        if fields.get("READY") == "1":
-            self._supervisor.post(ev.BecameReady(name, incarnation))
+        self._supervisor.probes.said(name, incarnation, fields)
 
     def close(self) -> None:
         if self._notify is not None:

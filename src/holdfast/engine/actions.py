@@ -16,10 +16,13 @@ from .events import (
     COULD_NOT_START,
     KEEPER_LOST,
     READY_TIMEOUT,
+    UNHEALTHY,
     UNKNOWN,
+    BecameUnhealthy,
     Emptied,
     Exit,
     Exited,
+    NotReadyYet,
     Observed,
     Seconds,
     SpawnFailed,
@@ -28,6 +31,7 @@ from .events import (
 from .service import Unit
 from .table import Phase
 
+NOT_READY = "not ready yet"
 News = Observed | str  # what comes with an input: the event, or for the others a few words of why
 
 
@@ -119,7 +123,7 @@ def spawn(unit: Unit, world: World, news: News) -> None:
     unit.restarts += unit.restart
     unit.asked = unit.early = False
     unit.ready_at = unit.exit = None
-    unit.cause = ""
+    unit.cause = unit.doubts = ""
     unit.why = unit.next_why
     if unit.restart:
         unit.why = f"restart {unit.restarts}" + (f": {unit.last_exit.words}" if unit.last_exit else "")
@@ -132,12 +136,13 @@ def spawn(unit: Unit, world: World, news: News) -> None:
 
 def run(unit: Unit, world: World, news: News) -> None:
     _tell(unit, world, "spawned", "")
-    if unit.spec.type == "simple" or unit.early:
+    awaits = unit.spec.awaits
+    if unit.early or (awaits is None and unit.spec.type != "oneshot"):
         _be_ready(unit, world)
         return
-    unit.become(Phase.UNREADY, world.now, "runs to its end" if unit.spec.type == "oneshot" else "not ready yet")
-    if unit.spec.type == "notify":
-        unit.wake_at = world.now + unit.spec.ready_timeout
+    unit.become(Phase.UNREADY, world.now, "runs to its end" if awaits is None else NOT_READY)
+    if awaits is not None:
+        unit.wake_at = world.now + awaits.timeout
 
 
 def hold(unit: Unit, world: World, news: News) -> None:
@@ -151,8 +156,21 @@ def stop(unit: Unit, world: World, news: News) -> None:
 
 
 def time_out(unit: Unit, world: World, news: News) -> None:
-    unit.cause = READY_TIMEOUT
-    unit.become(Phase.ENDING, world.now, "was not ready in time")
+    unit.cause = _because(READY_TIMEOUT, unit.doubts)
+    unit.become(Phase.ENDING, world.now, _because("was not ready in time", unit.doubts))
+    _stop(unit, world)
+
+
+def doubt(unit: Unit, world: World, news: News) -> None:
+    assert isinstance(news, NotReadyYet)
+    unit.doubts = news.why
+    unit.reason = _because(NOT_READY, unit.doubts)
+
+
+def condemn(unit: Unit, world: World, news: News) -> None:
+    assert isinstance(news, BecameUnhealthy)
+    unit.cause = unit.cause or _because(UNHEALTHY, news.why)
+    unit.become(Phase.ENDING, world.now, unit.cause)
     _stop(unit, world)
 
 
@@ -172,11 +190,11 @@ def fail(unit: Unit, world: World, news: News) -> None:
 
 
 def note_ready(unit: Unit, world: World, news: News) -> None:
-    unit.early = unit.spec.type == "notify"
+    unit.early = unit.spec.awaits is not None
 
 
 def be_ready(unit: Unit, world: World, news: News) -> None:
-    if unit.spec.type == "notify":
+    if unit.spec.awaits is not None:
         _be_ready(unit, world)
 
 
@@ -236,6 +254,10 @@ def settle(unit: Unit, world: World, news: News) -> None:
 
 
 # ---- parts of them
+
+
+def _because(what: str, why: str) -> str:
+    return f"{what} ({why})" if why else what
 
 
 def _tell(unit: Unit, world: World, what: str, text: str) -> None:

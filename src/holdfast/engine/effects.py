@@ -37,6 +37,7 @@ class Record:
     wake_at: Seconds | None = None  # end of back-off
     reason: str = ""
     why: str = ""  # it was started, or is to be: Spawn's words
+    cause: str = ""  # of the exit to come: unhealthy
 
 
 @dataclass(frozen=True, slots=True)

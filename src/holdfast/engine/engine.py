@@ -20,11 +20,13 @@ from .effects import Effect, Finish, Forget, Record, Save, Tell
 from .events import (
     UNKNOWN,
     BecameReady,
+    BecameUnhealthy,
     Emptied,
     Event,
     Exit,
     Exited,
     KeeperLost,
+    NotReadyYet,
     Observed,
     RestartAsked,
     Seconds,
@@ -46,6 +48,8 @@ INPUTS: dict[type[Observed], Input] = {
     Spawned: Input.SPAWNED,
     SpawnFailed: Input.SPAWN_FAILED,
     BecameReady: Input.READY,
+    NotReadyYet: Input.NOT_YET,
+    BecameUnhealthy: Input.UNHEALTHY,
     Exited: Input.EXITED,
     Emptied: Input.EMPTIED,
     KeeperLost: Input.LOST,
@@ -111,9 +115,9 @@ class Engine:
     # ---- start-up
 
     def adopt(self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds) -> None:
-        """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said so
-        (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
-        and forgotten."""
+        """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it was, by what
+        its spec awaits; `exit`: how its main process ended, if it has.  A name that is not in the configuration is
+        stopped and forgotten."""
         self.now = now
         unit = self._units.get(name)
         if unit is None:
@@ -147,6 +151,8 @@ class Engine:
                 why = unit.reason if unit.asked and unit.reason else "was to be stopped"  # who asked is on record
                 why = "not in the configuration any more" if unit.foreign else why
                 self._apply(unit, Input.HALT, why)
+            elif unit.cause:  # its stop may not have been heard
+                self._apply(unit, Input.UNHEALTHY, BecameUnhealthy(unit.spec.name, unit.incarnation, ""))
         self._changed.extend(units)
         return self._flush()
 

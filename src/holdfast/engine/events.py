@@ -14,7 +14,8 @@ Seconds: TypeAlias = float
 # Who is meant by a command: names, each with the incarnation it is meant for (None: whichever there is).
 Targets: TypeAlias = tuple[tuple[str, int | None], ...]
 
-READY_TIMEOUT = "ready_timeout"
+READY_TIMEOUT = "ready_timeout"  # this and UNHEALTHY may be followed by " (why)"
+UNHEALTHY = "unhealthy"
 KEEPER_LOST = "keeper lost"
 COULD_NOT_START = "could not start"  # followed by ": " and why
 UNKNOWN = "unknown"  # it ended while nobody looked
@@ -31,8 +32,8 @@ class Exit:
 
     @property
     def abnormal(self) -> bool:
-        """By a signal, not ready in time, lost with its keeper, never started: no decision of the program."""
-        return self.code is None or self.cause in (READY_TIMEOUT, KEEPER_LOST)
+        """By a signal, not ready in time, unhealthy, keeper lost, never started: no decision of the program."""
+        return self.code is None or self.cause.startswith((READY_TIMEOUT, UNHEALTHY, KEEPER_LOST))
 
     def succeeded(self, codes: tuple[int, ...]) -> bool:
         return not self.abnormal and self.code in codes
@@ -106,10 +107,28 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class BecameReady:
-    """It said READY=1.  May overtake Spawned."""
+    """It is, by what its spec awaits.  May overtake Spawned."""
 
     name: str
     incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotReadyYet:
+    """It was asked whether it is ready, and is not: why, in words.  Given when they change."""
+
+    name: str
+    incarnation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BecameUnhealthy:
+    """It was ready, and is not well: so many failures in a row, or its watchdog has not heard from it."""
+
+    name: str
+    incarnation: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +167,8 @@ class TimeExtended:
     until: Seconds
 
 
-Observed: TypeAlias = Spawned | SpawnFailed | BecameReady | Exited | Emptied | KeeperLost | TimeExtended
+Observed: TypeAlias = (
+    Spawned | SpawnFailed | BecameReady | NotReadyYet | BecameUnhealthy | Exited | Emptied | KeeperLost | TimeExtended
+)
 Command: TypeAlias = StartAsked | StopAsked | RestartAsked
 Event: TypeAlias = Command | Observed | ShutdownAsked | Woken

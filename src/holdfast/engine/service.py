@@ -44,9 +44,9 @@ class Unit:
     """One service's state."""
 
     __slots__ = (
-        "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since",
-        "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "asked", "cause", "doubts", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation",
+        "last_exit", "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts",
+        "saved", "since", "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -63,10 +63,11 @@ class Unit:
         self.next_why = WITH_SUPERVISOR  # the reason of the next start, if it is no restart
         # Of the present incarnation.
         self.asked = False  # its end is: it is no failure, and policy has no say
-        self.early = False  # it said READY=1 before Spawned came
+        self.early = False  # it was ready before Spawned came
         self.ready_at: Seconds | None = None
         self.exit: Exit | None = None
         self.cause = ""  # of the exit to come
+        self.doubts = ""  # why it is not ready yet, if that was said
         self.why = ""  # it was started
         # Kept by the engine.
         self.foreign = False  # not in the configuration: to be stopped and forgotten
@@ -131,8 +132,8 @@ class Unit:
         """Changes when the record has to be written.  While a tree lives, its keeper is the record of what becomes of
         it; so a restart is one Save."""
         if self.live:
-            ready_at = self.ready_at if self.spec.type == "notify" else None
-            return self.incarnation, self.wanted, self.asked, ready_at, self.phase is Phase.STUCK
+            ready_at = self.ready_at if self.spec.awaits is not None else None
+            return self.incarnation, self.wanted, self.asked, ready_at, self.cause, self.phase is Phase.STUCK
         if closing:
             return self.wanted or self.spec.restart != "unless-stopped", self.incarnation, self.restarts, self.last_exit
         pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED)
@@ -160,6 +161,7 @@ class Unit:
             wake_at=self.wake_at,
             reason=self.reason,
             why=self.why if self.live else self.next_why,
+            cause=self.cause if self.live else "",
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -172,15 +174,16 @@ class Unit:
         self.since = min(record.since, now)
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
-            self.asked = record.stopping
+            self.asked, awaits = record.stopping, self.spec.awaits
             if alive and record.state is State.FATAL:
                 self.phase = Phase.STUCK
-            elif self.spec.type == "simple" or (self.spec.type == "notify" and ready):
+            elif ready if awaits is not None else self.spec.type != "oneshot":
                 self.phase = Phase.RUNNING
                 self.ready_at = min(record.since if record.ready_at is None else record.ready_at, now)
+                self.cause = record.cause
             else:
                 self.phase = Phase.UNREADY
-                self.wake_at = now + self.spec.ready_timeout if self.spec.type == "notify" else None
+                self.wake_at = now + awaits.timeout if awaits is not None else None
         elif not self.wanted:
             pass  # stopped
         elif record.state is State.STARTING:

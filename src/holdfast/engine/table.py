@@ -31,7 +31,7 @@ class Phase(enum.Enum):
     BLOCKED = State.STOPPED, "wanted, but something it requires is down and not on its way up"
     WAITING = State.STARTING, "waits for what it requires or comes after; nothing was started"
     SPAWNING = State.STARTING, "the start is under way"
-    UNREADY = State.STARTING, "its program runs, but is not ready (`notify`) or not done (`oneshot`)"
+    UNREADY = State.STARTING, "its program runs, but is not ready (`ready`) or not done (`oneshot`)"
     RUNNING = State.RUNNING, "its program runs and is ready"
     BACKOFF = State.BACKOFF, "waits for the end of its back-off"
     QUEUED = State.BACKOFF, "waits for the start budget"
@@ -60,6 +60,8 @@ class Input(enum.Enum):
     SPAWNED = "Spawned"
     SPAWN_FAILED = "SpawnFailed"
     READY = "BecameReady"
+    NOT_YET = "NotReadyYet"
+    UNHEALTHY = "BecameUnhealthy"
     EXTENDED = "TimeExtended"
     EXITED = "Exited"
     LOST = "KeeperLost"
@@ -121,6 +123,8 @@ ROWS: Rows = (
     (I.LOST, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "lose", (P.ENDING,)),
     (I.LOST, (P.ENDING,), "note_loss", ()),
     (I.EMPTIED, (P.ENDING, P.STUCK), "settle", AFTER),
+    (I.NOT_YET, (P.UNREADY,), "doubt", ()),
+    (I.UNHEALTHY, (P.RUNNING,), "condemn", (P.ENDING,)),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -151,6 +155,10 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.EMPTIED, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "its end was missed: the engine takes it as Exited before"),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.SPAWNED, I.SPAWN_FAILED, I.READY)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.EXTENDED, I.EXITED, I.LOST, I.EMPTIED)),
+    *((given, IDLE, "nothing of that incarnation is left") for given in (I.NOT_YET, I.UNHEALTHY)),
+    (I.NOT_YET, (P.SPAWNING, P.RUNNING), "it is too early, or too late, to matter"),
+    (I.UNHEALTHY, (P.SPAWNING, P.UNREADY), "its health matters when it is ready"),
+    *((given, (*LEAVING, P.STUCK), "its end is under way") for given in (I.NOT_YET, I.UNHEALTHY)),
 )
 IGNORED: dict[tuple[Phase, Input], str] = {
     (phase, given): why for given, phases, why in IGNORED_ROWS for phase in phases
