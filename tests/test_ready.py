@@ -1,4 +1,4 @@
-"""`ready`: each kind with a real program, one that is slow, one that never is, and a supervisor that is killed meanwhile."""
+"""`ready`: each kind with a real program, one that is slow, that never is, a supervisor that is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -61,14 +61,16 @@ restart = "never"
 
 def test_a_unix_socket(tmp_path):
     path = tmp_path / "x.sock"
-    program = f"import socket\ns = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen(); s.accept(); s.accept()"
+    program = f"from socket import *; s = socket(AF_UNIX); s.bind({str(path)!r}); s.listen(); s.accept()[0].recv(1)"
     services = f"""
 [service.x]
 command = {json.dumps(["python3", "-c", program])}
 ready = {{ tcp = "unix:x.sock", interval = "20ms" }}
+restart = "never"
 """
     with Running(tmp_path, services) as up:
-        up.until("x", ready=True)
+        assert up.until("x", state="exited")["last_exit"]["code"] == 0
+        assert "x@1 ready" in up.output.read_text()
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "supervisor killed"])
