@@ -120,7 +120,7 @@ EXPECTED = {
     20: ("web", "grace", "10 has no unit", '"10s"'),
     21: ("web", "essential", "must be true or false, not a string", ""),
     22: ("web", "on_owner_loss", 'must be one of "keep", "stop", "kill"', 'did you mean "keep"?'),
-    23: ("web", "ready.http", "'/health' is no URL of http", "http://127.0.0.1:8080/health"),
+    23: ("web", "ready.http", '"/health" is no URL of http', "http://127.0.0.1:8080/health"),
     24: ("web", "rlimits.nofil", "is no resource limit", 'did you mean "nofile"?'),
     25: ("web", "rlimits.nproc", "the soft limit is above the hard one", "[soft, hard]"),
     26: ("web", "rlimits.as", "1000000 has no unit", "MB"),

@@ -4,7 +4,8 @@
     services/NAME/41.sock    where the keeper of incarnation 41 listens
     services/NAME/41.report  what that keeper wrote when it ended with nobody to tell
     services/NAME/41.members who keeper, main process and adopted members are (members.py): one line each
-    services/NAME/41.ready   what that incarnation says of itself, or where its log began (hear.py); 41.health likewise
+    services/NAME/41.ready   what that incarnation says of itself, or where its log began (hear.py)
+    services/NAME/41.health  likewise
     boot                     the boot that all of this belongs to: after another one nothing of it is alive
 
 Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
