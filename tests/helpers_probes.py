@@ -35,7 +35,7 @@ with socket.create_server(("127.0.0.1", port)) as server:
 
 
 def free_port() -> int:
-    """A port that nobody had a moment ago.  Below the range that is given out by itself."""
+    """A port that nobody had a moment ago; should somebody take it, the service's next start does better."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 
 import pytest
 from helpers_probes import Web, again, fifo, frozen_anchor, notifier, release
 from helpers_supervisor import Running, kill, log_of
-from helpers_wait import wait_for
+from helpers_wait import eventually, wait_for
 
 from holdfast.config.model import Health, Service
 from holdfast.daemon.ask import ask
@@ -196,6 +197,36 @@ watchdog = "50ms"
         assert "watchdog: nothing heard for 0.5s" in restarted["last_exit"]["cause"]
 
 
+def test_a_supervisor_that_is_held_up_holds_nobody_for_silent(tmp_path):
+    services = f"""
+[service.x]
+command = {notifier(tmp_path, "x", HEARTBEAT.format(beat="tell('WATCHDOG=1')"))}
+type = "notify"
+watchdog = "500ms"
+"""
+    with Running(tmp_path, services) as up:
+        checks = up.until("x", lambda s: s["health"] and s["health"]["checks"] > 5)["health"]["checks"]
+        supervisor = up.client().supervisor()["pid"]
+        kill(supervisor, signal.SIGSTOP)
+        try:
+            eventually(lambda: False, 2.0)  # time has to pass, for it is about time
+        finally:
+            kill(supervisor, signal.SIGCONT)
+        status = up.until("x", lambda s: s["health"] and s["health"]["checks"] > checks + 20)
+        assert (status["incarnation"], status["health"]["failed"]) == (1, 0)
+
+
+def test_what_a_service_says_is_shown_as_text(tmp_path):
+    text = "while :; do printf 'beat \\033[2J\\n'; sleep 0.05; done"
+    services = f"""
+[service.x]
+command = {json.dumps(["sh", "-c", text])}
+health = {{ log = '^beat', interval = "10s" }}
+"""
+    with Running(tmp_path, services) as up:
+        assert up.until("x", lambda s: s["health"] and s["health"]["checks"])["health"]["text"] == "beat ?[2J"
+
+
 def test_what_cannot_be_asked_is_no_fault_of_the_service(tmp_path):
     services = f"""
 [service.x]
@@ -298,6 +329,10 @@ def test_answers_of_hostile_servers_are_bounded():
         assert answer(b"HTTP/1.1 200 \x1b[2J\xff\r\n\r\n") == (True, "200 ?[2J\xff")
         assert answer(b"HTTP/1.1 200 OK\r\n", endless=True).well
     assert ask_once(http=url) == (False, "Connection refused")
+    for _ in range(20):  # a port of nobody is never taken for one of somebody
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        assert ask_once(tcp=str(port)) == (False, "Connection refused")
     assert ask_once(tcp="unix:/no/such") == (False, "No such file or directory")
     assert not ask_once(tcp="no-such-host.invalid:80").well
     assert ask_once(command=("sh", "-c", "echo $HOLDFAST_SERVICE; exit 1")).text == "exited with code 1: x"

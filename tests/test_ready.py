@@ -131,6 +131,20 @@ ready = {{ log = '^started' }}
         assert up.until("x", ready=True, incarnation=2)["pid"] != pid
 
 
+def test_an_unfinished_line_of_the_one_before_is_not_its_own(tmp_path):
+    text = "test -e again || { touch again; printf 'listens on 80'; exit 1; }; exec sleep 1000"
+    services = f"""
+[service.x]
+command = {json.dumps(["sh", "-c", text])}
+ready = {{ log = 'listens', timeout = "500ms" }}
+backoff = {{ first = "0s" }}
+start_limit = 2
+"""
+    with Running(tmp_path, services) as up:
+        assert up.until("x", state="fatal")["last_exit"]["cause"].startswith("ready_timeout")
+        assert "x@2 ready" not in up.output.read_text()
+
+
 def test_notify_with_another_time(tmp_path):
     silent = notifier(tmp_path, "silent", "time.sleep(1000)")
     says = notifier(tmp_path, "says", "tell('READY=1')\ntime.sleep(1000)")

@@ -46,7 +46,7 @@ async def ask(probe: Probe, limit: float, spec: Service, around: Surroundings, m
     except (OSError, EOFError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
         text = os.strerror(number) if number and number > 0 else str(error)  # below 0: a name that is not known
-        return Answer(None if number in OURS else False, _shown(text))
+        return Answer(None if number in OURS else False, shown(text))
 
 
 async def _connect(address: str) -> Answer:
@@ -54,8 +54,10 @@ async def _connect(address: str) -> Answer:
         _, writer = await asyncio.open_unix_connection(address.removeprefix(UNIX))
     else:
         _, writer = await asyncio.open_connection(*endpoint(address))
+    # With nobody there, a port of the range that is given out to callers may be given to us: connected to ourselves.
+    own = not address.startswith(UNIX) and writer.get_extra_info("sockname") == writer.get_extra_info("peername")
     writer.close()
-    return Answer(True, "connected")
+    return Answer(False, os.strerror(errno.ECONNREFUSED)) if own else Answer(True, "connected")
 
 
 async def _get(url: str) -> Answer:
@@ -67,7 +69,7 @@ async def _get(url: str) -> Answer:
         line = (await reader.readline()).decode("latin-1").strip()
         found = re.fullmatch(r"HTTP/1\.[0-9] ([1-5][0-9][0-9])( .*)?", line)
         if not found:
-            return Answer(False, _shown(f"no HTTP answer: {line!r}" if line else "closed without an answer"))
+            return Answer(False, shown(f"no HTTP answer: {line!r}" if line else "closed without an answer"))
         try:
             async with asyncio.timeout(BODY_LIMIT):
                 left = BODY_BYTES
@@ -75,7 +77,7 @@ async def _get(url: str) -> Answer:
                     left -= len(data)
         except (TimeoutError, OSError):
             pass
-        return Answer(200 <= int(found[1]) < 400, _shown(line.partition(" ")[2]))
+        return Answer(200 <= int(found[1]) < 400, shown(line.partition(" ")[2]))
     finally:
         writer.close()
 
@@ -83,13 +85,13 @@ async def _get(url: str) -> Answer:
 def _of_command(result: AsideResult, limit: float) -> Answer:
     last = result.tail.rpartition("\n")[2]
     if result.timed_out:
-        return Answer(False, _shown(f"not done within {limit:g}s" + (f": {last}" if last else "")))
+        return Answer(False, shown(f"not done within {limit:g}s" + (f": {last}" if last else "")))
     if result.status is None:
-        return Answer(None, _shown(f"could not be asked: {last}"))
+        return Answer(None, shown(f"could not be asked: {last}"))
     how = Exit(result.status.code, result.status.signal, result.status.core_dumped).words
-    return Answer(result.status.code == 0, _shown(f"{how}: {last}" if last else how))
+    return Answer(result.status.code == 0, shown(f"{how}: {last}" if last else how))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """It will be shown on somebody's terminal."""
     return "".join(c if c.isprintable() else "?" for c in text[:TEXT_MAX])

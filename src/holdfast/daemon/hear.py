@@ -32,7 +32,7 @@ def prepare(probe: Probe, path: str, log_path: str, plan: Plan) -> None:
         plan.child_files.append(fd)
         plan.fds[plan.fds.index(probe.fd, 3)] = fd  # pass_fds has kept the place
     elif probe.log is not None:
-        write_by_rename(path, LogReader(log_path).tail(0).encode())
+        write_by_rename(path, LogReader(log_path).end().encode())
 
 
 async def words(probe: Probe, path: str, log_path: str, spec: Service, watcher: Watcher) -> AsyncIterator[str]:
@@ -72,7 +72,7 @@ async def _lines(
             cursor = file.read()
         reader.read(cursor)
     except (FileNotFoundError, BadCursor):
-        cursor = reader.tail(0)
+        cursor = reader.end()
     async for page in reader.follow(cursor, watcher):
         for entry in page.entries:
             text = (entry.text.partition(" ")[2] if timestamps else entry.text)[:LINE_MAX]

@@ -72,6 +72,10 @@ class LogReader:
         """The cursor before the last `lines` of each stream; fewer where they lie more than TAIL_BYTES_MAX back."""
         return _text(_Files(self.directory, stream).tail(lines) for stream in streams)
 
+    def end(self, streams: Sequence[str] = STREAMS) -> str:
+        """The cursor behind all that is there now, an unfinished line included.  OSError."""
+        return _text(_Files(self.directory, stream).end() for stream in streams)
+
     async def follow(
         self, cursor: str | None, watcher: Watcher, streams: Sequence[str] = STREAMS
     ) -> AsyncIterator[Page]:
@@ -222,6 +226,15 @@ class _Files:
                     at = len(data)
                 break
         return at
+
+    def end(self) -> tuple[int, int]:
+        number, fd, _, _ = self.open(_LAST)
+        if fd < 0:
+            return number, 0
+        try:
+            return number, os.fstat(fd).st_size
+        finally:
+            os.close(fd)
 
     def tail(self, lines: int) -> tuple[int, int]:
         """Where the last lines begin.  What is at the end without an end of line counts as one, too."""

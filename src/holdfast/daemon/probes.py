@@ -19,7 +19,7 @@ from holdfast.engine.table import State
 from holdfast.process.options import Plan
 
 from . import hear
-from .ask import Answer, ask
+from .ask import Answer, ask, shown
 from .status import HealthStatus
 from .watch import Watcher
 
@@ -205,7 +205,7 @@ class Probes:
 
     def _hear(self, watch: Watch, word: str) -> None:
         watch.since = self._loop.time()
-        self._judge(watch, Answer(True, word[:80]))
+        self._judge(watch, Answer(True, shown(word)))
 
     def _judge(self, watch: Watch, answer: Answer, *, at_once: bool = False) -> None:
         """Take an answer; tell what changes, and the engine when it is too bad."""
