@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_config import loaded, problems
+from test_config import fenced, loaded, problems
 
 from holdfast.config.model import Health, Ready, decode, encode
 from holdfast.config.probe_forms import endpoint, target
@@ -91,6 +91,11 @@ def test_mistakes(tmp_path, keys, key, message, hint):
     assert (found.service, found.key) == ("web", key)
     assert message in found.message
     assert hint in found.hint
+
+
+def test_the_examples_of_the_page_load(tmp_path):
+    (text,) = fenced("docs/health.md")
+    assert {spec.awaits.kind for spec in loaded(tmp_path, text).services.values()} == {"log", "tcp", "notify"}
 
 
 @given(st.text(max_size=40))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from holdfast.config.model import Health, Probe, Ready, Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
+from holdfast.engine.service import ServiceView
 from holdfast.engine.table import State
 from holdfast.process.options import Plan
 
@@ -77,9 +78,17 @@ class Probes:
     def begin(self) -> None:
         """Start-up is over: those that an earlier supervisor has left are looked after."""
         for view in self._supervisor.engine.views():
-            key = view.name, view.incarnation
-            if view.live and key not in self._tasks and view.state in (State.STARTING, State.RUNNING):
-                self._go_on(key, ready=view.ready)
+            if (view.name, view.incarnation) not in self._tasks:
+                self._look_after(view)
+
+    def renew(self, name: str) -> None:
+        """The configuration has another `ready` or `health` for it now.  What runs meets it at once, from zero failures;
+        but a descriptor (`fd`) it has only from its next start on."""
+        self._look_after(self._supervisor.engine.view(name))
+
+    def _look_after(self, view: ServiceView) -> None:
+        if view.live and view.state in (State.STARTING, State.RUNNING):
+            self._go_on((view.name, view.incarnation), ready=view.ready)
 
     def tell(self, effect: fx.Tell) -> None:
         """The engine tells of a life."""
