@@ -82,7 +82,7 @@ class Probes:
                 self._look_after(view)
 
     def renew(self, name: str) -> None:
-        """The configuration has another `ready` or `health` for it now.  What runs meets it at once, from zero failures;
+        """The configuration has another `ready` or `health` for it.  What runs meets it at once, from zero failures;
         but a descriptor (`fd`) it has only from its next start on."""
         self._look_after(self._supervisor.engine.view(name))
 
