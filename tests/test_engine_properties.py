@@ -54,6 +54,8 @@ def graphs(draw):
                 start_limit=draw(st.sampled_from([0, 1, 3])),
                 success_exit_codes=draw(st.sampled_from([(0,), (0, 3)])),
                 essential=draw(st.integers(0, 9)) == 0,
+                pre_start=draw(st.sampled_from([(), (), ("prepare",)])),
+                post_stop=draw(st.sampled_from([(), (), ("clean",)])),
             )
         )
     return services(*draw(st.permutations(result)))
@@ -248,7 +250,9 @@ class EngineMachine(RuleBasedStateMachine):
                 world.handle(Emptied(name, number))
             elif tree.stopped:
                 world.handle(Exited(name, number, TERMINATED))
-            elif not stopping and spec is not None and spec.type == "oneshot":
+            elif tree.step == "post_stop" or (
+                not stopping and (tree.step == "pre_start" or (spec is not None and spec.type == "oneshot"))
+            ):
                 world.handle(Exited(name, number, Exit(0, None)))
             elif not stopping and spec is not None and spec.type == "notify" and not tree.said_ready:
                 world.handle(BecameReady(name, number))

@@ -19,7 +19,10 @@ from .vars import expand
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-OWN_VARIABLES = ("HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "HOLDFAST_SUPERVISOR", "NOTIFY_SOCKET")
+OWN_VARIABLES = (
+    "HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "HOLDFAST_SUPERVISOR", "HOLDFAST_EXIT_CODE", "HOLDFAST_EXIT_SIGNAL",
+    "NOTIFY_SOCKET",
+)  # fmt: skip
 BYTE_LIMITS = ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")
 TIME_LIMITS = {"cpu": 1, "rttime": 1_000_000}  # units of the kernel per second
 COUNT_LIMITS = ("nice", "nofile", "nproc", "rtprio", "sigpending")

@@ -14,8 +14,6 @@ LATER = {
     "main": "",
     "no_new_privs": "setpriv --no-new-privs in the command does it",
     "oom_score_adj": "choom in the command does it",
-    "post_stop": "",
-    "pre_start": 'a service of type "oneshot" that this one requires',
     "pty": "",
     "ready": 'type = "notify" is',
     "ready_timeout": "",

@@ -98,6 +98,24 @@ class Service(msgspec.Struct, frozen=True):
         About("command", "What is run: a list of words, or a string that is split as a shell would, without a shell."),
     ]  # with `shell`: one element, the text for /bin/sh -c
     shell: Annotated[bool, About("boolean", "Give `command`, one string then, to `/bin/sh -c`.")] = False
+    pre_start: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "Runs to its end before each start of `command`, in the same surroundings. Only code 0 lets the start go "
+            "on; else, or when it takes longer than 90s, the start has failed.",
+            without="nothing",
+        ),
+    ] = None
+    post_stop: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "Runs when nothing of `command` or of a failed `pre_start` is left, for at most 90s, with "
+            "`HOLDFAST_EXIT_CODE` or `HOLDFAST_EXIT_SIGNAL`. What becomes of it changes nothing else.",
+            without="nothing",
+        ),
+    ] = None
     cwd: Annotated[str | None, About("path", "Directory it runs in.", without="the directory of the file")] = (
         None  # always set by load()
     )

@@ -8,7 +8,11 @@ import resource
 from collections.abc import Mapping
 
 from holdfast.config.model import Service
+from holdfast.engine.effects import Step
+from holdfast.engine.events import Exit
 from holdfast.process.options import DEVNULL, Plan, make_plan
+
+from .show import signal_name
 
 # What the supervisor got for itself and a service must not take for its own.
 PRIVATE = ("NOTIFY_", "LISTEN_", "HOLDFAST_")
@@ -32,6 +36,10 @@ class Surroundings:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def command_of(spec: Service, step: Step) -> tuple[str, ...]:
+    return {"pre_start": spec.pre_start, "main": spec.command, "post_stop": spec.post_stop}[step] or ()
+
+
 def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
     """What tells the processes of one incarnation from all others on the machine, in their environment."""
     return {
@@ -41,8 +49,19 @@ def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
     }
 
 
-def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
-    """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take."""
+def exit_variables(ended: Exit | None) -> dict[str, str]:
+    """What post_stop learns of the end that it comes after."""
+    if ended is not None and ended.signal is not None:
+        return {"HOLDFAST_EXIT_SIGNAL": signal_name(ended.signal)}
+    return {"HOLDFAST_EXIT_CODE": str(ended.code)} if ended is not None and ended.code is not None else {}
+
+
+def make_service_plan(
+    spec: Service, incarnation: int, around: Surroundings, step: Step = "main", ended: Exit | None = None
+) -> Plan:
+    """The checked request.  `ended`: for post_stop, how main has.
+
+    ValueError, OSError: a user that has gone, a value that the kernel does not take."""
     env = dict(around.environ)
     user = spec.user
     group = spec.group
@@ -60,12 +79,15 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
         groups = []  # not root's supplementary groups with another group
     env.update(spec.env)
     env.update(marks(spec.name, incarnation, around))
-    if spec.type == "notify":
+    if step == "main" and spec.type == "notify":
         env["NOTIFY_SOCKET"] = around.notify_address
+    elif step == "post_stop":
+        env.update(exit_variables(ended))
+    command = command_of(spec, step)
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
     limits.update(spec.rlimits)
     return make_plan(
-        spec.command[0] if spec.shell else spec.command,
+        command[0] if spec.shell else command,
         shell=spec.shell,
         cwd=spec.cwd,
         env=env,

@@ -66,6 +66,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         on_owner_loss=spec.on_owner_loss if spec else "keep",
         log=log,
         frozen=frozen,
+        step=view.step,
     )
 
 

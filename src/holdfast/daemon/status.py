@@ -46,6 +46,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     on_owner_loss: str
     log: LogStatus | None
     frozen: list[Frozen] = []  # who of it is stopped (SIGSTOP) and does nothing until `kill -CONT`
+    step: str = "main"  # what its incarnation is: pre_start | main | post_stop
 
 
 class SupervisorStatus(msgspec.Struct, frozen=True):

@@ -243,8 +243,8 @@ class Engine:
 
     def save(self, unit: Unit) -> None:
         """Save the record, if it says something new.  A shutdown writes what has ended, not that it is to end: if we
-        are killed on the way, the next supervisor finds what is wanted."""
-        if self.closing and unit.holds:
+        are killed on the way, the next supervisor finds what is wanted.  A post_stop is an incarnation to be found."""
+        if self.closing and unit.holds and unit.phase is not Phase.CLEANING:
             return
         durable = unit.durable(self.closing)
         if durable != unit.saved:
@@ -334,6 +334,7 @@ class Engine:
                 return
             unit.waits = {other for other in graph.requires[name] if not units[other].ready}
             unit.waits.update(other for other in graph.after[name] if units[other].coming)
+            unit.main_next &= not unit.waits  # else pre_start runs again, with what it waits for
             if not unit.waits:
                 self._go(unit)
         elif unit.phase is Phase.BLOCKED:

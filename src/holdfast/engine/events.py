@@ -16,6 +16,8 @@ Targets: TypeAlias = tuple[tuple[str, int | None], ...]
 
 READY_TIMEOUT = "ready_timeout"
 KEEPER_LOST = "keeper lost"
+PRE_START = "pre_start"  # that failed: the cause of an end before main
+NOT_DONE = "not done in time"
 COULD_NOT_START = "could not start"  # followed by ": " and why
 UNKNOWN = "unknown"  # it ended while nobody looked
 
@@ -32,7 +34,7 @@ class Exit:
     @property
     def abnormal(self) -> bool:
         """By a signal, not ready in time, lost with its keeper, never started: no decision of the program."""
-        return self.code is None or self.cause in (READY_TIMEOUT, KEEPER_LOST)
+        return self.code is None or self.cause in (READY_TIMEOUT, KEEPER_LOST, PRE_START, f"{PRE_START} {NOT_DONE}")
 
     def succeeded(self, codes: tuple[int, ...]) -> bool:
         return not self.abnormal and self.code in codes

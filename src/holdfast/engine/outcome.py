@@ -21,7 +21,7 @@ def outcome(
     """
     newer = now.incarnation > before.incarnation
     if verb == "stop":
-        if now.live and not newer:
+        if now.live and (not newer or now.step == "post_stop"):
             return "failed" if now.state is State.FATAL else None
         return "unchanged" if not before.live and before.state in AT_REST else "done"
     if now.state in AT_REST:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.model import Service
-from .effects import Record
+from .effects import Record, StartFailed, Step
 from .events import Exit, Seconds
 from .table import LEAVING, LIVE, Phase, State
 
@@ -38,6 +38,8 @@ class ServiceView:
     wake_at: Seconds | None  # end of back-off, or when it must be ready
     reason: str  # why it is in this state
     why: str  # why this incarnation was started
+    step: Step  # what this incarnation is
+    last_exit_of: int  # the incarnation that ended so
 
 
 class Unit:
@@ -45,8 +47,8 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since",
-        "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "last_exit_of", "main_next", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts",
+        "saved", "since", "spec", "start_failed", "step", "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -62,6 +64,9 @@ class Unit:
         self.restart = False  # the next start is a restart by policy: it is counted, and takes from the budget
         self.next_why = WITH_SUPERVISOR  # the reason of the next start, if it is no restart
         # Of the present incarnation.
+        self.step: Step = "main"
+        self.main_next = False  # its pre_start has succeeded, right now
+        self.start_failed: StartFailed = ""  # and whether the same may succeed later
         self.asked = False  # its end is: it is no failure, and policy has no say
         self.early = False  # it said READY=1 before Spawned came
         self.ready_at: Seconds | None = None
@@ -111,8 +116,13 @@ class Unit:
         """About to become ready or to fail: what comes after it waits."""
         phase = self.phase
         if phase in LEAVING:
-            return self.wanted and (self.asked or self.completed)
+            return self.wanted and (self.asked or self.completed or self.prepared)
         return phase in (Phase.WAITING, Phase.SPAWNING, Phase.UNREADY)
+
+    @property
+    def prepared(self) -> bool:
+        """Its pre_start has succeeded: main comes next."""
+        return self.step == "pre_start" and self.exit is not None and self.exit.succeeded((0,))
 
     def view(self) -> ServiceView:
         waits = tuple(sorted(self.waits)) if self.phase in WAITING else ()
@@ -120,9 +130,12 @@ class Unit:
         if waits:
             which = ", ".join(waits[:4]) + (f" and {len(waits) - 4} more" if len(waits) > 4 else "")
             reason = WAITING[self.phase].format(which=which, reason=reason)
+        if self.live and self.step != "main":
+            reason = f"{self.step} runs; {reason}".removesuffix("; ")
         return ServiceView(
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
             self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
+            self.step, self.last_exit_of,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -160,6 +173,8 @@ class Unit:
             wake_at=self.wake_at,
             reason=self.reason,
             why=self.why if self.live else self.next_why,
+            step=self.step,
+            start_failed=self.start_failed if self.live else "",
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -172,9 +187,12 @@ class Unit:
         self.since = min(record.since, now)
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
-            self.asked = record.stopping
+            self.asked, self.step, self.start_failed = record.stopping, record.step, record.start_failed
             if alive and record.state is State.FATAL:
                 self.phase = Phase.STUCK
+            elif self.step != "main":
+                self.phase = Phase.UNREADY if self.step == "pre_start" else Phase.CLEANING
+                self.wake_at = now + self.spec.ready_timeout
             elif self.spec.type == "simple" or (self.spec.type == "notify" and ready):
                 self.phase = Phase.RUNNING
                 self.ready_at = min(record.since if record.ready_at is None else record.ready_at, now)
