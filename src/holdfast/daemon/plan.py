@@ -6,6 +6,7 @@ import os
 import pwd
 import resource
 from collections.abc import Mapping
+from typing import Any
 
 from holdfast.config.model import Service
 from holdfast.engine.effects import Step
@@ -62,6 +63,28 @@ def make_service_plan(
     """The checked request.  `ended`: for post_stop, how main has.
 
     ValueError, OSError: a user that has gone, a value that the kernel does not take."""
+    options = around_service(spec, around)
+    options["env"].update(marks(spec.name, incarnation, around))
+    if step == "main" and spec.type == "notify":
+        options["env"]["NOTIFY_SOCKET"] = around.notify_address
+    elif step == "post_stop":
+        options["env"].update(exit_variables(ended))
+    command = command_of(spec, step)
+    return make_plan(
+        command[0] if spec.shell else command,
+        shell=spec.shell,
+        stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
+        stderr=DEVNULL,
+        on_owner_loss=spec.on_owner_loss,
+        stop_signal=spec.stop_signal,
+        stop_scope=spec.stop_scope,
+        grace=spec.grace,
+        **options,
+    )
+
+
+def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
+    """What a service's program and commands beside it have in common, as options of a spawn.  OSError."""
     env = dict(around.environ)
     user = spec.user
     group = spec.group
@@ -78,34 +101,20 @@ def make_service_plan(
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
     env.update(spec.env)
-    env.update(marks(spec.name, incarnation, around))
-    if step == "main" and spec.type == "notify":
-        env["NOTIFY_SOCKET"] = around.notify_address
-    elif step == "post_stop":
-        env.update(exit_variables(ended))
-    command = command_of(spec, step)
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
     limits.update(spec.rlimits)
-    return make_plan(
-        command[0] if spec.shell else command,
-        shell=spec.shell,
-        cwd=spec.cwd,
-        env=env,
-        stdin=DEVNULL,
-        stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
-        stderr=DEVNULL,
-        new_session=True,
-        umask=spec.umask,
-        user=user,
-        group=group,
-        extra_groups=groups,
-        nice=spec.nice,
-        rlimits=limits,
-        on_owner_loss=spec.on_owner_loss,
-        stop_signal=spec.stop_signal,
-        stop_scope=spec.stop_scope,
-        grace=spec.grace,
-    )
+    return {
+        "cwd": spec.cwd,
+        "env": env,
+        "stdin": DEVNULL,
+        "new_session": True,
+        "umask": spec.umask,
+        "user": user,
+        "group": group,
+        "extra_groups": groups,
+        "nice": spec.nice,
+        "rlimits": limits,
+    }
 
 
 def _by_number(uid: int) -> pwd.struct_passwd | None:
