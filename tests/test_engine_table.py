@@ -10,7 +10,7 @@ import re
 import pytest
 from sim import KILLED, SUCCESS, service
 
-from holdfast.config.model import Backoff
+from holdfast.config.model import Backoff, Schedule
 from holdfast.engine import actions, table
 from holdfast.engine.effects import WHATS, Tell
 from holdfast.engine.events import (
@@ -72,10 +72,14 @@ def lives(phase):
     kinds = itertools.product(
         (("main", False, False), ("main", True, True), ("pre_start", True, True), ("post_stop", True, True)),
         ("simple", "notify", "oneshot"), ("always", "never"), (0.0, 1.0), (0, 1), (True, False), (True, False),
-        (None, SUCCESS, Exit(1, None)),
+        (None, SUCCESS, Exit(1, None)), (None, "skip", "queue", "restart"),
     )  # fmt: skip
-    for (step, before, after), type, policy, first, limit, wanted, asked, ended in kinds:
+    for (step, before, after), type, policy, first, limit, wanted, asked, ended, overlap in kinds:
         if (step == "post_stop") != (phase is Phase.CLEANING) and phase not in (Phase.ENDING, Phase.STUCK):
+            continue
+        if overlap and type != "oneshot":
+            continue
+        if phase is Phase.SCHEDULED and not overlap:
             continue
         if step == "pre_start" and phase is Phase.RUNNING:
             continue
@@ -88,7 +92,8 @@ def lives(phase):
         if phase in (Phase.CANCELLED, Phase.HOLDING) and not asked:
             continue
         spec = service("x", type=type, restart=policy, backoff=Backoff(first=first, jitter=0), start_limit=limit,
-                       pre_start=("prepare",) * before, post_stop=("clean",) * after)  # fmt: skip
+                       pre_start=("prepare",) * before, post_stop=("clean",) * after,
+                       schedule=Schedule(cron="* * * * *", overlap=overlap) if overlap else Schedule())  # fmt: skip
         unit = Unit(spec, 0.0)
         unit.phase, unit.wanted, unit.asked, unit.incarnation = phase, wanted, asked, 1
         unit.step, unit.last_exit = step, ended

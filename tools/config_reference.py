@@ -30,6 +30,8 @@ WORDS = {
     "rlimits": "table",
     "codes": "list of integers",
     "names": "list of services",
+    "cron": "five fields",
+    "zone": "name",
     "signal": "signal's name",
     "integer": "integer",
     "number": "number",

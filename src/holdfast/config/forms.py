@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from . import units
+from . import schedule_forms, units
 from .errors import Wrong, one_line
 from .model import About, Key
 from .vars import expand
@@ -362,4 +362,6 @@ FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "codes": codes,
     "names": names,
     "signal": stop_signal,
+    "cron": schedule_forms.cron,
+    "zone": schedule_forms.zone,
 }

@@ -20,7 +20,6 @@ LATER = {
     "reload_command": "`holdfast signal NAME HUP` asks most programs to reload",
     "replicas": "one table for each",
     "resources": "rlimits are",
-    "schedule": "",
     "sockets": "",
     "stdin": "it is /dev/null",
     "watchdog": "",

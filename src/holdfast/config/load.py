@@ -171,6 +171,8 @@ class _File:
                     self.wrong(at / name, f"must be a table, not {kind(value)}", f"its keys: {', '.join(key)}")
             elif key.about.form == "table":
                 assert isinstance(key.type, type)
+                if isinstance(value, str) and key.about.short:
+                    value = {key.about.short: value}
                 values[key.field] = key.type(**self.table(key.type, value, at / name, around))
             else:
                 self.value(key, value, at / name, around, values)
@@ -225,6 +227,24 @@ class _File:
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
 
+        self.check_schedule(spec, table.get("schedule"), at / "schedule")
+
+    def check_schedule(self, spec: Service, given: object, at: _At) -> None:
+        schedule = spec.schedule
+        if not schedule.given:
+            if given:
+                self.wrong(at, "has neither cron nor every", 'such as cron = "0 3 * * *" or every = "5m"')
+            return
+        if schedule.cron and schedule.every:
+            self.wrong(at, "has both cron and every", "leave one of them out")
+        if schedule.every and schedule.timezone:
+            self.wrong(at / "timezone", "means nothing to every", "it goes with cron")
+        if spec.type != "oneshot":
+            hint = 'type = "oneshot"; what runs all the time needs no time to be started at'
+            self.wrong(at, f'is for services of type "oneshot", and this is "{spec.type}"', hint)
+        if spec.essential:
+            self.wrong(at, "cannot go with essential", "the supervisor would end with its first run")
+
     def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
         cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)
         kept = log.rotate_size * (log.rotate_count + 1) * (1 if log.merge else 2)
@@ -248,6 +268,9 @@ class _File:
                         near = did_you_mean(other, others) if len(self.wrongs) < HINTS_MAX else ""
                         hint = near or f"there is {', '.join(others[:8]) or 'no other'}"
                         self.wrong(at / key, f"there is no service {one_line(other)}", hint)
+                    elif key == "requires" and (required := specs.get(other)) and required.schedule.given:
+                        hint = "it may come `after` it; or leave the schedule out"
+                        self.wrong(at / key, f"{one_line(other)} has a schedule, and is never there to stay", hint)
         for cycle in graph.cycles(specs):
             key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"
             at = _At(("service", cycle[0], key), cycle[0])

@@ -27,6 +27,7 @@ Type = Literal["simple", "notify", "oneshot"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]
+Overlap = Literal["skip", "queue", "restart"]
 
 
 class About(NamedTuple):
@@ -38,6 +39,7 @@ class About(NamedTuple):
     high: float | None = None
     key: str = ""  # dotted, where the text nests it differently from the struct
     without: str = ""  # what holds where the default is no constant
+    short: str = ""  # of a table: the key that is meant by a string in its place
 
 
 class Backoff(msgspec.Struct, frozen=True):
@@ -87,6 +89,34 @@ class Log(msgspec.Struct, frozen=True):
     merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: stderr has files of its own.")] = (
         True
     )
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """When a oneshot runs, by the clock on the wall.  Durations in seconds."""
+
+    cron: Annotated[str, About("cron", "Minute, hour, day of the month, month, day of the week.", without="none")] = ""
+    every: Annotated[
+        float,
+        About("duration", "Instead of `cron`: the same times of every day, counted from 1970 in UTC.", 1, SECONDS_MAX,
+              without="none"),
+    ] = 0.0  # fmt: skip
+    overlap: Annotated[
+        Overlap,
+        About("choice", "When the run before is not over: `skip` this one, `queue` it (one), or `restart` the run."),
+    ] = "skip"
+    jitter: Annotated[
+        float, About("duration", "Each run begins later by up to this, and before the next time.", 0, SECONDS_MAX)
+    ] = 0.0
+    catch_up: Annotated[
+        bool, About("boolean", "Run once at the start, or after a suspension, when times have passed meanwhile.")
+    ] = False
+    timezone: Annotated[
+        str, About("zone", 'Whose clock `cron` goes by, such as `"Europe/Berlin"`.', without="the machine's")
+    ] = ""
+
+    @property
+    def given(self) -> bool:
+        return bool(self.cron or self.every)
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -144,6 +174,15 @@ class Service(msgspec.Struct, frozen=True):
             "has ended with a code of `success_exit_codes`.",
         ),
     ] = "simple"
+    schedule: Annotated[
+        Schedule,
+        About(
+            "table",
+            "When a `oneshot` runs: a string is a cron expression.",
+            without="when it is started",
+            short="cron",
+        ),
+    ] = Schedule()
     restart: Annotated[
         Restart,
         About(

@@ -28,7 +28,7 @@ from .events import (
     TimeExtended,
 )
 from .service import Unit
-from .table import Phase
+from .table import LEAVING, Phase
 
 POST_STOP_TRIES = 3  # to start it, where that fails for a reason that may pass
 
@@ -124,7 +124,7 @@ def spawn(unit: Unit, world: World, news: News) -> None:
         _spawn(unit, world, "main", Phase.SPAWNING)
         return
     unit.restarts += unit.restart
-    unit.asked = False
+    unit.asked = unit.queued = False
     unit.start_failed = ""
     unit.why = unit.next_why
     if unit.restart:
@@ -196,6 +196,18 @@ def skip_cleaning(unit: Unit, world: World, news: News) -> None:
         _clean_up(unit, world)
     else:
         _decide(unit, world)
+
+
+def overlap(unit: Unit, world: World, news: News) -> None:
+    """A time of its schedule has come while the run before is not over."""
+    how = unit.spec.schedule.overlap
+    if not unit.wanted or how == "skip":
+        _tell(unit, world, "skipped", f"{news}: the run before is not over")
+    elif how == "restart" and unit.phase not in LEAVING:
+        renew(unit, world, news)
+    elif not unit.asked:
+        unit.queued, unit.next_why = True, str(news)
+        _tell(unit, world, "wanted", f"{news}: runs again when this run is over")
 
 
 def note_ready(unit: Unit, world: World, news: News) -> None:
@@ -300,6 +312,9 @@ def _decide(unit: Unit, world: World) -> None:
     assert unit.last_exit is not None
     if unit.asked or not unit.wanted or world.closing:
         _after_request(unit, world)
+    elif unit.queued:
+        unit.clear()
+        unit.become(Phase.WAITING, world.now)
     elif unit.start_failed == "for good":
         _give_up_for_good(unit, world, Phase.FATAL, "fatal", unit.last_exit.words)
     elif unit.start_failed or restart.restarts(unit.spec, unit.last_exit):
@@ -377,5 +392,5 @@ def _again(unit: Unit, world: World) -> None:
 
 
 def _give_up_for_good(unit: Unit, world: World, phase: Phase, what: str, text: str) -> None:
-    unit.become(phase, world.now, text)
+    unit.become(Phase.SCHEDULED if unit.spec.schedule.given else phase, world.now, text)
     _tell(unit, world, what, text)

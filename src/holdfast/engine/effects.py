@@ -43,6 +43,8 @@ class Record:
     why: str = ""  # it was started, or is to be: Spawn's words
     step: Step = "main"  # what that incarnation is
     start_failed: StartFailed = ""
+    scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
+    queued: bool = False  # one came while it ran: it runs again
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ WHATS = (
     "fatal",
     "wanted",  # asked to start, or not to, while its end is under way
     "refused",
+    "skipped",  # a time of its schedule
     "shutdown",
     "forgotten",
 )

@@ -27,6 +27,7 @@ from .events import (
     KeeperLost,
     Observed,
     RestartAsked,
+    ScheduleDue,
     Seconds,
     ShutdownAsked,
     Spawned,
@@ -169,6 +170,11 @@ class Engine:
                     at, _, unit = heapq.heappop(self._timers)
                     if unit.wake_at == at:
                         self._apply(unit, Input.DUE, "")
+            case ScheduleDue(name, at, text):
+                due = self._units.get(name)
+                if due is not None and due.spec.schedule.given and at != due.scheduled and not self.closing:
+                    due.scheduled = at
+                    self._apply(due, Input.ELAPSED, f"scheduled for {text}" if text else "its schedule")
             case _:
                 known = self._units.get(event.name)
                 if known is not None and known.live and known.incarnation == event.incarnation:

@@ -150,6 +150,15 @@ class TimeExtended:
     until: Seconds
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleDue:
+    """A time of its schedule has come: `at` tells it from all others, `text` shows it to people."""
+
+    name: str
+    at: Seconds
+    text: str = ""
+
+
 Observed: TypeAlias = Spawned | SpawnFailed | BecameReady | Exited | Emptied | KeeperLost | TimeExtended
 Command: TypeAlias = StartAsked | StopAsked | RestartAsked
-Event: TypeAlias = Command | Observed | ShutdownAsked | Woken
+Event: TypeAlias = Command | Observed | ShutdownAsked | Woken | ScheduleDue

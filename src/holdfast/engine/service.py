@@ -40,6 +40,8 @@ class ServiceView:
     why: str  # why this incarnation was started
     step: Step  # what this incarnation is
     last_exit_of: int  # the incarnation that ended so
+    scheduled: float  # the last time of its schedule that came
+    due: bool  # it waits for the next one
 
 
 class Unit:
@@ -47,13 +49,16 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "last_exit_of", "main_next", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts",
-        "saved", "since", "spec", "start_failed", "step", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "last_exit_of", "main_next", "next_why", "occupied", "phase", "queued", "ready_at", "reason", "restart",
+        "restarts", "saved", "scheduled", "since", "spec", "start_failed", "step", "streak", "timed", "waits",
+        "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
         self.spec = spec
-        self.phase = Phase.STOPPED
+        self.phase = Phase.SCHEDULED if spec.schedule.given else Phase.STOPPED
+        self.scheduled = 0.0
+        self.queued = False
         self.wanted = True
         self.since = now
         self.reason = ""
@@ -107,7 +112,7 @@ class Unit:
         phase = self.phase
         if phase in LEAVING:
             return not self.wanted
-        return phase in (Phase.STOPPED, Phase.BLOCKED, Phase.FATAL, Phase.STUCK) or (
+        return phase in (Phase.STOPPED, Phase.BLOCKED, Phase.SCHEDULED, Phase.FATAL, Phase.STUCK) or (
             phase is Phase.EXITED and not self.completed
         )
 
@@ -135,7 +140,7 @@ class Unit:
         return ServiceView(
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
             self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
-            self.step, self.last_exit_of,
+            self.step, self.last_exit_of, self.scheduled, self.phase is Phase.SCHEDULED,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -145,10 +150,10 @@ class Unit:
         it; so a restart is one Save."""
         if self.live:
             ready_at = self.ready_at if self.spec.type == "notify" else None
-            return self.incarnation, self.wanted, self.asked, ready_at, self.phase is Phase.STUCK
+            return self.incarnation, self.wanted, self.asked, ready_at, self.phase is Phase.STUCK, self.queued
         if closing:
             return self.wanted or self.spec.restart != "unless-stopped", self.incarnation, self.restarts, self.last_exit
-        pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED)
+        pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED, Phase.SCHEDULED)
         state = None if pending else self.phase.state  # `begin` starts it from any of these
         return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at
 
@@ -175,6 +180,8 @@ class Unit:
             why=self.why if self.live else self.next_why,
             step=self.step,
             start_failed=self.start_failed if self.live else "",
+            scheduled=self.scheduled,
+            queued=self.queued and self.live,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -185,6 +192,7 @@ class Unit:
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
+        self.scheduled, self.queued = record.scheduled, record.queued and self.spec.schedule.given
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
             self.asked, self.step, self.start_failed = record.stopping, record.step, record.start_failed
@@ -200,7 +208,9 @@ class Unit:
                 self.phase = Phase.UNREADY
                 self.wake_at = now + self.spec.ready_timeout if self.spec.type == "notify" else None
         elif not self.wanted:
-            pass  # stopped
+            self.phase = Phase.STOPPED
+        elif self.phase is Phase.SCHEDULED and record.state in (State.EXITED, State.FATAL):
+            pass  # of a time without a schedule
         elif record.state is State.STARTING:
             self.become(Phase.WAITING, now)
         elif record.state is State.BACKOFF:

@@ -40,6 +40,7 @@ class Phase(enum.Enum):
     ENDING = State.STOPPING, "its end is under way, until its tree is empty"
     CLEANING = State.STOPPING, "its tree is empty; its `post_stop` runs"
     STUCK = State.FATAL, "its tree could not be ended by KILL; nothing is started beside it"
+    SCHEDULED = State.STOPPED, "waits for a time of its schedule"
     EXITED = State.EXITED, "it has ended for good; or completed (`oneshot`)"
     FATAL = State.FATAL, "the start limit is reached, or it cannot be started"
 
@@ -65,6 +66,7 @@ class Input(enum.Enum):
     EXITED = "Exited"
     LOST = "KeeperLost"
     EMPTIED = "Emptied"
+    ELAPSED = "ScheduleDue"
 
 
 class Row(NamedTuple):
@@ -74,13 +76,13 @@ class Row(NamedTuple):
 
 P, I = Phase, Input  # noqa: E741
 
-DOWN = (P.STOPPED, P.BLOCKED, P.EXITED, P.FATAL)
+DOWN = (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.EXITED, P.FATAL)
 COMING = (P.WAITING, P.BACKOFF, P.QUEUED)  # on its way up, with no tree
 UP = (P.UNREADY, P.RUNNING)
 LEAVING = (P.CANCELLED, P.HOLDING, P.ENDING, P.CLEANING)
 LIVE = (P.SPAWNING, *UP, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
 # What an end can lead to: asked for, or by policy.
-AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL)
+AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL, P.SCHEDULED)
 
 Rows = tuple[tuple[Input, tuple[Phase, ...], str, tuple[Phase, ...]], ...]
 ROWS: Rows = (
@@ -98,7 +100,7 @@ ROWS: Rows = (
     (I.HALT, (P.EXITED,), "redo", (P.WAITING, P.EXITED)),
     (I.HALT, (P.SPAWNING,), "yield_", (P.CANCELLED,)),
     (I.HALT, UP, "yield_", (P.HOLDING,)),
-    (I.CLOSE, (P.BLOCKED, *COMING), "rest", (P.STOPPED,)),
+    (I.CLOSE, (P.BLOCKED, P.SCHEDULED, *COMING), "rest", (P.STOPPED,)),
     (I.CLOSE, (P.SPAWNING,), "yield_", (P.CANCELLED,)),
     (I.CLOSE, UP, "yield_", (P.HOLDING,)),
     (I.CLEARED, (P.BLOCKED,), "wait", (P.WAITING,)),
@@ -111,7 +113,7 @@ ROWS: Rows = (
     (I.SPAWNED, (P.SPAWNING,), "run", UP),
     (I.SPAWNED, (P.CANCELLED,), "hold", (P.HOLDING,)),
     # Up or leaving, too: a supervisor that was not there took the start for done.
-    (I.SPAWN_FAILED, (P.SPAWNING, *UP), "fail", (P.WAITING, P.BACKOFF, P.FATAL, P.CLEANING)),
+    (I.SPAWN_FAILED, (P.SPAWNING, *UP), "fail", (P.WAITING, P.BACKOFF, P.FATAL, P.CLEANING, P.SCHEDULED)),
     (I.SPAWN_FAILED, (P.CANCELLED, P.HOLDING), "fail", (P.WAITING, P.STOPPED, P.CLEANING)),
     (I.SPAWN_FAILED, (P.ENDING,), "fail", (*AFTER, P.CLEANING)),
     (I.READY, (P.SPAWNING,), "note_ready", ()),
@@ -128,6 +130,11 @@ ROWS: Rows = (
     (I.DUE, (P.CLEANING,), "time_out", (P.ENDING,)),
     (I.EXITED, (P.CLEANING,), "end", (P.ENDING,)),
     (I.LOST, (P.CLEANING,), "lose", (P.ENDING,)),
+    # A oneshot with a schedule.
+    (I.ELAPSED, (*DOWN[1:], *COMING), "come", (P.WAITING,)),
+    (I.ELAPSED, (P.SPAWNING,), "overlap", (P.SPAWNING, P.CANCELLED)),
+    (I.ELAPSED, (P.UNREADY,), "overlap", (P.UNREADY, P.HOLDING)),
+    (I.ELAPSED, LEAVING, "overlap", ()),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -138,7 +145,10 @@ IDLE = (*DOWN, *COMING)
 IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.START, (P.SPAWNING, *UP), "it is up, or coming up"),
     (I.STOP, (P.STOPPED,), "it is stopped"),
-    (I.HALT, (P.STOPPED, P.BLOCKED, P.FATAL), "it is down"),
+    (I.HALT, (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.FATAL), "it is down"),
+    (I.ELAPSED, (P.STOPPED,), "it was stopped by hand, and its schedule with it"),
+    (I.ELAPSED, (P.RUNNING,), "no oneshot is ever there"),
+    (I.ELAPSED, (P.STUCK,), "nothing is started beside what is left of it"),
     (I.HALT, (P.WAITING,), "it waits for what it requires, and follows that"),
     (I.HALT, (*LEAVING, P.STUCK), "its end is under way; it starts again only when what it requires is ready"),
     (I.CLOSE, (P.STOPPED, P.EXITED, P.FATAL), "it is down"),
