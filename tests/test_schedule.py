@@ -1,4 +1,4 @@
-"""Schedules under a virtual clock: the times against a second library, what a look decides against a plain model of it."""
+"""Schedules under a virtual clock: the times against a second library, and what a look at the clock decides."""
 
 from __future__ import annotations
 

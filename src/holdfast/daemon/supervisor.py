@@ -33,6 +33,7 @@ from .lost import Lost, LostTrees
 from .members import MemberFiles
 from .plan import Surroundings, command_of, make_service_plan, marks
 from .processes import is_below
+from .scheduler import Scheduler
 from .store import Store
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
@@ -88,6 +89,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
+        self.scheduler = Scheduler(self)
 
     # ---- the one way in
 
@@ -110,6 +112,7 @@ class Supervisor:
             self._stepping = False
         self.chronicle.begin()
         self._step()
+        self.scheduler.begin()
 
     def _step(self) -> None:
         self._stepping = True
@@ -396,6 +399,7 @@ class Supervisor:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
         self.voices.close()
+        self.scheduler.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

@@ -15,7 +15,7 @@ from cronsim import CronSim
 from ..config.model import Schedule
 
 LATE = 120.0  # seconds; a time that is due for longer was missed: nobody was there, or the clock was set forward
-SET_BACK = 3 * 3600.0  # seconds; a clock that is set back by more was wrong before, and its times come again
+SET_BACK = 10_800.0  # seconds; a clock that is set back by more was wrong before, and its times come again
 WINDOWS = (3600.0, 86400.0, 32 * 86400.0, 366 * 86400.0)  # seconds that are looked through for the newest time
 
 
