@@ -94,12 +94,14 @@ class Log(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """When a oneshot runs, by the clock on the wall.  Durations in seconds."""
 
-    cron: Annotated[str, About("cron", "Minute, hour, day of the month, month, day of the week.", without="none")] = ""
+    cron: Annotated[
+        str | None, About("cron", "Minute, hour, day of the month, month, day of the week.", without="none")
+    ] = None
     every: Annotated[
-        float,
+        float | None,
         About("duration", "Instead of `cron`: the same times of every day, counted from 1970 in UTC.", 1, SECONDS_MAX,
               without="none"),
-    ] = 0.0  # fmt: skip
+    ] = None  # fmt: skip
     overlap: Annotated[
         Overlap,
         About("choice", "When the run before is not over: `skip` this one, `queue` it (one), or `restart` the run."),
@@ -111,8 +113,8 @@ class Schedule(msgspec.Struct, frozen=True):
         bool, About("boolean", "Run once at the start, or after a suspension, when times have passed meanwhile.")
     ] = False
     timezone: Annotated[
-        str, About("zone", 'Whose clock `cron` goes by, such as `"Europe/Berlin"`.', without="the machine's")
-    ] = ""
+        str | None, About("zone", 'Whose clock `cron` goes by, such as `"Europe/Berlin"`.', without="the machine's")
+    ] = None
 
     @property
     def given(self) -> bool:

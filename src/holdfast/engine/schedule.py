@@ -33,7 +33,7 @@ class Times:
         if self._schedule.every:
             every = round(self._schedule.every * 1000)
             return ((int(at * 1000) // every + 1) * every) / 1000
-        for moment in CronSim(self._schedule.cron, datetime.fromtimestamp(int(at), self._zone)):
+        for moment in CronSim(self._schedule.cron or "", datetime.fromtimestamp(int(at), self._zone)):
             if moment.timestamp() > at:  # an hour that is shown a second time begins before now
                 return moment.timestamp()
         raise ValueError(f"{self._schedule.cron} is at no time")
