@@ -84,7 +84,7 @@ def test_every_field_is_named():
 def test_every_route_is_named(served):
     app = served.server._config.loaded_app
     paths = {route.path for route in app.routes}
-    assert len(paths) == 12
+    assert len(paths) == 13
     for path in paths:
         assert path.replace("{name}", "NAME") in PAGE
 

@@ -136,7 +136,8 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
         for name in reversed(path):
             keys = {name: keys}
         if path[0] == "schedule" and isinstance(keys["schedule"], dict):  # nothing of it means anything alone
-            keys = {"schedule": ({} if path[-1] == "every" else {"cron": "0 3 * * *"}) | keys["schedule"], "type": "oneshot"}
+            needed = {} if path[-1] == "every" else {"cron": "0 3 * * *"}
+            keys = {"schedule": needed | keys["schedule"], "type": "oneshot"}
         data = {"service": {"web": {"command": "x"} | keys, "other": {"command": ["x"]}}}
         file.write_bytes(document(data).encode())
         try:

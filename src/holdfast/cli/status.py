@@ -52,6 +52,8 @@ def _row(s: dict[str, Any]) -> list[str]:
     state = s["state"]
     if state == "running" and not s["ready"]:
         state = "running, not ready"
+    elif s.get("reloading"):
+        state += ", reloading"
     elif state == "exited" and s["ready"]:
         state = "completed"
     elif s.get("next_run"):

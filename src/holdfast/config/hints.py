@@ -17,7 +17,6 @@ LATER = {
     "pty": "",
     "ready": 'type = "notify" is',
     "ready_timeout": "",
-    "reload_command": "`holdfast signal NAME HUP` asks most programs to reload",
     "replicas": "one table for each",
     "resources": "rlimits are",
     "sockets": "",

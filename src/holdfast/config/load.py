@@ -19,7 +19,7 @@ from .errors import ConfigError, Problem, Wrong, one_line
 from .files import Untrusted, read
 from .forms import FORMS, Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
-from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
+from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Schedule, Service, Supervisor, keys_of
 from .places import find
 
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
@@ -232,7 +232,7 @@ class _File:
     def check_schedule(self, spec: Service, given: object, at: _At) -> None:
         schedule = spec.schedule
         if not schedule.given:
-            if given:
+            if given and schedule != Schedule():
                 self.wrong(at, "has neither cron nor every", 'such as cron = "0 3 * * *" or every = "5m"')
             return
         if schedule.cron and schedule.every:

@@ -148,6 +148,14 @@ class Service(msgspec.Struct, frozen=True):
             without="nothing",
         ),
     ] = None
+    reload_command: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "What `holdfast reload` runs, beside the service and for at most 90s, with `MAINPID` in its environment.",
+            without="nothing",
+        ),
+    ] = None
     cwd: Annotated[str | None, About("path", "Directory it runs in.", without="the directory of the file")] = (
         None  # always set by load()
     )

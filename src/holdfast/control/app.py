@@ -21,7 +21,7 @@ from holdfast.daemon.status import Outcome
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, did_you_mean, explain
-from .requests import HISTORY_ROWS, LINES_MAX, Command, Nothing, Query, Shutdown, Signal, body_of
+from .requests import HISTORY_ROWS, LINES_MAX, Command, Nothing, Query, Reload, Shutdown, Signal, body_of
 from .seam import Peer, Supervised, Verb
 from .streams import Ending, EventStream, attended, events_after, log_after
 
@@ -55,6 +55,7 @@ class Api:
             "/v1/stop": partial(self.command, "stop"),
             "/v1/restart": partial(self.command, "restart"),
             "/v1/signal": self.signal,
+            "/v1/reload": self.reload,
             "/v1/shutdown": self.shutdown,
             "/v1/upgrade": self.upgrade,
         }
@@ -109,6 +110,11 @@ class Api:
     async def signal(self, request: Request) -> Answer:
         body = await body_of(request, Signal)
         return {"results": self.supervisor.send_signal(body.names, body.signal, body.scope, peer=_peer(request))}
+
+    async def reload(self, request: Request) -> Answer:
+        body = await body_of(request, Reload)
+        work = self.supervisor.reload(body.names, peer=_peer(request))
+        return {"results": await attended(work, request.receive, self.stop) or []}
 
     async def shutdown(self, request: Request) -> Answer:
         body = await body_of(request, Shutdown)

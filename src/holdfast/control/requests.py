@@ -36,6 +36,12 @@ class Signal(msgspec.Struct, forbid_unknown_fields=True):
     scope: Literal["main", "group", "tree"] = "main"
 
 
+class Reload(msgspec.Struct, forbid_unknown_fields=True):
+    """reload."""
+
+    names: Names
+
+
 class Shutdown(msgspec.Struct, forbid_unknown_fields=True):
     """shutdown."""
 

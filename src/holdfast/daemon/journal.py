@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 from .status import EventRecord
 
-GOOD = {"ready", "adopted", "completed"}
-BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray"}
+GOOD = {"ready", "adopted", "completed", "reloaded"}
+BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray", "reload_failed"}
 MIND = {"backoff", "exited", "history", "stopping", "stopped", "ended", "waiting", "skipped"}
 STEPS = {"spawned", "emptied"}  # between two lines that say the same to a person who looks on
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"

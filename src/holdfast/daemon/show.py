@@ -67,6 +67,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         log=log,
         frozen=frozen,
         step=view.step,
+        reloading=copy is not None and (copy.reloading or copy.reload_runs),
         next_run=supervisor.scheduler.next_run(name) if view.due else None,
     )
 

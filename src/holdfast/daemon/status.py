@@ -47,6 +47,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     log: LogStatus | None
     frozen: list[Frozen] = []  # who of it is stopped (SIGSTOP) and does nothing until `kill -CONT`
     step: str = "main"  # what its incarnation is: pre_start | main | post_stop
+    reloading: bool = False  # its reload_command runs, or it said RELOADING=1 (sd_notify)
     next_run: float | None = None  # unix seconds; of one that waits for its schedule
 
 
