@@ -49,7 +49,10 @@ class Reloads:
         try:
             async with self._slots:
                 good, text = await self._run(copy, spec)
-            self._supervisor.events.add("reloaded" if good else "reload_failed", text, copy.name, copy.incarnation)
+            if good:
+                self._supervisor.events.add("reloaded", text, copy.name, copy.incarnation)
+            else:
+                self._supervisor.events.add("reload_failed", text, copy.name, copy.incarnation)
         finally:
             copy.reload_runs = False
             if not answer.done():

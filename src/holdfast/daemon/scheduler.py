@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 import zlib
 from datetime import UTC, tzinfo
@@ -54,6 +55,7 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._apart = 0.0  # of the two clocks
         self._written = b""
+        self._saving = threading.Lock()
         self._writing: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -119,8 +121,9 @@ class Scheduler:
                 self._supervisor.events.add("error", f"cannot write what was run: {self.path}: {error}")
 
     def _save(self, data: bytes) -> None:
-        os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
-        write_by_rename(self.path, data)
+        with self._saving:  # `close` comes while the thread is at it
+            os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+            write_by_rename(self.path, data)
 
     def _data(self) -> bytes:
         return msgspec.json.encode({name: job.handled for name, job in self._jobs.items()})
