@@ -8,6 +8,7 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.config.env_file import read_env_file
 from holdfast.config.model import Service
 from holdfast.engine.effects import Step
 from holdfast.engine.events import Exit
@@ -62,7 +63,8 @@ def make_service_plan(
 ) -> Plan:
     """The checked request.  `ended`: for post_stop, how main has.
 
-    ValueError, OSError: a user that has gone, a value that the kernel does not take."""
+    ValueError, OSError: a user that has gone, a value that the kernel does not take, an
+    env_file that is not there."""
     options = around_service(spec, around)
     options["env"].update(marks(spec.name, incarnation, around))
     if step == "main" and spec.type == "notify":
@@ -100,6 +102,8 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
             groups = []
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
+    for path in spec.env_file:
+        env.update(read_env_file(path))
     env.update(spec.env)
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
     limits.update(spec.rlimits)
