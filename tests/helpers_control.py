@@ -176,6 +176,11 @@ class MemorySupervisor:
         text = f"SIG{signal} was sent" + ("" if scope == "main" else f" to its {scope}")
         return [Outcome(name, "done", text, self.status(name)) for name in found]
 
+    async def reload(self, names, *, peer):
+        found = matching(list(self.states), names)
+        self.asked.append(("reload", found, peer))
+        return [Outcome(name, "done", "reload_command exited with code 0", self.status(name)) for name in found]
+
     def shut_down(self, *, peer):
         self.asked.append(("shutdown", [], peer))
 

@@ -77,6 +77,7 @@ class Tree:
     lost: bool = False
     stopped: bool = False  # a Stop was given
     stuck: bool = False
+    step: str = "main"
 
 
 @dataclass
@@ -93,6 +94,8 @@ class World:
         self.trees: dict[str, Tree] = {}
         self.last: dict[str, int] = {}  # the highest number that each ever had
         self.completed: set[str] = set()
+        self.prepared: set[str] = set()  # their pre_start has succeeded, and main was not started yet
+        self.uncleaned: set[str] = set()  # their post_stop has still to run
         self.records: dict[str, Record] = {}
         self.tells: list[tuple[float, Tell]] = []
         self.spawns: list[tuple[float, str, int]] = []
@@ -151,8 +154,7 @@ class World:
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
         self.log.append(("new", dict(self.specs), self.now))
         for name, exit in (ended or {}).items():
-            del self.trees[name]
-            self._gone(name, exit)
+            self._gone(name, self.trees.pop(name), exit)
         for name, tree in self.trees.items():
             tree.taken |= not tree.spawned
             tree.spawned, tree.stopped, tree.lost = True, False, False
@@ -168,6 +170,7 @@ class World:
             self.engine.adopt(name, record, **found, now=self.now)
         self.states = {view.name: view.state for view in self.engine.views()}
         self.completed &= set(self.specs)
+        self.uncleaned &= set(self.specs)
         return self.begin()
 
     def replayed(self) -> list[tuple]:
@@ -197,6 +200,8 @@ class World:
                 tree.spawned = True
             case SpawnFailed():
                 del self.trees[name]
+                if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start:
+                    self.uncleaned |= {name} if self.specs[name].post_stop else set()
             case BecameReady():
                 tree.said_ready = True
             case Exited(exit=exit):
@@ -207,9 +212,17 @@ class World:
                 tree.stuck = survivors > 0
                 if not survivors:
                     del self.trees[name]
-                    self._gone(name, None if tree.lost else tree.exit)
+                    self._gone(name, tree, None if tree.lost else tree.exit)
 
-    def _gone(self, name: str, exit: Exit | None) -> None:
+    def _gone(self, name: str, tree: Tree, exit: Exit | None) -> None:
+        if tree.step == "main":
+            self.uncleaned.discard(name)
+        if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop:
+            self.uncleaned.add(name)
+        if tree.step == "pre_start" and exit == SUCCESS:
+            self.prepared.add(name)
+        if tree.step != "main":
+            return
         self.emptied.append((self.now, name))
         spec = self.specs.get(name)
         if spec is not None and spec.type == "oneshot" and exit is not None and exit.code in spec.success_exit_codes:
@@ -217,6 +230,8 @@ class World:
 
     def is_ready(self, name: str) -> bool:
         tree, spec = self.trees.get(name), self.specs[name]
+        if tree is not None and tree.step != "main":
+            return False
         if spec.type == "oneshot":
             return tree is None and name in self.completed and self.view(name).state is State.EXITED
         if tree is None or not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
@@ -232,8 +247,8 @@ class World:
             match effect:
                 case Save(record=record):
                     saved[record.name] = self.records[record.name] = record
-                case Spawn(name=name, incarnation=incarnation):
-                    self._check_spawn(name, incarnation, saved)
+                case Spawn(name=name, incarnation=incarnation, step=step):
+                    self._check_spawn(name, incarnation, step, saved)
                 case Stop(name=name, incarnation=incarnation):
                     self._check_stop(name, incarnation)
                 case Tell():
@@ -248,22 +263,32 @@ class World:
                     self.states.pop(name, None)
                 case Finish(status=status):
                     self.finished.append(status)
+                    assert not self.uncleaned - set(self.trees)
                     assert len(self.finished) == 1
                     assert all(tree.stuck for tree in self.trees.values())
+        self.uncleaned -= self.prepared  # what it requires has gone meanwhile: pre_start is to run again
+        self.prepared.clear()
         self.check_views(told)
 
-    def _check_spawn(self, name: str, incarnation: int, saved: Mapping[str, Record]) -> None:
+    def _check_spawn(self, name: str, incarnation: int, step: str, saved: Mapping[str, Record]) -> None:
         assert name not in self.trees, f"{name}: a second tree"
         assert incarnation > self.last.get(name, 0), f"{name}: a number was used again"
         record = saved[name]
-        assert (record.incarnation, record.live) == (incarnation, True), f"{name}: the intent is not on record"
+        assert (record.incarnation, record.live, record.step) == (incarnation, True, step), f"{name}: not on record"
+        assert not self.finished
+        self.trees[name] = Tree(incarnation, step=step)
+        self.last[name] = incarnation
+        if step == "post_stop":  # whatever becomes of the others
+            assert self.specs[name].post_stop
+            self.uncleaned.discard(name)
+            return
+        assert (step == "pre_start") == bool(self.specs[name].pre_start and name not in self.prepared)
+        self.prepared.discard(name)
+        assert name not in self.uncleaned or step == "main", f"{name}: its post_stop was left out"
         for other in self.graph.requires[name]:
             assert self.is_ready(other), f"{name} is started, but {other} is not ready"
             assert self.view(other).ready
-        assert not self.finished
         assert not self.engine.closing
-        self.trees[name] = Tree(incarnation)
-        self.last[name] = incarnation
         self.completed.discard(name)
         self.spawns.append((self.now, name, incarnation))
         if record.restarts > self.restarts_of.get(name, 0):
@@ -277,8 +302,8 @@ class World:
         assert not tree.stopped, f"{name}: stopped twice"
         tree.stopped = True
         self.stops.append((self.now, name))
-        reason = self.view(name).reason if name in self.specs else ""
-        timed_out = reason.startswith(("was not ready", "unhealthy"))
+        reason = self.view(name).reason if self.specs.get(name) is not None else ""
+        timed_out = "in time" in reason or reason.startswith("unhealthy")
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:
             for other in self.graph.above([name]):
@@ -299,7 +324,7 @@ class World:
                 assert view.state in (State.RUNNING, State.EXITED)
             assert (view.state is State.RUNNING) <= view.ready
             if view.wake_at is not None:
-                assert view.state in (State.BACKOFF, State.STARTING)
+                assert view.state in (State.BACKOFF, State.STARTING) or view.step == "post_stop"
             assert not view.waiting_for or view.state in (State.STARTING, State.STOPPED, State.STOPPING)
             assert tree is None or tree.incarnation == view.incarnation
             assert (tree is not None and tree.stuck) <= (view.state is State.FATAL)

@@ -11,9 +11,10 @@ import itertools
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 from sim import KILLED, TERMINATED, World, service, services, targets
 
-from holdfast.config.model import Backoff, Ready, StartBudget
+from holdfast.config.model import Backoff, Ready, Schedule, StartBudget
 from holdfast.engine.events import (
     BecameReady,
     BecameUnhealthy,
@@ -23,6 +24,7 @@ from holdfast.engine.events import (
     KeeperLost,
     NotReadyYet,
     RestartAsked,
+    ScheduleDue,
     ShutdownAsked,
     Spawned,
     SpawnFailed,
@@ -58,8 +60,15 @@ def graphs(draw):
                 start_limit=draw(st.sampled_from([0, 1, 3])),
                 success_exit_codes=draw(st.sampled_from([(0,), (0, 3)])),
                 essential=draw(st.integers(0, 9)) == 0,
+                pre_start=draw(st.sampled_from([(), (), ("prepare",)])),
+                post_stop=draw(st.sampled_from([(), (), ("clean",)])),
             )
         )
+    needed = {other for each in result for other in each.requires}
+    for place, each in enumerate(result):
+        if each.type == "oneshot" and not each.essential and each.name not in needed and draw(st.booleans()):
+            overlap = draw(st.sampled_from(["skip", "queue", "restart"]))
+            result[place] = replace(each, schedule=Schedule(every=60.0, overlap=overlap))
     return services(*draw(st.permutations(result)))
 
 
@@ -106,6 +115,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.world.handle(ShutdownAsked())
 
     # ---- time
+
+    @rule(data=st.data(), again=st.booleans())
+    def schedule_is_due(self, data, again):
+        """A time that came already changes nothing."""
+        name = data.draw(st.sampled_from(sorted(self.world.specs)))
+        last = self.world.view(name).scheduled
+        effects = self.world.handle(ScheduleDue(name, last if again else last + 60.0))
+        assert not effects or (not again and self.world.specs[name].schedule.given)
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 5.0, 100.0]))
     def time_passes(self, seconds):
@@ -262,7 +279,9 @@ class EngineMachine(RuleBasedStateMachine):
                 world.handle(Emptied(name, number))
             elif tree.stopped:
                 world.handle(Exited(name, number, TERMINATED))
-            elif not stopping and spec is not None and spec.type == "oneshot":
+            elif tree.step == "post_stop" or (
+                not stopping and (tree.step == "pre_start" or (spec is not None and spec.type == "oneshot"))
+            ):
                 world.handle(Exited(name, number, Exit(0, None)))
             elif not stopping and spec is not None and spec.awaits and not tree.said_ready:
                 world.handle(BecameReady(name, number))
@@ -270,6 +289,10 @@ class EngineMachine(RuleBasedStateMachine):
                 continue
             some = True
         return some
+
+    def fine(self, name):
+        view = self.world.view(name)
+        return view.ready or (view.due and view.succeeded)
 
     def come_to_rest(self):
         for _ in itertools.count():
@@ -292,17 +315,17 @@ class EngineMachine(RuleBasedStateMachine):
             self.come_to_rest()
             for name in names:
                 if not world.engine.closing:  # an essential oneshot has ended
-                    assert world.view(name).ready, world.view(name)
+                    assert self.fine(name), world.view(name)
         if not world.engine.closing:
             world.handle(StopAsked(targets(names[0])))
             self.come_to_rest()
             above = world.graph.above(names[:1])
             assert all(world.view(name).state is State.STOPPED for name in above)
             assert [world.view(name).wanted for name in above] == [name != names[0] for name in above]
-            assert all(world.view(name).ready for name in set(names) - set(above))
+            assert all(self.fine(name) for name in set(names) - set(above))
             world.handle(StartAsked(targets(names[0])))  # those that stand on it come back with it
             self.come_to_rest()
-            assert world.engine.closing or all(world.view(name).ready for name in names)
+            assert world.engine.closing or all(self.fine(name) for name in names)
         world.handle(ShutdownAsked())
         self.come_to_rest()
         assert not world.trees

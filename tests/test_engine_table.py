@@ -10,7 +10,7 @@ import re
 import pytest
 from sim import KILLED, SUCCESS, service
 
-from holdfast.config.model import Backoff
+from holdfast.config.model import Backoff, Schedule
 from holdfast.engine import actions, table
 from holdfast.engine.effects import WHATS, Tell
 from holdfast.engine.events import (
@@ -26,7 +26,7 @@ from holdfast.engine.events import (
     TimeExtended,
 )
 from holdfast.engine.service import Unit
-from holdfast.engine.table import IGNORED, IGNORED_ROWS, LIVE, ROWS, TABLE, Input, Phase
+from holdfast.engine.table import IGNORED, IGNORED_ROWS, ROWS, TABLE, Input, Phase
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/engine.md"
 
@@ -49,6 +49,7 @@ class Alone:
         self.now = 100.0
         self.rng = random.Random(0)
         self.closing = closing
+        self.finished = False
         self.effects = []
 
     def emit(self, effect):
@@ -74,10 +75,19 @@ NEWS = {
 def lives(phase):
     """Every kind of service in that phase, as far as actions look at it."""
     kinds = itertools.product(
+        (("main", False, False), ("main", True, True), ("pre_start", True, True), ("post_stop", True, True)),
         ("simple", "notify", "oneshot"), ("always", "never"), (0.0, 1.0), (0, 1), (True, False), (True, False),
-        (None, SUCCESS, Exit(1, None)),
+        (None, SUCCESS, Exit(1, None)), (None, "skip", "queue", "restart"),
     )  # fmt: skip
-    for type, policy, first, limit, wanted, asked, ended in kinds:
+    for (step, before, after), type, policy, first, limit, wanted, asked, ended, overlap in kinds:
+        if (step == "post_stop") != (phase is Phase.CLEANING) and phase not in (Phase.ENDING, Phase.STUCK):
+            continue
+        if overlap and type != "oneshot":
+            continue
+        if phase is Phase.SCHEDULED and not overlap:
+            continue
+        if step == "pre_start" and phase is Phase.RUNNING:
+            continue
         if phase in table.UP and asked:
             continue  # whoever is asked to stop has left these
         if phase in (Phase.SPAWNING, *table.UP) and not wanted:
@@ -86,11 +96,16 @@ def lives(phase):
             continue
         if phase in (Phase.CANCELLED, Phase.HOLDING) and not asked:
             continue
-        spec = service("x", type=type, restart=policy, backoff=Backoff(first=first, jitter=0), start_limit=limit)
+        spec = service("x", type=type, restart=policy, backoff=Backoff(first=first, jitter=0), start_limit=limit,
+                       pre_start=("prepare",) * before, post_stop=("clean",) * after,
+                       schedule=Schedule(cron="* * * * *", overlap=overlap) if overlap else Schedule())  # fmt: skip
         unit = Unit(spec, 0.0)
         unit.phase, unit.wanted, unit.asked, unit.incarnation = phase, wanted, asked, 1
-        unit.last_exit = ended
-        if phase in LIVE and phase in (Phase.ENDING, Phase.STUCK):
+        unit.step, unit.last_exit = step, ended
+        if step == "post_stop" and ended is None:
+            unit.last_exit = SUCCESS  # it comes after an end
+        unit.failures = limit if step == "post_stop" else 0  # that was counted before
+        if phase in (Phase.ENDING, Phase.STUCK):
             unit.exit = ended
         yield unit
 

@@ -105,7 +105,7 @@ def test_mistakes_of_values_are_refused(validator, key):
 SIMPLE = [
     "1s", "1.h", ".5s", "0ms", "5MB", "1.5KiB", "20GiB", "1MiB", "", "web", "other", "/x", "${A}", "$${", "on-failure",
     "oneshot", "tree", "kill", "TERM", "SIGHUP", "SIGRTMIN+3", "RTMIN+99", "hup", "unlimited", "022", "0777", "1777",
-    "root", True, False, -21, -1, 0, 1, 9, 300, 0.5, 2.0,
+    "root", "0 3 * * MON", "UTC", "skip", True, False, -21, -1, 0, 1, 9, 300, 0.5, 2.0,
 ]  # fmt: skip
 PLAUSIBLE = [
     *SIMPLE,
@@ -148,6 +148,9 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
             keys = {name: keys}
         if path[0] in ("ready", "health") and len(path) == 2 and path[1] not in PROBE_KINDS:
             keys[path[0]]["notify"] = True  # one of them there must be
+        if path[0] == "schedule" and isinstance(keys["schedule"], dict):  # nothing of it means anything alone
+            needed = {} if path[-1] == "every" else {"cron": "0 3 * * *"}
+            keys = {"schedule": needed | keys["schedule"], "type": "oneshot"}
         data = {"service": {"web": {"command": "x"} | keys, "other": {"command": ["x"]}}}
         file.write_bytes(document(data).encode())
         try:

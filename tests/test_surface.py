@@ -42,8 +42,8 @@ TOP = {"__main__": "cli", "client": "client", "connection": "client"}
 THIRD_PARTY = {
     "process": set(),
     "": set(),
-    "config": {"msgspec"},
-    "engine": {"msgspec"},
+    "config": {"cronsim", "msgspec"},
+    "engine": {"cronsim", "msgspec"},
     "daemon": {"msgspec"},
     "control": {"msgspec", "starlette", "uvicorn"},
     "client": set(),

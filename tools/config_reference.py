@@ -35,6 +35,8 @@ WORDS = {
     "address": "address",
     "url": "URL",
     "regex": "regular expression",
+    "cron": "five fields",
+    "zone": "name",
     "signal": "signal's name",
     "loopback": "address and port",
     "token_file": "path",

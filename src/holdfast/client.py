@@ -90,6 +90,10 @@ class Client:
         body = {"names": names, "signal": signal, "scope": scope}
         return self._post("/v1/signal", body, self.timeout)["results"]  # type: ignore[no-any-return]
 
+    def reload(self, *names: str) -> list[JSON]:
+        """Run the `reload_command` of services; returns when each is done, or has taken too long."""
+        return self._post("/v1/reload", {"names": names}, None)["results"]  # type: ignore[no-any-return]
+
     def shutdown(self) -> JSON:
         """Ask the supervisor to stop all services in order and then itself.  Does not wait: `events` tells of it."""
         return self._post("/v1/shutdown", {}, self.timeout)  # type: ignore[no-any-return]

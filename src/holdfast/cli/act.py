@@ -1,4 +1,4 @@
-"""`holdfast start`, `stop`, `restart`, `signal`: ask, wait until it is so, say what came of it."""
+"""`holdfast start`, `stop`, `restart`, `signal`, `reload`: ask, wait until it is so, say what came of it."""
 
 from __future__ import annotations
 
@@ -64,3 +64,12 @@ restart = _verb("restart", "Stop services and start them again, with what requir
 def signal(client: Client, signal_: str, names: tuple[str, ...], scope: str, as_json: bool) -> None:
     """Send SIGNAL (HUP, USR1, 12 ...) to services."""
     _show(client.signal(*names, signal=signal_, scope=scope), as_json)
+
+
+@click.command(short_help="Run the reload commands of services.")
+@names_argument(required=True)
+@json_option
+@target
+def reload(client: Client, names: tuple[str, ...], as_json: bool) -> None:
+    """Run the `reload_command` of services; return when it is done, and they are ready again."""
+    _show(client.reload(*names), as_json)

@@ -27,6 +27,7 @@ COMMANDS = {
     "stop": "act",
     "restart": "act",
     "signal": "act",
+    "reload": "act",
     "logs": "watch",
     "events": "watch",
     "history": "history",

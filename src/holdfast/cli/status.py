@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,8 @@ HEAD = ["NAME", "STATE", "PID", "UPTIME", "RESTARTS", "CPU", "MEMORY", "HELD BY"
 def status(client: Client, names: tuple[str, ...], as_json: bool) -> None:
     """Show the state of services (all, or those that match).
 
-    Ends with 0 when all of them are up (ready, or completed), 3 when one is not, 4 when a name is unknown.
+    Ends with 0 when all of them are up (ready, completed, or waiting for their schedule), 3 when one is not, 4 when a
+    name is unknown.
     """
     from holdfast.client import ClientError
 
@@ -43,21 +45,28 @@ def status(client: Client, names: tuple[str, ...], as_json: bool) -> None:
         for line in lines[1:]:
             click.echo(line)
         click.echo("\n" + _supervisor(client.supervisor()))
-    sys.exit(0 if all(s["ready"] for s in services) else DOWN)
+    sys.exit(0 if all(s["ready"] or s.get("next_run") for s in services) else DOWN)
 
 
 def _row(s: dict[str, Any]) -> list[str]:
     state = s["state"]
     if state == "running" and not s["ready"]:
         state = "running, not ready"
+    elif s.get("reloading"):
+        state += ", reloading"
     elif state == "exited" and s["ready"]:
         state = "completed"
+    elif s.get("next_run"):
+        state = "scheduled"
     tree, last = s["tree"], s["last_exit"]
     quiet = s["ready"]
     note = s["status_text"] if quiet else s["reason"]
     if last:  # it has a column of its own
         note = note.removeprefix(last["cause"]).removeprefix("; ")
     note = "; ".join(filter(None, (_health(s.get("health")), note)))
+    if s.get("next_run"):
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(s["next_run"]))
+        note = f"next run {at} (in {duration(max(0.0, s['next_run'] - time.time()))}); {note}".removesuffix("; ")
     if s["frozen"]:
         note = f"{_stopped(s['frozen'])}; {note}".removesuffix("; ")
     log = s["log"]

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from . import tcp, units
+from . import schedule_forms, tcp, units
 from .errors import Wrong, one_line
 from .files import Untrusted
 from .model import About, Key
@@ -21,7 +21,10 @@ from .vars import expand
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-OWN_VARIABLES = ("HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "HOLDFAST_SUPERVISOR", "NOTIFY_SOCKET")
+OWN_VARIABLES = (
+    "HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "HOLDFAST_SUPERVISOR", "HOLDFAST_EXIT_CODE", "HOLDFAST_EXIT_SIGNAL",
+    "NOTIFY_SOCKET",
+)  # fmt: skip
 BYTE_LIMITS = ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")
 TIME_LIMITS = {"cpu": 1, "rttime": 1_000_000}  # units of the kernel per second
 COUNT_LIMITS = ("nice", "nofile", "nproc", "rtprio", "sigpending")
@@ -404,6 +407,8 @@ FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "codes": codes,
     "names": names,
     "signal": stop_signal,
+    "cron": schedule_forms.cron,
+    "zone": schedule_forms.zone,
     "loopback": loopback,
     "token_file": token_file,
     "hosts": hosts,

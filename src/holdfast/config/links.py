@@ -67,6 +67,13 @@ class Links:
                 at = self._places[name]
                 requires = self.named_by(spec.requires, groups, at / "requires", name, known)
                 after = self.named_by(spec.after, groups, at / "after", name, known)
+                for other in requires:
+                    required = self._services[other]
+                    if required and required.schedule.given:
+                        hint = "it may come `after` it; or leave the schedule out"
+                        self._wrong(
+                            at / "requires", f"{one_line(other)} has a schedule, and is never there to stay", hint
+                        )
                 result[name] = msgspec.structs.replace(spec, requires=requires, after=after)
         specs = {name: spec for name, spec in result.items() if spec}
         for cycle in graph.cycles(specs):

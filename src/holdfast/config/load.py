@@ -19,7 +19,7 @@ from .forms import FORMS as PLAIN_FORMS
 from .forms import Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
 from .links import Links
-from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Service, Supervisor, keys_of
+from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Schedule, Service, Supervisor, keys_of
 from .places import find
 from .probe_forms import PROBE_FORMS, wrong_probes
 from .sources import DIRECTORY, At, Source, read_all
@@ -229,6 +229,8 @@ class _Files:
                     self.wrong(at / name, f"must be a table, not {kind(value)}", f"its keys: {', '.join(key)}")
             elif key.about.form == "table":
                 assert isinstance(key.type, type)
+                if isinstance(value, str) and key.about.short:
+                    value = {key.about.short: value}
                 inner = around._replace(shell=False)  # it speaks of the service's own command alone
                 values[key.field] = key.type(**self.table(key.type, value, at / name, inner))
             else:
@@ -285,6 +287,24 @@ class _Files:
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
+
+        self.check_schedule(spec, table.get("schedule"), at / "schedule")
+
+    def check_schedule(self, spec: Service, given: object, at: At) -> None:
+        schedule = spec.schedule
+        if not schedule.given:
+            if given and schedule != Schedule():
+                self.wrong(at, "has neither cron nor every", 'such as cron = "0 3 * * *" or every = "5m"')
+            return
+        if schedule.cron and schedule.every:
+            self.wrong(at, "has both cron and every", "leave one of them out")
+        if schedule.every and schedule.timezone:
+            self.wrong(at / "timezone", "means nothing to every", "it goes with cron")
+        if spec.type != "oneshot":
+            hint = 'type = "oneshot"; what runs all the time needs no time to be started at'
+            self.wrong(at, f'is for services of type "oneshot", and this is "{spec.type}"', hint)
+        if spec.essential:
+            self.wrong(at, "cannot go with essential", "the supervisor would end with its first run")
 
     def check_http(self, given: object, at: At) -> None:
         if not isinstance(given, dict):

@@ -29,6 +29,7 @@ Type = Literal["simple", "notify", "oneshot"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]
+Overlap = Literal["skip", "queue", "restart"]
 
 
 class About(NamedTuple):
@@ -40,6 +41,7 @@ class About(NamedTuple):
     high: float | None = None
     key: str = ""  # dotted, where the text nests it differently from the struct
     without: str = ""  # what holds where the default is no constant
+    short: str = ""  # of a table: the key that is meant by a string in its place
 
 
 class Backoff(msgspec.Struct, frozen=True):
@@ -155,6 +157,34 @@ class Health(Probe, frozen=True):
     failures: Annotated[
         int, About("integer", "So many failures in a row: it is stopped, and `restart` decides.", 1, COUNT_MAX)
     ] = 3
+class Schedule(msgspec.Struct, frozen=True):
+    """When a oneshot runs, by the clock on the wall.  Durations in seconds."""
+
+    cron: Annotated[
+        str | None, About("cron", "Minute, hour, day of the month, month, day of the week.", without="none")
+    ] = None
+    every: Annotated[
+        float | None,
+        About("duration", "Instead of `cron`: the same times of every day, counted from 1970 in UTC.", 1, SECONDS_MAX,
+              without="none"),
+    ] = None  # fmt: skip
+    overlap: Annotated[
+        Overlap,
+        About("choice", "When the run before is not over: `skip` this one, `queue` it (one), or `restart` the run."),
+    ] = "skip"
+    jitter: Annotated[
+        float, About("duration", "Each run begins later by up to this, and before the next time.", 0, SECONDS_MAX)
+    ] = 0.0
+    catch_up: Annotated[
+        bool, About("boolean", "Run once at the start, or after a suspension, when times have passed meanwhile.")
+    ] = False
+    timezone: Annotated[
+        str | None, About("zone", 'Whose clock `cron` goes by, such as `"Europe/Berlin"`.', without="the machine's")
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        return bool(self.cron or self.every)
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -166,6 +196,32 @@ class Service(msgspec.Struct, frozen=True):
         About("command", "What is run: a list of words, or a string that is split as a shell would, without a shell."),
     ]  # with `shell`: one element, the text for /bin/sh -c
     shell: Annotated[bool, About("boolean", "Give `command`, one string then, to `/bin/sh -c`.")] = False
+    pre_start: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "Runs to its end before each start of `command`, in the same surroundings. Only code 0 lets the start go "
+            "on; else, or when it takes longer than 90s, the start has failed.",
+            without="nothing",
+        ),
+    ] = None
+    post_stop: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "Runs when nothing of `command` or of a failed `pre_start` is left, for at most 90s, with "
+            "`HOLDFAST_EXIT_CODE` or `HOLDFAST_EXIT_SIGNAL`. What becomes of it changes nothing else.",
+            without="nothing",
+        ),
+    ] = None
+    reload_command: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "command",
+            "What `holdfast reload` runs, beside the service and for at most 90s, with `MAINPID` in its environment.",
+            without="nothing",
+        ),
+    ] = None
     cwd: Annotated[str | None, About("path", "Directory it runs in.", without="the directory of the file")] = (
         None  # always set by load()
     )
@@ -229,6 +285,15 @@ class Service(msgspec.Struct, frozen=True):
             without="none",
         ),
     ] = None
+    schedule: Annotated[
+        Schedule,
+        About(
+            "table",
+            "When a `oneshot` runs: a string is a cron expression.",
+            without="when it is started",
+            short="cron",
+        ),
+    ] = Schedule()
     restart: Annotated[
         Restart,
         About(
@@ -286,7 +351,12 @@ class Service(msgspec.Struct, frozen=True):
         """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`)."""
         if self.type == "notify" and not (self.ready and self.ready.kind):
             return msgspec.structs.replace(self.ready or Ready(), notify=True)
-        return self.ready
+        return self.ready if self.ready and self.ready.kind else None
+
+    @property
+    def ready_timeout(self) -> float:
+        """Seconds for a start; for `pre_start` and `post_stop`, too."""
+        return (self.ready or Ready()).timeout
 
     @property
     def speaks(self) -> bool:

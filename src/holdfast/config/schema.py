@@ -42,6 +42,8 @@ _FORMS: dict[str, Schema] = {
     "boolean": {"type": "boolean"},
     "command": {"anyOf": [_STRING, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
     "path": _STRING,
+    "cron": _STRING,
+    "zone": _STRING,
     "paths": {"anyOf": [_STRING, {"type": "array", "items": _STRING}]},
     "env": {"type": "object", "additionalProperties": {"type": "string"}},
     "user": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]},
@@ -109,7 +111,8 @@ def _table(keys: Keys, definitions: dict[str, Schema]) -> Schema:
             continue
         if key.about.form == "table":
             assert isinstance(key.type, type)
-            properties[name] = {"allOf": [_reference(key.type, definitions)]}
+            reference = _reference(key.type, definitions)
+            properties[name] = {"anyOf": [_STRING, reference]} if key.about.short else {"allOf": [reference]}
         else:
             properties[name] = _of_key(key)
         properties[name]["description"] = key.about.text

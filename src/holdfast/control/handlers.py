@@ -19,6 +19,7 @@ from .requests import (
     LogPart,
     Names,
     Nothing,
+    Reload,
     Shutdown,
     Signal,
     last_event_id,
@@ -107,6 +108,10 @@ class Api:
 
     async def signal(self, request: Request, body: Signal) -> Answer:
         return {"results": self.supervisor.send_signal(body.names, body.signal, body.scope, peer=_peer(request))}
+
+    async def reload(self, request: Request, body: Reload) -> Answer:
+        work = self.supervisor.reload(body.names, peer=_peer(request))
+        return {"results": await attended(work, request.receive, self.ending) or []}  # none: the client is gone
 
     async def shutdown(self, request: Request, body: Shutdown) -> Answer:
         if body.keep:

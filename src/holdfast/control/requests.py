@@ -58,6 +58,12 @@ class Signal(Struct, forbid_unknown_fields=True):
     ] = "main"
 
 
+class Reload(Struct, forbid_unknown_fields=True):
+    """reload."""
+
+    names: Some
+
+
 class Shutdown(Struct, forbid_unknown_fields=True):
     """shutdown."""
 

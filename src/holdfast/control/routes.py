@@ -20,7 +20,7 @@ from holdfast.daemon.status import (
 )
 
 from .handlers import Api
-from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Results, Shutdown, Signal
+from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Reload, Results, Shutdown, Signal
 
 
 class Route(NamedTuple):
@@ -79,6 +79,10 @@ ROUTES = (
     Route(
         "POST", "/v1/signal", Api.signal, Signal, Results,
         "Send a signal to services that run; the outcome for each.", NAMED,
+    ),
+    Route(
+        "POST", "/v1/reload", Api.reload, Reload, Results,
+        "Run the reload commands of services that run; answers when each is done.", NAMED,
     ),
     Route(
         "POST", "/v1/shutdown", Api.shutdown, Shutdown, (Nothing, Left),

@@ -91,6 +91,10 @@ class Supervised(Protocol):
 
     def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Asker) -> Sequence[Outcome]: ...
 
+    async def reload(self, names: Sequence[str], *, peer: Asker) -> Sequence[Outcome]:
+        """Run their reload commands.  When it is cancelled only the waiting ends."""
+        ...
+
     def shut_down(self, *, peer: Asker) -> None:
         """Begin to stop everything; returns at once."""
         ...

@@ -75,15 +75,15 @@ class Chronicle:
             key = view.name, view.incarnation
             if view.live:
                 live.add(key)
-            elif view.last_exit is not None:
-                ended[key] = _exit(view.last_exit)
+            if view.last_exit is not None and not (view.live and view.last_exit_of == view.incarnation):
+                ended[view.name, view.last_exit_of] = _exit(view.last_exit)
         self._history.settle(live, ended)
 
     def perform(self, effect: fx.Effect) -> None:
         """An effect is about to be performed."""
         if isinstance(effect, fx.Spawn):
             key = effect.name, effect.incarnation
-            self._history.note(key, new=True, why=effect.why, started_at=time.time())
+            self._history.note(key, new=True, why=_why(effect.step, effect.why), started_at=time.time())
         elif isinstance(effect, fx.Stop):
             self._history.note((effect.name, effect.incarnation), asked=effect.why)
 
@@ -125,7 +125,7 @@ class Chronicle:
             case "exited":
                 columns = {"ended_at": record.time, "cause": record.text}
                 view = self._view(record.service, record.incarnation)
-                if view is not None and view.last_exit is not None:
+                if view is not None and view.last_exit is not None and view.last_exit_of == view.incarnation:
                     columns |= _exit(view.last_exit)
             case "adopted":
                 columns = {"adopted": 1}
@@ -158,7 +158,7 @@ class Chronicle:
         if copy is not None and copy.tree.pid:
             view = self._view(name, copy.incarnation)
             key = name, copy.incarnation
-            why = view.why if view else None
+            why = _why(view.step, view.why) if view else None
             self._history.note(key, why=why, pid=copy.tree.pid, started_at=copy.tree.started_at)
 
     def _view(self, name: str, incarnation: int | None) -> ServiceView | None:
@@ -175,6 +175,10 @@ class Chronicle:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             pass
+
+
+def _why(step: fx.Step, why: str) -> str:
+    return why if step == "main" else f"{step}: {why}"
 
 
 def _exit(ended: Exit) -> dict[str, Any]:

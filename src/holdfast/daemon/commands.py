@@ -18,6 +18,7 @@ from .events import EventLog
 from .logs import LogReader
 from .names import StillAdopting, UnknownService, matching
 from .processes import Table
+from .reload import Reloads
 from .show import service_status, signal_name, supervisor_status
 from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpgradeStatus
 from .supervisor import Supervisor
@@ -38,6 +39,7 @@ class Commands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._reloads = Reloads(supervisor)
 
     # ---- looking
 
@@ -136,6 +138,26 @@ class Commands:
                 self.events.add("signal", f"{signal_name(number)} to its {scope} ({peer})", name, copy.incarnation)
                 to = "" if scope == "main" else f" to its {scope}"
                 answers.append(Outcome(name, "done", f"{signal_name(number)} was sent{to}", status))
+        return answers
+
+    async def reload(self, names: Sequence[str], *, peer: object) -> list[Outcome]:
+        """Run the reload_command of services that run; return when each is done.  As `command`: may be cancelled."""
+        refused: dict[str, tuple[str, str]] = {}
+        asked = []
+        for name, incarnation in self._resolve(names):
+            if incarnation is not None and self._supervisor.engine.is_gone(name, incarnation):
+                refused[name] = "gone", f"incarnation {incarnation} is gone"
+            elif why := self._reloads.refusal(name):
+                refused[name] = "refused", why
+            else:
+                asked.append(name)
+        self._tell("reload", tuple((name, None) for name in asked), peer)
+        said = dict(zip(asked, await asyncio.gather(*map(self._reloads.reload, asked)), strict=True))
+        table = Table()
+        answers = []
+        for name in (each for each in self._supervisor.engine.order if each in refused or each in said):
+            outcome, text = refused.get(name) or ("done" if said[name][0] else "failed", said[name][1])
+            answers.append(Outcome(name, outcome, text, self._status(name, table)))
         return answers
 
     def shut_down(self, *, peer: object) -> None:

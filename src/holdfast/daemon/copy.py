@@ -26,6 +26,8 @@ class Copy:
         self.main_pid = 0  # MAINPID= of sd_notify; 0: the process that was started
         self.status_text = ""  # STATUS= of sd_notify
         self.stopping_said = False  # STOPPING=1 of sd_notify
+        self.reloading = False  # RELOADING=1 of sd_notify, and no READY=1 since
+        self.reload_runs = False  # its reload_command does
         self.below_anchor = False  # its keeper is a child of our anchor
         self.members: dict[str, Identity] = {}  # keeper and main process, as they are written down
         self.unwritten: asyncio.TimerHandle | None = None  # adopted ones will be, soon

@@ -10,7 +10,11 @@ from typing import Any
 
 from holdfast.config.env_file import read_env_file
 from holdfast.config.model import Service
+from holdfast.engine.effects import Step
+from holdfast.engine.events import Exit
 from holdfast.process.options import DEVNULL, Plan, make_plan
+
+from .show import signal_name
 
 # What the supervisor got for itself and a service must not take for its own.
 PRIVATE = ("NOTIFY_", "LISTEN_", "HOLDFAST_")
@@ -34,6 +38,10 @@ class Surroundings:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def command_of(spec: Service, step: Step) -> tuple[str, ...]:
+    return {"pre_start": spec.pre_start, "main": spec.command, "post_stop": spec.post_stop}[step] or ()
+
+
 def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
     """What tells the processes of one incarnation from all others on the machine, in their environment."""
     return {
@@ -43,21 +51,38 @@ def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
     }
 
 
-def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
-    """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take, an
+def exit_variables(ended: Exit | None) -> dict[str, str]:
+    """What post_stop learns of the end that it comes after."""
+    if ended is not None and ended.signal is not None:
+        return {"HOLDFAST_EXIT_SIGNAL": signal_name(ended.signal)}
+    return {"HOLDFAST_EXIT_CODE": str(ended.code)} if ended is not None and ended.code is not None else {}
+
+
+def make_service_plan(
+    spec: Service, incarnation: int, around: Surroundings, step: Step = "main", ended: Exit | None = None
+) -> Plan:
+    """The checked request.  `ended`: for post_stop, how main has.
+
+    ValueError, OSError: a user that has gone, a value that the kernel does not take, an
     env_file that is not there."""
     options = around_service(spec, around)
     options["env"].update(marks(spec.name, incarnation, around))
-    if spec.speaks:
-        options["env"]["NOTIFY_SOCKET"] = around.notify_address
-    if spec.watchdog is not None:
-        options["env"]["WATCHDOG_USEC"] = str(round(spec.watchdog * 1e6))
+    fds: list[int] = []
+    if step == "main":
+        if spec.speaks:
+            options["env"]["NOTIFY_SOCKET"] = around.notify_address
+        if spec.watchdog is not None:
+            options["env"]["WATCHDOG_USEC"] = str(round(spec.watchdog * 1e6))
+        fds = [each.fd for each in (spec.awaits, spec.health) if each and each.fd is not None]
+    elif step == "post_stop":
+        options["env"].update(exit_variables(ended))
+    command = command_of(spec, step)
     return make_plan(
-        spec.command[0] if spec.shell else spec.command,
+        command[0] if spec.shell else command,
         shell=spec.shell,
         stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
         stderr=DEVNULL,
-        pass_fds=[each.fd for each in (spec.awaits, spec.health) if each and each.fd is not None],
+        pass_fds=fds,
         on_owner_loss=spec.on_owner_loss,
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,

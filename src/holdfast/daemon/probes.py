@@ -136,6 +136,9 @@ class Probes:
         spec = self._supervisor.config.services.get(key[0])
         if spec is None:
             return
+        view = self._supervisor.engine.view(key[0])
+        if view.incarnation != key[1] or view.step != "main":
+            return  # a `pre_start` or `post_stop` is nobody to ask; or it is over already
         awaits, health = spec.awaits, spec.health
         if not ready:
             if awaits is not None and not awaits.notify:

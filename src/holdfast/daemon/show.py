@@ -67,6 +67,9 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         log=log,
         frozen=frozen,
         health=supervisor.probes.health(name, view.incarnation),
+        step=view.step,
+        reloading=copy is not None and (copy.reloading or copy.reload_runs),
+        next_run=supervisor.scheduler.next_run(name) if view.due else None,
     )
 
 

@@ -77,6 +77,11 @@ class ServiceStatus(Struct, frozen=True):
     log: Annotated[LogStatus | None, means("what becomes of its output, while it runs")]
     frozen: Annotated[list[Frozen], means("who of it is stopped (SIGSTOP): its `keeper`, its `main` process")] = []
     health: Annotated[HealthStatus | None, means("whether it is well; null: nobody looks")] = None
+    step: Annotated[str, means("what its incarnation is: `main`, or the `pre_start` or `post_stop` of it")] = "main"
+    reloading: Annotated[
+        bool, means("its `reload_command` runs, or it said `RELOADING=1` and not `READY=1` since")
+    ] = False
+    next_run: Annotated[float | None, means("unix seconds: the next run of one that waits for its schedule")] = None
 
 
 class SupervisorStatus(Struct, frozen=True):

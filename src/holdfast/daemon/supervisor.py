@@ -31,9 +31,10 @@ from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
 from .lost import Lost, LostTrees
 from .members import MemberFiles
-from .plan import Surroundings, make_service_plan, marks
+from .plan import Surroundings, command_of, make_service_plan, marks
 from .probes import Probes
 from .processes import is_below
+from .scheduler import Scheduler
 from .store import Store
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
@@ -90,6 +91,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.probes = Probes(self)
+        self.scheduler = Scheduler(self)
 
     # ---- the one way in
 
@@ -113,6 +115,7 @@ class Supervisor:
         self.chronicle.begin()
         self.probes.begin()
         self._step()
+        self.scheduler.begin()
 
     def _step(self) -> None:
         self._stepping = True
@@ -162,7 +165,7 @@ class Supervisor:
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
-            self._spawn(effect.name, effect.incarnation)
+            self._spawn(effect)
         elif isinstance(effect, fx.Stop):
             self._stop(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Tell):
@@ -182,21 +185,23 @@ class Supervisor:
             # The services go on; what is lost is what a supervisor after us would have known.
             self.events.add("error", f"cannot write the record: {error}", record.name, record.incarnation)
 
-    def _spawn(self, name: str, incarnation: int) -> None:
+    def _spawn(self, effect: fx.Spawn) -> None:
+        name, incarnation, step = effect.name, effect.incarnation, effect.step
         spec = self.config.services[name]
         log_path = self.log_path(name)
         try:
             self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
             os.makedirs(log_path, 0o750, exist_ok=True)
-            plan = make_service_plan(spec, incarnation, self.around)
-            self.probes.prepare(spec, incarnation, log_path, plan)
+            plan = make_service_plan(spec, incarnation, self.around, step, self.engine.view(name).last_exit)
+            if step == "main":
+                self.probes.prepare(spec, incarnation, log_path, plan)
             tree = HeldTree.start(
                 plan,
                 address=self.store.address(name, incarnation),
                 report=self.store.report(name, incarnation),
                 log=LogPlan(
                     log_path, spec.log.rotate_size, spec.log.rotate_count, spec.log.cap, spec.log.timestamps,
-                    spec.log.merge, f"{name}@{incarnation}",
+                    spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""),
                 ),
             )  # fmt: skip
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
@@ -261,7 +266,7 @@ class Supervisor:
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, told.Failed):
             self._acknowledge(copy)
-            reason = _why_not(self.config.services.get(name), event)
+            reason = _why_not(self.config.services.get(name), self.engine.view(name).step, event)
             self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
         elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
@@ -404,6 +409,7 @@ class Supervisor:
             copy.close()
         self.voices.close()
         self.probes.close()
+        self.scheduler.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()
@@ -415,11 +421,11 @@ def exit_of(status: ExitStatus) -> Exit:
     return Exit(code=status.code, signal=status.signal, core=status.core_dumped)
 
 
-def _why_not(spec: Service | None, event: told.Failed) -> str:
+def _why_not(spec: Service | None, step: fx.Step, event: told.Failed) -> str:
     """The step of the start that failed, what it was about, and why."""
     about = ""
     if spec is not None and event.stage == "exec":
-        about = " /bin/sh" if spec.shell else f" {spec.command[0]}"
+        about = " /bin/sh" if spec.shell else f" {command_of(spec, step)[0]}"
     elif spec is not None and event.stage == "chdir":
         about = f" {spec.cwd}"
     return f"{event.stage}{about}: {os.strerror(event.errno)}"

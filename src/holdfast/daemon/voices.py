@@ -62,6 +62,12 @@ class Voices:
         if fields.get("STOPPING") == "1" and not copy.stopping_said:
             copy.stopping_said = True
             self._supervisor.events.add("stopping", "it says that it stops", name, incarnation)
+        if fields.get("RELOADING") == "1" and not copy.reloading:
+            copy.reloading = True
+            self._supervisor.events.add("reloading", "it says that it reloads", name, incarnation)
+        if fields.get("READY") == "1" and copy.reloading:
+            copy.reloading = False
+            self._supervisor.events.add("reloaded", "it says that it is ready again", name, incarnation)
         self._supervisor.probes.said(name, incarnation, fields)
 
     def close(self) -> None:

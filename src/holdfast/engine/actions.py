@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from . import restart
-from .effects import Effect, Spawn, Stop, Tell
+from .effects import Effect, Spawn, Step, Stop, Tell
 from .events import (
     COULD_NOT_START,
     KEEPER_LOST,
+    NOT_DONE,
+    PRE_START,
     READY_TIMEOUT,
     UNHEALTHY,
     UNKNOWN,
@@ -29,7 +31,9 @@ from .events import (
     TimeExtended,
 )
 from .service import Unit
-from .table import Phase
+from .table import LEAVING, Phase
+
+POST_STOP_TRIES = 3  # to start it, where that fails for a reason that may pass
 
 NOT_READY = "not ready yet"
 News = Observed | str  # what comes with an input: the event, or for the others a few words of why
@@ -41,6 +45,7 @@ class World(Protocol):
     now: Seconds
     rng: random.Random
     closing: bool  # the supervisor ends: nothing starts any more
+    finished: bool  # Finish was given: nobody waits for a `post_stop` any more
 
     def emit(self, effect: Effect) -> None: ...
     def save(self, unit: Unit) -> None: ...
@@ -109,6 +114,7 @@ def redo(unit: Unit, world: World, news: News) -> None:
 
 
 def block(unit: Unit, world: World, news: News) -> None:
+    unit.main_next = False
     unit.become(Phase.BLOCKED, world.now)
     _tell(unit, world, "stopped", str(news))
 
@@ -119,23 +125,25 @@ def queue(unit: Unit, world: World, news: News) -> None:
 
 
 def spawn(unit: Unit, world: World, news: News) -> None:
-    unit.incarnation += 1
+    if unit.main_next:
+        _spawn(unit, world, "main", Phase.SPAWNING)
+        return
     unit.restarts += unit.restart
-    unit.asked = unit.early = False
-    unit.ready_at = unit.exit = None
-    unit.cause = unit.doubts = ""
+    unit.asked = unit.queued = False
+    unit.start_failed = ""
     unit.why = unit.next_why
     if unit.restart:
         unit.why = f"restart {unit.restarts}" + (f": {unit.last_exit.words}" if unit.last_exit else "")
     unit.restart = False
-    unit.become(Phase.SPAWNING, world.now)
-    world.save(unit)
-    world.emit(Spawn(unit.spec.name, unit.incarnation, unit.why))
-    _tell(unit, world, "starting", unit.why)
+    _spawn(unit, world, "pre_start" if unit.spec.pre_start else "main", Phase.SPAWNING)
 
 
 def run(unit: Unit, world: World, news: News) -> None:
     _tell(unit, world, "spawned", "")
+    if unit.step == "pre_start":
+        unit.become(Phase.UNREADY, world.now)
+        unit.wake_at = world.now + unit.spec.ready_timeout
+        return
     awaits = unit.spec.awaits
     if unit.early or (awaits is None and unit.spec.type != "oneshot"):
         _be_ready(unit, world)
@@ -156,8 +164,11 @@ def stop(unit: Unit, world: World, news: News) -> None:
 
 
 def time_out(unit: Unit, world: World, news: News) -> None:
-    unit.cause = _because(READY_TIMEOUT, unit.doubts)
-    unit.become(Phase.ENDING, world.now, _because("was not ready in time", unit.doubts))
+    if unit.step == "main":
+        unit.cause, reason = _because(READY_TIMEOUT, unit.doubts), _because("was not ready in time", unit.doubts)
+    else:
+        unit.cause, reason = f"{unit.step} {NOT_DONE}", f"{unit.step} was {NOT_DONE}"
+    unit.become(Phase.ENDING, world.now, reason)
     _stop(unit, world)
 
 
@@ -176,37 +187,66 @@ def condemn(unit: Unit, world: World, news: News) -> None:
 
 def fail(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, SpawnFailed)
-    unit.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {news.reason}")
+    if unit.step == "post_stop":  # told as started by a supervisor that was killed before it was
+        skip_cleaning(unit, world, news)
+        return
+    about = "" if unit.step == "main" else f"{unit.step}: "
+    unit.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {about}{news.reason}")
     unit.last_exit_of = unit.incarnation
     _tell(unit, world, "exited", unit.last_exit.words)
-    if unit.asked or not unit.wanted or world.closing:
-        _after_request(unit, world)
-        return
-    unit.failures += 1
-    if news.temporary:  # whatever the policy says: it was not started yet
-        _again(unit, world)
+    if not (unit.asked or not unit.wanted or world.closing):
+        unit.failures += 1
+    unit.exit, unit.start_failed = unit.last_exit, "for now" if news.temporary else "for good"
+    if unit.spec.pre_start and unit.step == "main":
+        _end_step(unit, world)  # its pre_start has done something that post_stop may undo
     else:
-        _give_up_for_good(unit, world, Phase.FATAL, "fatal", unit.last_exit.words)
+        _decide(unit, world)
+
+
+def clean(unit: Unit, world: World, news: News) -> None:
+    _tell(unit, world, "spawned", "")
+    unit.wake_at = world.now + unit.spec.ready_timeout
+
+
+def skip_cleaning(unit: Unit, world: World, news: News) -> None:
+    assert isinstance(news, SpawnFailed)
+    _tell(unit, world, "exited", f"post_stop {COULD_NOT_START}: {news.reason}")
+    if news.temporary and unit.incarnation - unit.last_exit_of < POST_STOP_TRIES:
+        _clean_up(unit, world)
+    else:
+        _decide(unit, world)
+
+
+def overlap(unit: Unit, world: World, news: News) -> None:
+    """A time of its schedule has come while the run before is not over."""
+    how = unit.spec.schedule.overlap
+    if not unit.wanted or how == "skip":
+        _tell(unit, world, "skipped", f"{news}: the run before is not over")
+    elif how == "restart" and unit.phase not in LEAVING:
+        renew(unit, world, news)
+    elif not unit.asked:
+        unit.queued, unit.next_why = True, str(news)
+        _tell(unit, world, "wanted", f"{news}: runs again when this run is over")
 
 
 def note_ready(unit: Unit, world: World, news: News) -> None:
-    unit.early = unit.spec.awaits is not None
+    unit.early = unit.spec.awaits is not None and unit.step == "main"
 
 
 def be_ready(unit: Unit, world: World, news: News) -> None:
-    if unit.spec.awaits is not None:
+    if unit.spec.awaits is not None and unit.step == "main":
         _be_ready(unit, world)
 
 
 def extend(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, TimeExtended)
-    if unit.wake_at is not None:
+    if unit.wake_at is not None and unit.step == "main":
         unit.wake_at = max(unit.wake_at, news.until)
 
 
 def end(unit: Unit, world: World, news: News) -> None:
     note_exit(unit, world, news)
-    unit.become(Phase.ENDING, world.now, unit.last_exit.words if unit.last_exit else "")
+    unit.become(Phase.ENDING, world.now, unit.exit.words if unit.exit else "")
 
 
 def note_exit(unit: Unit, world: World, news: News) -> None:
@@ -214,10 +254,14 @@ def note_exit(unit: Unit, world: World, news: News) -> None:
     if unit.exit is None:
         _ended(unit, world, replace(news.exit, cause=unit.cause or news.exit.cause))
     elif unit.exit.code is None and unit.exit.signal is None:  # learnt after its keeper was lost
-        unit.exit = unit.last_exit = replace(news.exit, cause=unit.exit.cause)
+        unit.exit = replace(news.exit, cause=unit.exit.cause)
+        if unit.last_exit_of == unit.incarnation:
+            unit.last_exit = unit.exit
     else:
         return
-    _tell(unit, world, "exited", unit.last_exit.words if unit.last_exit else "")
+    assert unit.exit is not None
+    about = "" if unit.step == "main" or unit.exit.cause.startswith(unit.step) else f"{unit.step}: "
+    _tell(unit, world, "exited", about + unit.exit.words)
 
 
 def lose(unit: Unit, world: World, news: News) -> None:
@@ -241,19 +285,64 @@ def settle(unit: Unit, world: World, news: News) -> None:
     if unit.exit is None:
         _ended(unit, world, Exit(None, None, cause=unit.cause or UNKNOWN))
     _tell(unit, world, "emptied", "")
+    if unit.prepared and not (unit.asked or not unit.wanted or world.closing):
+        unit.main_next = True
+        unit.become(Phase.WAITING, world.now)  # and on at once, unless what it requires has gone meanwhile
+        return
+    if unit.prepared and unit.exit:
+        unit.last_exit, unit.last_exit_of = replace(unit.exit, cause=PRE_START), unit.incarnation
+    if unit.step == "post_stop":
+        _decide(unit, world)
+    else:
+        _end_step(unit, world)
+
+
+# ---- parts of them
+
+
+def _spawn(unit: Unit, world: World, step: Step, phase: Phase, reason: str = "") -> None:
+    unit.incarnation += 1
+    unit.step = step
+    unit.early = unit.main_next = False
+    unit.ready_at = unit.exit = None
+    unit.cause = unit.doubts = ""
+    unit.become(phase, world.now, reason)
+    world.save(unit)
+    world.emit(Spawn(unit.spec.name, unit.incarnation, unit.why, step))
+    _tell(unit, world, "starting", unit.why if step == "main" else f"{step}: {unit.why}")
+
+
+def _end_step(unit: Unit, world: World) -> None:
+    """Nothing is left of pre_start or main."""
+    if unit.spec.post_stop and not unit.foreign and not world.finished:
+        _clean_up(unit, world)
+    else:
+        _decide(unit, world)
+
+
+def _clean_up(unit: Unit, world: World) -> None:
+    if unit.exit is not None:  # None: it is tried again
+        unit.why = unit.exit.words
+    _spawn(unit, world, "post_stop", Phase.CLEANING, unit.reason)
+
+
+def _decide(unit: Unit, world: World) -> None:
+    """Nothing of it is left: what becomes of it follows from how main has ended, or what came before it."""
     assert unit.last_exit is not None
     if unit.asked or not unit.wanted or world.closing:
         _after_request(unit, world)
-    elif restart.restarts(unit.spec, unit.last_exit):
+    elif unit.queued:
+        unit.clear()
+        unit.become(Phase.WAITING, world.now)
+    elif unit.start_failed == "for good":
+        _give_up_for_good(unit, world, Phase.FATAL, "fatal", unit.last_exit.words)
+    elif unit.start_failed or restart.restarts(unit.spec, unit.last_exit):
         _again(unit, world)
     elif unit.completed:
         _give_up_for_good(unit, world, Phase.EXITED, "completed", unit.last_exit.words)
     else:
         text = f"{unit.last_exit.words}; restart = {unit.spec.restart}"
         _give_up_for_good(unit, world, Phase.EXITED, "ended", text)
-
-
-# ---- parts of them
 
 
 def _because(what: str, why: str) -> str:
@@ -284,8 +373,12 @@ def _stop(unit: Unit, world: World) -> None:
 def _ended(unit: Unit, world: World, ended: Exit) -> None:
     """The main process has ended: count the life, if nobody asked for its end.  It counts from when it was ready:
     an hour that was spent in becoming so is no success."""
-    unit.exit = unit.last_exit = ended
-    unit.last_exit_of = unit.incarnation
+    if unit.step == "pre_start" and not ended.cause and ended.code != 0:
+        ended = replace(ended, cause=PRE_START)
+    unit.exit = ended
+    if unit.step == "post_stop" or unit.prepared:
+        return
+    unit.last_exit, unit.last_exit_of = ended, unit.incarnation
     if unit.asked or not unit.wanted:
         return
     if unit.completed or (unit.ready_at is not None and world.now - unit.ready_at >= unit.spec.backoff.reset_after):
@@ -322,5 +415,5 @@ def _again(unit: Unit, world: World) -> None:
 
 
 def _give_up_for_good(unit: Unit, world: World, phase: Phase, what: str, text: str) -> None:
-    unit.become(phase, world.now, text)
+    unit.become(Phase.SCHEDULED if unit.spec.schedule.given else phase, world.now, text)
     _tell(unit, world, what, text)

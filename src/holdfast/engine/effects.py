@@ -7,10 +7,14 @@ a supervisor that dies between the two finds the intent.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from .events import Exit, Seconds
 from .table import State
+
+# A start may have three steps, one after another, each with a tree and an incarnation number of its own.
+Step: TypeAlias = Literal["pre_start", "main", "post_stop"]
+StartFailed: TypeAlias = Literal["", "for now", "for good"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class Record:
     reason: str = ""
     why: str = ""  # it was started, or is to be: Spawn's words
     cause: str = ""  # of the exit to come: unhealthy
+    step: Step = "main"  # what that incarnation is
+    start_failed: StartFailed = ""
+    scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
+    queued: bool = False  # one came while it ran: it runs again
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +57,12 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start the service's command; answer with Spawned or SpawnFailed.  `why`, in words: who asked, or what ended."""
+    """Start the command of a step; answer with Spawned or SpawnFailed.  `why`, in words: who asked, or what ended."""
 
     name: str
     incarnation: int
     why: str = field(default="", compare=False)
+    step: Step = "main"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,7 @@ WHATS = (
     "fatal",
     "wanted",  # asked to start, or not to, while its end is under way
     "refused",
+    "skipped",  # a time of its schedule
     "shutdown",
     "forgotten",
 )

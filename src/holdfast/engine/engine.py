@@ -29,6 +29,7 @@ from .events import (
     NotReadyYet,
     Observed,
     RestartAsked,
+    ScheduleDue,
     Seconds,
     ShutdownAsked,
     Spawned,
@@ -81,7 +82,7 @@ class Engine:
         self._ended: list[tuple[Unit, Exit | None, bool]] = []  # what ended while no supervisor was there
         self._live = 0  # services with a tree that a shutdown waits for
         self._status = 0
-        self._finished = False
+        self.finished = False
 
     # ---- what there is to see
 
@@ -175,6 +176,11 @@ class Engine:
                     at, _, unit = heapq.heappop(self._timers)
                     if unit.wake_at == at:
                         self._apply(unit, Input.DUE, "")
+            case ScheduleDue(name, at, text):
+                due = self._units.get(name)
+                if due is not None and due.spec.schedule.given and at != due.scheduled and not self.closing:
+                    due.scheduled = at
+                    self._apply(due, Input.ELAPSED, f"scheduled for {text}" if text else "its schedule")
             case _:
                 known = self._units.get(event.name)
                 if known is not None and known.live and known.incarnation == event.incarnation:
@@ -249,8 +255,8 @@ class Engine:
 
     def save(self, unit: Unit) -> None:
         """Save the record, if it says something new.  A shutdown writes what has ended, not that it is to end: if we
-        are killed on the way, the next supervisor finds what is wanted."""
-        if self.closing and unit.holds:
+        are killed on the way, the next supervisor finds what is wanted.  A post_stop is an incarnation to be found."""
+        if self.closing and unit.holds and unit.phase is not Phase.CLEANING:
             return
         durable = unit.durable(self.closing)
         if durable != unit.saved:
@@ -300,8 +306,8 @@ class Engine:
             if unit.spec.name in self._units:
                 self.save(unit)
         self._touched.clear()
-        if self.closing and not self._live and not self._finished:
-            self._finished = True
+        if self.closing and not self._live and not self.finished:
+            self.finished = True
             for name in self._graph.order:
                 self.save(self._units[name])  # what was down already has another record now
             self.emit(Finish(self._status))
@@ -340,6 +346,7 @@ class Engine:
                 return
             unit.waits = {other for other in graph.requires[name] if not units[other].ready}
             unit.waits.update(other for other in graph.after[name] if units[other].coming)
+            unit.main_next &= not unit.waits  # else pre_start runs again, with what it waits for
             if not unit.waits:
                 self._go(unit)
         elif unit.phase is Phase.BLOCKED:

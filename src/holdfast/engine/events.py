@@ -17,6 +17,8 @@ Targets: TypeAlias = tuple[tuple[str, int | None], ...]
 READY_TIMEOUT = "ready_timeout"  # this and UNHEALTHY may be followed by " (why)"
 UNHEALTHY = "unhealthy"
 KEEPER_LOST = "keeper lost"
+PRE_START = "pre_start"  # that failed: the cause of an end before main
+NOT_DONE = "not done in time"
 COULD_NOT_START = "could not start"  # followed by ": " and why
 UNKNOWN = "unknown"  # it ended while nobody looked
 
@@ -33,7 +35,8 @@ class Exit:
     @property
     def abnormal(self) -> bool:
         """By a signal, not ready in time, unhealthy, keeper lost, never started: no decision of the program."""
-        return self.code is None or self.cause.startswith((READY_TIMEOUT, UNHEALTHY, KEEPER_LOST))
+        causes = (READY_TIMEOUT, UNHEALTHY, KEEPER_LOST, PRE_START)
+        return self.code is None or self.cause.startswith(causes)
 
     def succeeded(self, codes: tuple[int, ...]) -> bool:
         return not self.abnormal and self.code in codes
@@ -167,8 +170,17 @@ class TimeExtended:
     until: Seconds
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleDue:
+    """A time of its schedule has come: `at` tells it from all others, `text` shows it to people."""
+
+    name: str
+    at: Seconds
+    text: str = ""
+
+
 Observed: TypeAlias = (
     Spawned | SpawnFailed | BecameReady | NotReadyYet | BecameUnhealthy | Exited | Emptied | KeeperLost | TimeExtended
 )
 Command: TypeAlias = StartAsked | StopAsked | RestartAsked
-Event: TypeAlias = Command | Observed | ShutdownAsked | Woken
+Event: TypeAlias = Command | Observed | ShutdownAsked | Woken | ScheduleDue

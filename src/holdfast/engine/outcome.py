@@ -21,11 +21,11 @@ def outcome(
     """
     newer = now.incarnation > before.incarnation
     if verb == "stop":
-        if now.live and not newer:
+        if now.live and (not newer or now.step == "post_stop"):
             return "failed" if now.state is State.FATAL else None
-        return "unchanged" if not before.live and before.state in AT_REST else "done"
+        return "unchanged" if not before.live and before.state in AT_REST and not before.due else "done"
     if now.state in AT_REST:
-        return "done" if newer and now.state is State.EXITED and now.succeeded else "failed"
+        return "done" if newer and (now.state is State.EXITED or now.due) and now.succeeded else "failed"
     if not now.ready:
         return None
     return "unchanged" if before.ready and not newer else "done"

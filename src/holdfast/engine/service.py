@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.model import Service
-from .effects import Record
+from .effects import Record, StartFailed, Step
 from .events import Exit, Seconds
 from .table import LEAVING, LIVE, Phase, State
 
@@ -38,6 +38,10 @@ class ServiceView:
     wake_at: Seconds | None  # end of back-off, or when it must be ready
     reason: str  # why it is in this state
     why: str  # why this incarnation was started
+    step: Step  # what this incarnation is
+    last_exit_of: int  # the incarnation that ended so
+    scheduled: float  # the last time of its schedule that came
+    due: bool  # it waits for the next one
 
 
 class Unit:
@@ -45,13 +49,16 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "doubts", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation",
-        "last_exit", "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts",
-        "saved", "since", "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "last_exit", "last_exit_of", "main_next", "next_why", "occupied", "phase", "queued", "ready_at", "reason",
+        "restart", "restarts", "saved", "scheduled", "since", "spec", "start_failed", "step", "streak", "timed",
+        "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
         self.spec = spec
-        self.phase = Phase.STOPPED
+        self.phase = Phase.SCHEDULED if spec.schedule.given else Phase.STOPPED
+        self.scheduled = 0.0
+        self.queued = False
         self.wanted = True
         self.since = now
         self.reason = ""
@@ -62,6 +69,9 @@ class Unit:
         self.restart = False  # the next start is a restart by policy: it is counted, and takes from the budget
         self.next_why = WITH_SUPERVISOR  # the reason of the next start, if it is no restart
         # Of the present incarnation.
+        self.step: Step = "main"
+        self.main_next = False  # its pre_start has succeeded, right now
+        self.start_failed: StartFailed = ""  # and whether the same may succeed later
         self.asked = False  # its end is: it is no failure, and policy has no say
         self.early = False  # it was ready before Spawned came
         self.ready_at: Seconds | None = None
@@ -103,7 +113,7 @@ class Unit:
         phase = self.phase
         if phase in LEAVING:
             return not self.wanted
-        return phase in (Phase.STOPPED, Phase.BLOCKED, Phase.FATAL, Phase.STUCK) or (
+        return phase in (Phase.STOPPED, Phase.BLOCKED, Phase.SCHEDULED, Phase.FATAL, Phase.STUCK) or (
             phase is Phase.EXITED and not self.completed
         )
 
@@ -112,8 +122,13 @@ class Unit:
         """About to become ready or to fail: what comes after it waits."""
         phase = self.phase
         if phase in LEAVING:
-            return self.wanted and (self.asked or self.completed)
+            return self.wanted and (self.asked or self.completed or self.prepared)
         return phase in (Phase.WAITING, Phase.SPAWNING, Phase.UNREADY)
+
+    @property
+    def prepared(self) -> bool:
+        """Its pre_start has succeeded: main comes next."""
+        return self.step == "pre_start" and self.exit is not None and self.exit.succeeded((0,))
 
     def view(self) -> ServiceView:
         waits = tuple(sorted(self.waits)) if self.phase in WAITING else ()
@@ -121,9 +136,12 @@ class Unit:
         if waits:
             which = ", ".join(waits[:4]) + (f" and {len(waits) - 4} more" if len(waits) > 4 else "")
             reason = WAITING[self.phase].format(which=which, reason=reason)
+        if self.live and self.step != "main":
+            reason = f"{self.step} runs; {reason}".removesuffix("; ")
         return ServiceView(
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
             self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
+            self.step, self.last_exit_of, self.scheduled, self.phase is Phase.SCHEDULED,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -133,10 +151,11 @@ class Unit:
         it; so a restart is one Save."""
         if self.live:
             ready_at = self.ready_at if self.spec.awaits is not None else None
-            return self.incarnation, self.wanted, self.asked, ready_at, self.cause, self.phase is Phase.STUCK
+            stuck = self.phase is Phase.STUCK
+            return self.incarnation, self.wanted, self.asked, ready_at, self.cause, stuck, self.queued
         if closing:
             return self.wanted or self.spec.restart != "unless-stopped", self.incarnation, self.restarts, self.last_exit
-        pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED)
+        pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED, Phase.SCHEDULED)
         state = None if pending else self.phase.state  # `begin` starts it from any of these
         return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at
 
@@ -162,6 +181,10 @@ class Unit:
             reason=self.reason,
             why=self.why if self.live else self.next_why,
             cause=self.cause if self.live else "",
+            step=self.step,
+            start_failed=self.start_failed if self.live else "",
+            scheduled=self.scheduled,
+            queued=self.queued and self.live,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -172,11 +195,16 @@ class Unit:
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
+        self.scheduled, self.queued = record.scheduled, record.queued and self.spec.schedule.given
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
-            self.asked, awaits = record.stopping, self.spec.awaits
+            self.asked, self.step, self.start_failed = record.stopping, record.step, record.start_failed
+            awaits = self.spec.awaits
             if alive and record.state is State.FATAL:
                 self.phase = Phase.STUCK
+            elif self.step != "main":
+                self.phase = Phase.UNREADY if self.step == "pre_start" else Phase.CLEANING
+                self.wake_at = now + self.spec.ready_timeout
             elif ready if awaits is not None else self.spec.type != "oneshot":
                 self.phase = Phase.RUNNING
                 self.ready_at = min(record.since if record.ready_at is None else record.ready_at, now)
@@ -185,7 +213,9 @@ class Unit:
                 self.phase = Phase.UNREADY
                 self.wake_at = now + awaits.timeout if awaits is not None else None
         elif not self.wanted:
-            pass  # stopped
+            self.phase = Phase.STOPPED
+        elif self.phase is Phase.SCHEDULED and record.state in (State.EXITED, State.FATAL):
+            pass  # of a time without a schedule
         elif record.state is State.STARTING:
             self.become(Phase.WAITING, now)
         elif record.state is State.BACKOFF:

@@ -31,14 +31,16 @@ class Phase(enum.Enum):
     BLOCKED = State.STOPPED, "wanted, but something it requires is down and not on its way up"
     WAITING = State.STARTING, "waits for what it requires or comes after; nothing was started"
     SPAWNING = State.STARTING, "the start is under way"
-    UNREADY = State.STARTING, "its program runs, but is not ready (`ready`) or not done (`oneshot`)"
+    UNREADY = State.STARTING, "its program runs, but is not ready (`ready`) or not done (`oneshot`, `pre_start`)"
     RUNNING = State.RUNNING, "its program runs and is ready"
     BACKOFF = State.BACKOFF, "waits for the end of its back-off"
     QUEUED = State.BACKOFF, "waits for the start budget"
     CANCELLED = State.STOPPING, "asked to stop while the start is under way: the answer is awaited"
     HOLDING = State.STOPPING, "asked to stop; waits until what stands on it has stopped"
     ENDING = State.STOPPING, "its end is under way, until its tree is empty"
+    CLEANING = State.STOPPING, "its tree is empty; its `post_stop` runs"
     STUCK = State.FATAL, "its tree could not be ended by KILL; nothing is started beside it"
+    SCHEDULED = State.STOPPED, "waits for a time of its schedule"
     EXITED = State.EXITED, "it has ended for good; or completed (`oneshot`)"
     FATAL = State.FATAL, "the start limit is reached, or it cannot be started"
 
@@ -66,6 +68,7 @@ class Input(enum.Enum):
     EXITED = "Exited"
     LOST = "KeeperLost"
     EMPTIED = "Emptied"
+    ELAPSED = "ScheduleDue"
 
 
 class Row(NamedTuple):
@@ -75,13 +78,13 @@ class Row(NamedTuple):
 
 P, I = Phase, Input  # noqa: E741
 
-DOWN = (P.STOPPED, P.BLOCKED, P.EXITED, P.FATAL)
+DOWN = (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.EXITED, P.FATAL)
 COMING = (P.WAITING, P.BACKOFF, P.QUEUED)  # on its way up, with no tree
 UP = (P.UNREADY, P.RUNNING)
-LEAVING = (P.CANCELLED, P.HOLDING, P.ENDING)
+LEAVING = (P.CANCELLED, P.HOLDING, P.ENDING, P.CLEANING)
 LIVE = (P.SPAWNING, *UP, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
-# What an end can lead to: asked for, by policy, or because KILL did not end it.
-AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL, P.STUCK)
+# What an end can lead to: asked for, or by policy.
+AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL, P.SCHEDULED)
 
 Rows = tuple[tuple[Input, tuple[Phase, ...], str, tuple[Phase, ...]], ...]
 ROWS: Rows = (
@@ -99,7 +102,7 @@ ROWS: Rows = (
     (I.HALT, (P.EXITED,), "redo", (P.WAITING, P.EXITED)),
     (I.HALT, (P.SPAWNING,), "yield_", (P.CANCELLED,)),
     (I.HALT, UP, "yield_", (P.HOLDING,)),
-    (I.CLOSE, (P.BLOCKED, *COMING), "rest", (P.STOPPED,)),
+    (I.CLOSE, (P.BLOCKED, P.SCHEDULED, *COMING), "rest", (P.STOPPED,)),
     (I.CLOSE, (P.SPAWNING,), "yield_", (P.CANCELLED,)),
     (I.CLOSE, UP, "yield_", (P.HOLDING,)),
     (I.CLEARED, (P.BLOCKED,), "wait", (P.WAITING,)),
@@ -112,9 +115,9 @@ ROWS: Rows = (
     (I.SPAWNED, (P.SPAWNING,), "run", UP),
     (I.SPAWNED, (P.CANCELLED,), "hold", (P.HOLDING,)),
     # Up or leaving, too: a supervisor that was not there took the start for done.
-    (I.SPAWN_FAILED, (P.SPAWNING, *UP), "fail", (P.WAITING, P.BACKOFF, P.FATAL)),
-    (I.SPAWN_FAILED, (P.CANCELLED, P.HOLDING), "fail", (P.WAITING, P.STOPPED)),
-    (I.SPAWN_FAILED, (P.ENDING,), "fail", (P.STOPPED, P.WAITING, P.BACKOFF, P.FATAL)),
+    (I.SPAWN_FAILED, (P.SPAWNING, *UP), "fail", (P.WAITING, P.BACKOFF, P.FATAL, P.CLEANING, P.SCHEDULED)),
+    (I.SPAWN_FAILED, (P.CANCELLED, P.HOLDING), "fail", (P.WAITING, P.STOPPED, P.CLEANING)),
+    (I.SPAWN_FAILED, (P.ENDING,), "fail", (*AFTER, P.CLEANING)),
     (I.READY, (P.SPAWNING,), "note_ready", ()),
     (I.READY, (P.UNREADY,), "be_ready", (P.RUNNING, P.UNREADY)),
     (I.EXTENDED, (P.UNREADY,), "extend", ()),
@@ -122,9 +125,20 @@ ROWS: Rows = (
     (I.EXITED, (P.ENDING, P.STUCK), "note_exit", ()),
     (I.LOST, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "lose", (P.ENDING,)),
     (I.LOST, (P.ENDING,), "note_loss", ()),
-    (I.EMPTIED, (P.ENDING, P.STUCK), "settle", AFTER),
+    (I.EMPTIED, (P.ENDING, P.STUCK), "settle", (*AFTER, P.STUCK, P.CLEANING)),
     (I.NOT_YET, (P.UNREADY,), "doubt", ()),
     (I.UNHEALTHY, (P.RUNNING,), "condemn", (P.ENDING,)),
+    # The step after main.
+    (I.SPAWNED, (P.CLEANING,), "clean", ()),
+    (I.SPAWN_FAILED, (P.CLEANING,), "skip_cleaning", (*AFTER, P.CLEANING)),
+    (I.DUE, (P.CLEANING,), "time_out", (P.ENDING,)),
+    (I.EXITED, (P.CLEANING,), "end", (P.ENDING,)),
+    (I.LOST, (P.CLEANING,), "lose", (P.ENDING,)),
+    # A oneshot with a schedule.
+    (I.ELAPSED, (*DOWN[1:], *COMING), "come", (P.WAITING,)),
+    (I.ELAPSED, (P.SPAWNING,), "overlap", (P.SPAWNING, P.CANCELLED)),
+    (I.ELAPSED, (P.UNREADY,), "overlap", (P.UNREADY, P.HOLDING)),
+    (I.ELAPSED, LEAVING, "overlap", ()),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -135,7 +149,10 @@ IDLE = (*DOWN, *COMING)
 IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.START, (P.SPAWNING, *UP), "it is up, or coming up"),
     (I.STOP, (P.STOPPED,), "it is stopped"),
-    (I.HALT, (P.STOPPED, P.BLOCKED, P.FATAL), "it is down"),
+    (I.HALT, (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.FATAL), "it is down"),
+    (I.ELAPSED, (P.STOPPED,), "it was stopped by hand, and its schedule with it"),
+    (I.ELAPSED, (P.RUNNING,), "no oneshot is ever there"),
+    (I.ELAPSED, (P.STUCK,), "nothing is started beside what is left of it"),
     (I.HALT, (P.WAITING,), "it waits for what it requires, and follows that"),
     (I.HALT, (*LEAVING, P.STUCK), "its end is under way; it starts again only when what it requires is ready"),
     (I.CLOSE, (P.STOPPED, P.EXITED, P.FATAL), "it is down"),
@@ -143,7 +160,7 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.CLEARED, tuple(p for p in P if p not in (P.BLOCKED, P.WAITING, P.HOLDING)), "it waits for nobody"),
     (I.WITHHELD, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
     (I.RATIONED, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
-    (I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY)), "it waits for no time"),
+    (I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY, P.CLEANING)), "it waits for no time"),
     (I.SPAWNED, (*UP, P.HOLDING, P.ENDING, P.STUCK), "that is known"),
     (I.SPAWN_FAILED, (P.STUCK,), "there is something of it"),
     (I.READY, (P.RUNNING,), "that is known"),
@@ -152,7 +169,7 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.EXTENDED, (P.RUNNING,), "it is ready"),
     (I.EXTENDED, (*LEAVING, P.STUCK), "the grace is fixed"),
     (I.LOST, (P.STUCK,), "what is left of it is awaited"),
-    (I.EMPTIED, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "its end was missed: the engine takes it as Exited before"),
+    (I.EMPTIED, (P.SPAWNING, *UP, *LEAVING[:2], P.CLEANING), "its end was missed: it is taken as Exited before"),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.SPAWNED, I.SPAWN_FAILED, I.READY)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.EXTENDED, I.EXITED, I.LOST, I.EMPTIED)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.NOT_YET, I.UNHEALTHY)),
