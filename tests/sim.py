@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from holdfast.config.model import Service, StartBudget
 from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Spawn, Stop, Tell
 from holdfast.engine.engine import Engine
@@ -21,6 +23,7 @@ from holdfast.engine.events import (
     Exit,
     Exited,
     KeeperLost,
+    PlanChanged,
     RestartAsked,
     ShutdownAsked,
     Spawned,
@@ -70,6 +73,7 @@ class Tree:
     """One incarnation, as far as the engine was told."""
 
     incarnation: int
+    spec: Service  # it was started with
     spawned: bool = False
     taken: bool = False  # over by a supervisor that has not heard of its start: it may have failed
     said_ready: bool = False
@@ -92,7 +96,7 @@ class World:
         self.graph = Graph(self.specs)
         self.trees: dict[str, Tree] = {}
         self.last: dict[str, int] = {}  # the highest number that each ever had
-        self.completed: set[str] = set()
+        self.completed: dict[str, Exit] = {}  # oneshots that have run to their end, and how that was
         self.records: dict[str, Record] = {}
         self.tells: list[tuple[float, Tell]] = []
         self.spawns: list[tuple[float, str, int]] = []
@@ -102,7 +106,8 @@ class World:
         self.restarts_of: dict[str, int] = {}
         self.finished: list[int] = []
         self.forgotten: list[str] = []
-        self.log: list[tuple] = [("new", self.specs, self.now)]  # all that was given to engines, and what they gave
+        # All that was given to engines, and what they gave.
+        self.log: list[tuple] = [("new", self.specs, self.now, self.budget)]
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
         self.states = dict.fromkeys(self.specs, State.STOPPED)
 
@@ -133,6 +138,21 @@ class World:
     def shutdown(self) -> list[Effect]:
         return self.handle(ShutdownAsked())
 
+    def update(self, specs: Mapping[str, Service], budget: StartBudget | None = None) -> list[Effect]:
+        """Another file was accepted.  Those that are not in it any more stop in their old places."""
+        leaving = {name: tree.spec for name, tree in self.trees.items() if name not in specs}
+        old = {**specs, **leaving}
+        for name, spec in leaving.items():
+            edges = self.graph.requires.get(name, ()), self.graph.after.get(name, ())
+            requires, after = (tuple(other for other in others if other in old) for others in edges)
+            old[name] = msgspec.structs.replace(spec, requires=requires, after=after)
+        if budget not in (None, self.budget):
+            self.restarts.clear()  # those before it had another one
+        self.specs, self.graph, self.budget = specs, Graph(old), budget or self.budget
+        for name in specs:
+            self.states.setdefault(name, State.STOPPED)
+        return self.handle(PlanChanged(specs, self.budget))
+
     def view(self, name: str):
         return self.engine.view(name)
 
@@ -148,11 +168,11 @@ class World:
         self.graph = Graph(self.specs)
         self.restarts.clear()  # each engine has a budget of its own
         self.finished.clear()
+        self.last = {name: number for name, number in self.last.items() if name in self.records}
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
-        self.log.append(("new", dict(self.specs), self.now))
+        self.log.append(("new", dict(self.specs), self.now, self.budget))
         for name, exit in (ended or {}).items():
-            del self.trees[name]
-            self._gone(name, exit)
+            self._gone(self.trees.pop(name).spec, exit)
         for name, tree in self.trees.items():
             tree.taken |= not tree.spawned
             tree.spawned, tree.stopped, tree.lost = True, False, False
@@ -167,7 +187,7 @@ class World:
             self.log.append(("adopt", name, record, found, self.now))
             self.engine.adopt(name, record, **found, now=self.now)
         self.states = {view.name: view.state for view in self.engine.views()}
-        self.completed &= set(self.specs)
+        self.completed = {name: exit for name, exit in self.completed.items() if name in self.specs}
         return self.begin()
 
     def replayed(self) -> list[tuple]:
@@ -175,7 +195,7 @@ class World:
         result = []
         for what, *given in self.log:
             if what == "new":
-                engine = Engine(given[0], self.budget, seed=self.seed, now=given[1])
+                engine = Engine(given[0], given[2], seed=self.seed, now=given[1])
             elif what == "adopt":
                 engine.adopt(given[0], given[1], **given[2], now=given[3])
             elif what == "begin":
@@ -207,21 +227,23 @@ class World:
                 tree.stuck = survivors > 0
                 if not survivors:
                     del self.trees[name]
-                    self._gone(name, None if tree.lost else tree.exit)
+                    self._gone(tree.spec, None if tree.lost else tree.exit)
 
-    def _gone(self, name: str, exit: Exit | None) -> None:
-        self.emptied.append((self.now, name))
-        spec = self.specs.get(name)
-        if spec is not None and spec.type == "oneshot" and exit is not None and exit.code in spec.success_exit_codes:
-            self.completed.add(name)
+    def _gone(self, spec: Service, exit: Exit | None) -> None:
+        self.emptied.append((self.now, spec.name))
+        if spec.type == "oneshot" and exit is not None:
+            self.completed[spec.name] = exit
 
     def is_ready(self, name: str) -> bool:
         tree, spec = self.trees.get(name), self.specs[name]
-        if spec.type == "oneshot":
-            return tree is None and name in self.completed and self.view(name).state is State.EXITED
-        if tree is None or not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
+        if tree is None:
+            exit = self.completed.get(name)
+            return exit is not None and exit.succeeded(spec.success_exit_codes) and self.state(name) == "exited"
+        if not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
             return False
-        return spec.awaits is None or tree.said_ready
+        if tree.spec.type == "oneshot":
+            return False
+        return tree.spec.awaits is None or tree.said_ready
 
     # ---- the checks
 
@@ -244,7 +266,9 @@ class World:
                     assert name not in self.specs
                     assert name not in self.trees
                     self.forgotten.append(name)
-                    del self.records[name]
+                    if name in self.graph.requires:
+                        self.graph.remove(name)
+                    self.records.pop(name, None)  # it may never have had one
                     self.states.pop(name, None)
                 case Finish(status=status):
                     self.finished.append(status)
@@ -262,9 +286,9 @@ class World:
             assert self.view(other).ready
         assert not self.finished
         assert not self.engine.closing
-        self.trees[name] = Tree(incarnation)
+        self.trees[name] = Tree(incarnation, self.specs[name])
         self.last[name] = incarnation
-        self.completed.discard(name)
+        self.completed.pop(name, None)
         self.spawns.append((self.now, name, incarnation))
         if record.restarts > self.restarts_of.get(name, 0):
             self.restarts.append(self.now)

@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
+from ..config.diff import definition
 from . import restart
 from .effects import Effect, Spawn, Stop, Tell
 from .events import (
@@ -28,7 +29,7 @@ from .events import (
     SpawnFailed,
     TimeExtended,
 )
-from .service import Unit
+from .service import NOT_CONFIGURED, Unit
 from .table import Phase
 
 NOT_READY = "not ready yet"
@@ -69,7 +70,7 @@ def unwant(unit: Unit, world: World, news: News) -> None:
 
 def give_up(unit: Unit, world: World, news: News) -> None:
     unit.wanted = False
-    _rest(unit, world, "stopped by hand")
+    _rest(unit, world, NOT_CONFIGURED if unit.foreign else "stopped by hand")
 
 
 def renew(unit: Unit, world: World, news: News) -> None:
@@ -119,6 +120,9 @@ def queue(unit: Unit, world: World, news: News) -> None:
 
 
 def spawn(unit: Unit, world: World, news: News) -> None:
+    if unit.next_spec is not None:
+        unit.spec, unit.next_spec = unit.next_spec, None
+    unit.definition = definition(unit.spec)
     unit.incarnation += 1
     unit.restarts += unit.restart
     unit.asked = unit.early = False
@@ -298,7 +302,7 @@ def _after_request(unit: Unit, world: World) -> None:
     if world.closing:
         _rest(unit, world, "stopped with the supervisor")
     elif not unit.wanted:
-        _rest(unit, world, "not in the configuration any more" if unit.foreign else "stopped by hand")
+        _rest(unit, world, NOT_CONFIGURED if unit.foreign else "stopped by hand")
     else:
         unit.become(Phase.WAITING, world.now)
 

@@ -38,6 +38,7 @@ class Record:
     reason: str = ""
     why: str = ""  # it was started, or is to be: Spawn's words
     cause: str = ""  # of the exit to come: unhealthy
+    definition: str = ""  # digest of what that incarnation was started with; "": nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ WHATS = (
     "completed",
     "ended",  # for good: not restarted
     "fatal",
+    "outdated",  # it was started with another definition than the accepted one
     "wanted",  # asked to start, or not to, while its end is under way
     "refused",
     "shutdown",
