@@ -293,7 +293,7 @@ class EngineMachine(RuleBasedStateMachine):
         graphs = [world.graph, Graph(old)]
         reached = {each for graph in graphs for each in graph.above(touched & set(graph.order))}
         for name, view in before.items():
-            held = view.state in (State.STOPPING, State.STOPPED, State.STARTING)  # somebody's end or start was awaited
+            held = view.state not in (State.RUNNING, State.EXITED, State.FATAL)  # it waited for something
             if name not in reached and not held and not world.engine.closing:
                 now = world.view(name)
                 assert (now.state, now.incarnation) == (view.state, view.incarnation) or edges_differ(old, specs), name

@@ -42,7 +42,7 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
         run_dir = os.environ.get("HOLDFAST_RUN_DIR")
     if run_dir:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
-        config = msgspec.structs.replace(config, supervisor=supervisor)
+        config = msgspec.structs.replace(config, supervisor=supervisor, run_dir_given=True)
     try:
         log_dir = config.supervisor.log_dir  # made and checked in both cases: services' logs go there
         log_fd = place.open_log(log_dir) if detach else place.open_directory(log_dir, 0o700)
