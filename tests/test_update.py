@@ -219,6 +219,28 @@ def test_the_whole_is_put_back_where_a_part_would_not_hold_together(tmp_path):
         assert up.client().service("db")["incarnation"] == 2  # its numbers go on
 
 
+def test_nobody_has_to_wait(tmp_path):
+    never = service("web", 'type = "notify"', command=python(tmp_path, "never", "time.sleep(3600)\n"))
+    with Running(tmp_path, service("web")) as up:
+        up.until("web", ready=True)
+        write(up, never)
+        assert outcomes(up.client().update(wait=False))["web"][2] == "asked"
+        write(up, never.replace("[service.web]", "[service.web]\nnice = 1"))
+        assert outcomes(up.client().update(timeout=0.1))["web"][2] == "timed_out"
+        write(up, service("web"))
+        assert outcomes(up.client().update())["web"][2] == "done"
+
+
+def test_one_that_comes_back_goes_on_with_its_numbers(tmp_path):
+    with Running(tmp_path, service("web") + service("db")) as up:
+        up.until("db", ready=True)
+        write(up, service("db"))
+        up.client().update()
+        write(up, service("web") + service("db"))
+        assert outcomes(up.client().update(rollback=True))["web"] == ("added", "starts", "done")
+        assert running(up)["web"][0] == 2
+
+
 def test_a_second_update_is_refused_while_one_is_proved(tmp_path):
     slow = service("web", 'type = "notify"', command=python(tmp_path, "never", "time.sleep(3600)\n"))
     with Running(tmp_path, service("web") + service("db")) as up:

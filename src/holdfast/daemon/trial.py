@@ -54,6 +54,12 @@ class Trial:
             return 0
         return view.incarnation - (view.live and view.state in (State.STARTING, State.RUNNING))
 
+    def _reason(self, name: str) -> str:
+        try:
+            return self._engine.view(name).reason
+        except KeyError:
+            return ""
+
     def look(self, now: float) -> Settled:
         """Those of which it is known by now and was not before."""
         self.next_look = float("inf")
@@ -63,7 +69,7 @@ class Trial:
 
     def give_up(self) -> Settled:
         """Nothing has happened for too long."""
-        found = {name: ("failed", f"not in time: {self._engine.view(name).reason}") for name in self.open}
+        found = {name: ("failed", f"not in time: {self._reason(name)}") for name in self.open}
         self._settle(found)
         return found
 
@@ -124,7 +130,7 @@ class Trial:
             if dry_run:
                 outcome = message = ""
             elif change.service in self.open and change.service not in self._returning:
-                message = self._engine.view(change.service).reason
+                message = self._reason(change.service)
             answers.append(
                 UpdateChange(change.service, change.change, change.effect, list(change.keys), outcome, message)
             )
