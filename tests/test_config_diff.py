@@ -19,7 +19,7 @@ OTHER = {
     "nice": 5, "rlimits": {"nofile": (1, 2)}, "type": "oneshot", "restart": "never", "backoff": Backoff(max=5.0),
     "start_limit": 3, "success_exit_codes": (0, 3), "requires": ("db",), "after": ("db",), "stop_signal": 2,
     "stop_scope": "main", "grace": 1.5, "log": Log(cap=10_000_000), "essential": True, "on_owner_loss": "stop",
-    "ready_timeout": 5.0,
+    "ready_timeout": 5.0, "replicas": 3, "env_file": ("/x.env",),
 }  # fmt: skip
 
 
@@ -98,11 +98,21 @@ def test_of_the_supervisor_only_the_budget_can_change(tmp_path):
     old = loaded(tmp_path, TEXT)
     budget = loaded(tmp_path, TEXT.replace('"state"', '"state"\nstart_budget = { at_once = 3 }'))
     assert [str(each) for each in diff.changes(old, budget)] == [
-        "changed [supervisor]: start_budget.at_once 50 -> 3 (applies)"
+        "changed supervisor.start_budget.at_once 50 -> 3 (applies)"
     ]
     assert diff.fixed(old, budget) == []
     moved = loaded(tmp_path, TEXT.replace('"log"', '"elsewhere"'))
     assert [each.partition(" ")[0] for each in diff.fixed(old, moved)] == ["supervisor.log_dir"]
+
+
+def test_groups_are_no_services(tmp_path):
+    group = "[group.all]\nservices = ['*']\n"
+    assert words(tmp_path, TEXT + group) == ['changed group.all unset -> "db web" (applies)']
+
+
+def test_another_replica_is_no_change_of_those_that_there_are(tmp_path):
+    two, three = (loaded(tmp_path, TEXT + f"replicas = {number}\n") for number in (2, 3))
+    assert [str(each) for each in diff.changes(two, three)] == ["added web-3 (starts)"]
 
 
 def test_every_key_has_words(tmp_path):

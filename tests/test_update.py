@@ -311,8 +311,10 @@ def test_a_file_that_has_changed_while_the_anchor_was_dead_is_heeded(tmp_path):
         up.process.wait()
         assert all_ended([supervisor])
         write(up, service("web", command='["sleep", "7200"]') + service("db"))
-        up.up()
-        up.wait_for_socket()
+        up.up("--detach")
+        assert up.process.wait() == 0
+        assert "\n  web was started with another definition: it is restarted\n" in up.output.read_text()
         up.until("web", incarnation=2, ready=True)
         assert running(up)["db"] == before["db"]
         assert [event["service"] for event in events(up, "outdated")] == ["web"]
+        up.holdfast("down")

@@ -48,8 +48,8 @@ def _show(done: dict[str, Any]) -> None:
         return
     rows = []
     for each in done["changes"]:
-        keys = f": {', '.join(each['keys'])}" if each["keys"] else ""
-        what = f"{each['change']} {each['service'] or '[supervisor]'}{keys} ({each['effect']})"
+        what = ": ".join(filter(None, (each["service"], ", ".join(each["keys"]))))
+        what = f"{each['change']} {what} ({each['effect']})"
         outcome = each["outcome"].replace("_", " ")
         rows.append([what, outcome and click.style(outcome, fg="green" if outcome in GOOD else "red"), each["message"]])
     click.echo("\n".join(columns(rows)))

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -38,7 +38,7 @@ def definition(spec: Service) -> str:
 
 
 class Change(NamedTuple):
-    """What differs of one service, or of [supervisor] (`service` is "")."""
+    """What differs of one service, or of all that is none (`service` is "")."""
 
     service: str
     change: Literal["added", "removed", "changed"]
@@ -46,14 +46,15 @@ class Change(NamedTuple):
     keys: tuple[str, ...]  # in words: 'command "a" -> "b"'; values of environment variables are not shown
 
     def __str__(self) -> str:
-        keys = f": {', '.join(self.keys)}" if self.keys else ""
-        return f"{self.change} {self.service or '[supervisor]'}{keys} ({self.effect})"
+        what = ": ".join(filter(None, (self.service, ", ".join(self.keys))))
+        return f"{self.change} {what} ({self.effect})"
 
 
 def changes(old: Config, new: Config) -> list[Change]:
     """Removed ones first, the others in the order of the new file."""
     found = []
-    if keys := tuple(_differing(keys_of(Supervisor), old.supervisor, new.supervisor, "")):
+    keys = tuple(_differing(keys_of(Supervisor), old.supervisor, new.supervisor, "supervisor."))
+    if keys := keys + tuple(_groups(old.groups, new.groups)):
         found.append(Change("", "changed", "applies", keys))
     found += [Change(name, "removed", "stops", ()) for name in old.services if name not in new.services]
     for name, spec in new.services.items():
@@ -70,7 +71,16 @@ def fixed(old: Config, new: Config) -> list[str]:
     """What differs and cannot change while a supervisor runs, in words."""
     budget = new.supervisor.start_budget  # all but this
     kept = msgspec.structs.replace(old.supervisor, start_budget=budget)
-    return [f"supervisor.{each}" for each in _differing(keys_of(Supervisor), kept, new.supervisor, "")]
+    return list(_differing(keys_of(Supervisor), kept, new.supervisor, "supervisor."))
+
+
+def _groups(old: Mapping[str, tuple[str, ...]], new: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Names by group; that replicas are more or fewer is shown by their services."""
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        made = all(each.startswith(f"{name}-") for each in (*(before or ()), *(after or ())))
+        if before != after and not made:
+            yield f"group.{name} {_words(before, '')} -> {_words(after, '')}"
 
 
 def _differing(keys: Keys, old: msgspec.Struct, new: msgspec.Struct, prefix: str) -> Iterator[str]:

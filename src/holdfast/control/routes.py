@@ -62,7 +62,7 @@ ROUTES = (
     ),
     Route(
         "GET", "/v1/history", Api.history, HistoryPart, list[HistoryRecord],
-        "The last incarnations of services and of the supervisor itself, oldest first.",
+        "The last incarnations of services and of the supervisor itself, oldest first.", ("unknown_service",),
     ),
     Route("GET", "/v1/openapi.json", Api.openapi, Nothing, dict[str, Any], "This API as an OpenAPI document."),
     Route(

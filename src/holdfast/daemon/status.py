@@ -119,7 +119,7 @@ class UpgradeStatus(Struct, frozen=True):
 class UpdateChange(Struct, frozen=True):
     """One difference between the accepted configuration and the file."""
 
-    service: Annotated[str, means('"" for `[supervisor]`')]
+    service: Annotated[str, means('"" for what is of no service: supervisor.KEY, group.NAME')]
     change: Annotated[str, means("added, removed, changed")]
     effect: Annotated[str, means("starts, stops, restarts; applies: without a new process")]
     keys: Annotated[list[str], means("what differs, in words, without the values of environment variables")]

@@ -87,7 +87,7 @@ class Updates:
                 text = f"{words[0]}: that cannot change while it runs; `holdfast down`, then `holdfast up`"
                 raise Refused(text)
             trial = Trial(supervisor.engine, supervisor.config, config, changes(supervisor.config, config), rollback)
-            if dry_run or not trial.changes:
+            if dry_run or config == supervisor.config:
                 trial.over.set()
                 return trial
             try:
