@@ -9,7 +9,7 @@ import signal
 import threading
 
 import pytest
-from helpers_supervisor import PLACES, Running, keeper_of, kill, log_of, python
+from helpers_supervisor import PLACES, Running, kill, log_of, python
 from helpers_wait import all_ended, wait_for
 
 from holdfast.client import ClientError
@@ -253,8 +253,7 @@ def test_a_second_update_is_refused_while_one_is_proved(tmp_path):
         with pytest.raises(ClientError, match="another update is under way") as refused:
             up.client().update()
         assert refused.value.code == "refused"
-        os.kill(keeper_of(up.client().service("web")["pid"]), 0)
-        kill(up.client().service("web")["pid"])
+        kill(up.until("web", lambda status: status["pid"] is not None)["pid"])
         asking.join()
         assert outcomes(answers[0])["web"][2] == "rolled_back"
         up.until("web", ready=True)
