@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config import diff
-from holdfast.config.model import Backoff, Log, Service, keys_of
+from holdfast.config.model import Backoff, Health, Log, Ready, Service, keys_of
 
 BASE = Service(name="web", command=("serve", "--port 80"), cwd="/")
 OTHER = {
@@ -19,7 +19,7 @@ OTHER = {
     "nice": 5, "rlimits": {"nofile": (1, 2)}, "type": "oneshot", "restart": "never", "backoff": Backoff(max=5.0),
     "start_limit": 3, "success_exit_codes": (0, 3), "requires": ("db",), "after": ("db",), "stop_signal": 2,
     "stop_scope": "main", "grace": 1.5, "log": Log(cap=10_000_000), "essential": True, "on_owner_loss": "stop",
-    "ready_timeout": 5.0, "replicas": 3, "env_file": ("/x.env",),
+    "ready": Ready(tcp="80"), "health": Health(tcp="80"), "watchdog": 3.0, "replicas": 3, "env_file": ("/x.env",),
 }  # fmt: skip
 
 

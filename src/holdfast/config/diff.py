@@ -22,7 +22,7 @@ from .units import duration_text, size_text
 # Keys of a service that need no new process.  A key that is not here restarts what runs when it changes.
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
-    "grace", "essential", "on_owner_loss", "ready_timeout",
+    "grace", "essential", "on_owner_loss", "health",
 ))  # fmt: skip
 
 def applied(running: Service, wanted: Service) -> Service:

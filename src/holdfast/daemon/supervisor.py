@@ -155,6 +155,9 @@ class Supervisor:
             if spec and old and spec.on_owner_loss != old.on_owner_loss:
                 copy.set_on_owner_loss(spec.on_owner_loss)
         self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
+        for name, spec in config.services.items():
+            if name in before and before[name].health != spec.health:
+                self.probes.renew(name)
 
     async def changed(self) -> None:
         """Return after the next step: somebody waits for a state."""

@@ -32,7 +32,10 @@ class Trial:
         self._returning: set[str] = set()  # to their old definitions
         self._settled: Settled = {}
         # So long it may take until something happens: an old tree ends, and what follows becomes ready.
-        times = [spec.grace + spec.ready_timeout + spec.backoff.reset_after for spec in new.services.values()]
+        times = [
+            spec.grace + (spec.awaits.timeout if spec.awaits else 0.0) + spec.backoff.reset_after
+            for spec in new.services.values()
+        ]
         self.patience = PATIENCE + max(times, default=0.0)
 
     def begin(self) -> None:
