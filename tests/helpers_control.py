@@ -25,6 +25,8 @@ from holdfast.daemon.status import (
     ServiceStatus,
     SupervisorStatus,
     TreeStatus,
+    UpdateChange,
+    UpdateStatus,
     UpgradeStatus,
 )
 
@@ -187,6 +189,13 @@ class MemorySupervisor:
     def leave(self, *, peer):
         self.asked.append(("leave", [], peer))
         return Left(len(self.states), {"db": "stop"})
+
+    async def update(self, *, dry_run, rollback, wait, timeout, peer):
+        self.asked.append(("update", [dry_run, rollback, wait, timeout], peer))
+        if self.failing:
+            raise self.failing
+        change = UpdateChange("web", "changed", "restarts", ['nice 0 -> 5'], "done", "")
+        return UpdateStatus("/etc/holdfast.toml", dry_run, len(self.states) - 1, [change])
 
     async def upgrade(self, *, peer):
         self.asked.append(("upgrade", [], peer))

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from holdfast.config.model import Service, StartBudget
 from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Spawn, Stop, Tell
 from holdfast.engine.engine import Engine
@@ -21,6 +23,7 @@ from holdfast.engine.events import (
     Exit,
     Exited,
     KeeperLost,
+    PlanChanged,
     RestartAsked,
     ShutdownAsked,
     Spawned,
@@ -70,6 +73,7 @@ class Tree:
     """One incarnation, as far as the engine was told."""
 
     incarnation: int
+    spec: Service  # it was started with
     spawned: bool = False
     taken: bool = False  # over by a supervisor that has not heard of its start: it may have failed
     said_ready: bool = False
@@ -93,7 +97,7 @@ class World:
         self.graph = Graph(self.specs)
         self.trees: dict[str, Tree] = {}
         self.last: dict[str, int] = {}  # the highest number that each ever had
-        self.completed: set[str] = set()
+        self.completed: dict[str, Exit] = {}  # oneshots that have run to their end, and how that was
         self.prepared: set[str] = set()  # their pre_start has succeeded, and main was not started yet
         self.uncleaned: set[str] = set()  # their post_stop has still to run
         self.records: dict[str, Record] = {}
@@ -105,7 +109,8 @@ class World:
         self.restarts_of: dict[str, int] = {}
         self.finished: list[int] = []
         self.forgotten: list[str] = []
-        self.log: list[tuple] = [("new", self.specs, self.now)]  # all that was given to engines, and what they gave
+        # All that was given to engines, and what they gave.
+        self.log: list[tuple] = [("new", self.specs, self.now, self.budget)]
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
         self.states = dict.fromkeys(self.specs, State.STOPPED)
 
@@ -136,6 +141,21 @@ class World:
     def shutdown(self) -> list[Effect]:
         return self.handle(ShutdownAsked())
 
+    def update(self, specs: Mapping[str, Service], budget: StartBudget | None = None) -> list[Effect]:
+        """Another file was accepted.  Those that are not in it any more stop in their old places."""
+        leaving = {name: tree.spec for name, tree in self.trees.items() if name not in specs}
+        old = {**specs, **leaving}
+        for name, spec in leaving.items():
+            edges = self.graph.requires.get(name, ()), self.graph.after.get(name, ())
+            requires, after = (tuple(other for other in others if other in old) for others in edges)
+            old[name] = msgspec.structs.replace(spec, requires=requires, after=after)
+        if budget not in (None, self.budget):
+            self.restarts.clear()  # those before it had another one
+        self.specs, self.graph, self.budget = specs, Graph(old), budget or self.budget
+        for name in specs:
+            self.states.setdefault(name, State.STOPPED)
+        return self.handle(PlanChanged(specs, self.budget))
+
     def view(self, name: str):
         return self.engine.view(name)
 
@@ -151,8 +171,9 @@ class World:
         self.graph = Graph(self.specs)
         self.restarts.clear()  # each engine has a budget of its own
         self.finished.clear()
+        self.last = {name: number for name, number in self.last.items() if name in self.records}
         self.engine = CheckedEngine(self.specs, self.budget, seed=self.seed, now=self.now)
-        self.log.append(("new", dict(self.specs), self.now))
+        self.log.append(("new", dict(self.specs), self.now, self.budget))
         for name, exit in (ended or {}).items():
             self._gone(name, self.trees.pop(name), exit)
         for name, tree in self.trees.items():
@@ -169,7 +190,7 @@ class World:
             self.log.append(("adopt", name, record, found, self.now))
             self.engine.adopt(name, record, **found, now=self.now)
         self.states = {view.name: view.state for view in self.engine.views()}
-        self.completed &= set(self.specs)
+        self.completed = {name: exit for name, exit in self.completed.items() if name in self.specs}
         self.uncleaned &= set(self.specs)
         return self.begin()
 
@@ -178,7 +199,7 @@ class World:
         result = []
         for what, *given in self.log:
             if what == "new":
-                engine = Engine(given[0], self.budget, seed=self.seed, now=given[1])
+                engine = Engine(given[0], given[2], seed=self.seed, now=given[1])
             elif what == "adopt":
                 engine.adopt(given[0], given[1], **given[2], now=given[3])
             elif what == "begin":
@@ -219,24 +240,27 @@ class World:
             self.uncleaned.discard(name)
         if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop:
             self.uncleaned.add(name)
-        if tree.step == "pre_start" and exit == SUCCESS:
+        record = self.records[name]
+        if tree.step == "pre_start" and exit == SUCCESS and record.wanted and not record.stopping:
             self.prepared.add(name)
         if tree.step != "main":
             return
         self.emptied.append((self.now, name))
-        spec = self.specs.get(name)
-        if spec is not None and spec.type == "oneshot" and exit is not None and exit.code in spec.success_exit_codes:
-            self.completed.add(name)
+        if tree.spec.type == "oneshot" and exit is not None:
+            self.completed[name] = exit
 
     def is_ready(self, name: str) -> bool:
         tree, spec = self.trees.get(name), self.specs[name]
-        if tree is not None and tree.step != "main":
+        if tree is None:
+            exit = self.completed.get(name)
+            return exit is not None and exit.succeeded(spec.success_exit_codes) and self.state(name) == "exited"
+        if tree.step != "main":
             return False
-        if spec.type == "oneshot":
-            return tree is None and name in self.completed and self.view(name).state is State.EXITED
-        if tree is None or not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
+        if not tree.spawned or tree.exit is not None or tree.lost or tree.stopped or tree.stuck:
             return False
-        return spec.awaits is None or tree.said_ready
+        if tree.spec.type == "oneshot":
+            return False
+        return tree.spec.awaits is None or tree.said_ready
 
     # ---- the checks
 
@@ -259,7 +283,9 @@ class World:
                     assert name not in self.specs
                     assert name not in self.trees
                     self.forgotten.append(name)
-                    del self.records[name]
+                    if name in self.graph.requires:
+                        self.graph.remove(name)
+                    self.records.pop(name, None)  # it may never have had one
                     self.states.pop(name, None)
                 case Finish(status=status):
                     self.finished.append(status)
@@ -276,7 +302,7 @@ class World:
         record = saved[name]
         assert (record.incarnation, record.live, record.step) == (incarnation, True, step), f"{name}: not on record"
         assert not self.finished
-        self.trees[name] = Tree(incarnation, step=step)
+        self.trees[name] = Tree(incarnation, self.specs[name], step=step)
         self.last[name] = incarnation
         if step == "post_stop":  # whatever becomes of the others
             assert self.specs[name].post_stop
@@ -289,7 +315,7 @@ class World:
             assert self.is_ready(other), f"{name} is started, but {other} is not ready"
             assert self.view(other).ready
         assert not self.engine.closing
-        self.completed.discard(name)
+        self.completed.pop(name, None)
         self.spawns.append((self.now, name, incarnation))
         if record.restarts > self.restarts_of.get(name, 0):
             self.restarts.append(self.now)

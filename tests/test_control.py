@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from holdfast.control import server, streams
 from holdfast.control.errors import STATUS
+from holdfast.daemon.update import BadFile
 from holdfast.daemon.upgrade import Refused
 
 
@@ -145,6 +146,17 @@ def test_leaving(served):
     served.supervisor.failing = Refused("the version that is installed now does not start: no such module")
     status, value = ask(served, post("/v1/upgrade", {}))
     assert (status, value["error"]["code"], value["error"]["hint"]) == (409, "refused", "nothing was changed")
+
+
+def test_updating(served):
+    status, value = ask(served, post("/v1/update", {"rollback": True, "timeout_seconds": 3}))
+    assert (status, value["unchanged"], value["changes"][0]["outcome"]) == (200, 3, "done")
+    ask(served, post("/v1/update", {"dry_run": True, "wait": False}))
+    asked = [(verb, given) for verb, given, _ in served.supervisor.asked]
+    assert asked == [("update", [False, True, True, 3.0]), ("update", [True, False, False, None])]
+    served.supervisor.failing = BadFile("holdfast.toml:3: is no key")
+    status, value = ask(served, post("/v1/update", {}))
+    assert (status, value["error"]["code"], value["error"]["hint"]) == (422, "bad_config", "nothing was changed")
 
 
 def test_streams_end_with_the_word_of_an_upgrade(served):

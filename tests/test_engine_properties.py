@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 from sim import KILLED, TERMINATED, World, service, services, targets
 
+from holdfast.config.diff import definition
 from holdfast.config.model import Backoff, Ready, Schedule, StartBudget
+from holdfast.engine.effects import Tell
 from holdfast.engine.events import (
     BecameReady,
     BecameUnhealthy,
@@ -33,6 +36,7 @@ from holdfast.engine.events import (
     TimeExtended,
     Woken,
 )
+from holdfast.engine.graph import Graph
 from holdfast.engine.table import State
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
@@ -70,6 +74,39 @@ def graphs(draw):
             overlap = draw(st.sampled_from(["skip", "queue", "restart"]))
             result[place] = replace(each, schedule=Schedule(every=60.0, overlap=overlap))
     return services(*draw(st.permutations(result)))
+
+
+def changed(draw, specs):
+    """Another file: some are gone, some new, some written otherwise.  Edges go to earlier letters, as before."""
+    result = {}
+    for place, name in enumerate(NAMES):
+        spec, what = specs.get(name), draw(st.sampled_from(["", "", "", "gone", "restart", "apply", "type", "edges"]))
+        if what == "gone" or (spec is None and what != "restart"):
+            continue
+        earlier = [each for each in NAMES[:place] if each in result]
+        spec = spec or service(name)
+        spec = msgspec.structs.replace(
+            spec, requires=tuple(filter(result.__contains__, spec.requires)),
+            after=tuple(filter(result.__contains__, spec.after)),
+        )  # fmt: skip
+        if what == "restart":
+            spec = msgspec.structs.replace(spec, nice=draw(st.integers(0, 2)))
+        elif what == "type":
+            spec = msgspec.structs.replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot"])))
+        elif what == "apply":
+            spec = msgspec.structs.replace(
+                spec, restart=draw(st.sampled_from(POLICIES)), essential=draw(st.booleans()),
+                success_exit_codes=draw(st.sampled_from([(0,), (0, 3)])), start_limit=draw(st.sampled_from([0, 1, 3])),
+            )  # fmt: skip
+        elif what == "edges" and earlier:
+            requires = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True))
+            spec = msgspec.structs.replace(spec, requires=tuple(requires), after=())
+        result[name] = spec
+    return services(*draw(st.permutations(list(result.values())))) or services(service("a"))
+
+
+def edges_differ(old, new):
+    return any((old[n].requires, old[n].after) != (new[n].requires, new[n].after) for n in old if n in new)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -257,6 +294,27 @@ class EngineMachine(RuleBasedStateMachine):
         del specs[data.draw(st.sampled_from(free))]
         self.world.supervisor_dies(specs=specs)
 
+    @rule(data=st.data(), budget=st.sampled_from([StartBudget(1, 0.5), StartBudget(1, 0.5), StartBudget(2, 1.0)]))
+    def plan_changes(self, data, budget):
+        world = self.world
+        closing, before = world.engine.closing, {view.name: view for view in world.engine.views()}
+        specs = world.specs if closing else changed(data.draw, world.specs)
+        if closing:
+            budget = world.budget
+        old = world.specs
+        effects = world.update(specs, budget)
+        assert closing == any(effect == Tell("", None, "refused", "the supervisor ends") for effect in effects)
+        touched = {name for name in old if name not in specs or definition(old[name]) != definition(specs[name])}
+        touched |= {name for name in specs if name not in old}
+        touched |= {name for name in specs if name in old and specs[name].essential and not old[name].essential}
+        graphs = [world.graph, Graph(old)]
+        reached = {each for graph in graphs for each in graph.above(touched & set(graph.order))}
+        for name, view in before.items():
+            held = view.state not in (State.RUNNING, State.EXITED, State.FATAL)  # it waited for something
+            if name not in reached and not held and not world.engine.closing:
+                now = world.view(name)
+                assert (now.state, now.incarnation) == (view.state, view.incarnation) or edges_differ(old, specs), name
+
     # ---- what must hold
 
     @invariant()
@@ -326,6 +384,10 @@ class EngineMachine(RuleBasedStateMachine):
             world.handle(StartAsked(targets(names[0])))  # those that stand on it come back with it
             self.come_to_rest()
             assert world.engine.closing or all(self.fine(name) for name in names)
+        # What runs is what the file says, and nothing else runs.
+        for name, tree in () if world.engine.closing else world.trees.items():
+            assert definition(tree.spec) == definition(world.specs[name]), name
+            assert world.records[name].definition == definition(tree.spec)
         world.handle(ShutdownAsked())
         self.come_to_rest()
         assert not world.trees

@@ -102,6 +102,19 @@ class Client:
         """Ask the supervisor to end and leave the services running: `services`; `kept` against on_owner_loss."""
         return self._post("/v1/shutdown", {"keep": True}, self.timeout)  # type: ignore[no-any-return]
 
+    def update(
+        self, *, dry_run: bool = False, rollback: bool = False, wait: bool = True, timeout: Seconds | None = None
+    ) -> JSON:
+        """Ask the supervisor to read its file again and do what that changes: `changes`, with the outcome of each.
+
+        With `rollback`, what does not become ready, or does not live `backoff.reset_after`, is put back.  With `wait`,
+        returns when all is settled, or after `timeout` seconds: the update goes on then.  ClientError "bad_config",
+        "refused": nothing was changed.
+        """
+        body = {"dry_run": dry_run, "rollback": rollback, "wait": wait, "timeout_seconds": timeout}
+        limit = self.timeout if not wait else None if timeout is None else timeout + WAIT_MARGIN
+        return self._post("/v1/update", body, limit)  # type: ignore[no-any-return]
+
     def upgrade(self) -> JSON:
         """Ask the supervisor to make way for the version that is installed now; returns when that has been tried and
         will take over.  ClientError "refused": it does not start, nothing was changed."""

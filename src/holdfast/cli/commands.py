@@ -21,6 +21,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 COMMANDS = {
     "up": "up",
     "down": "down",
+    "update": "update",
     "upgrade": "upgrade",
     "status": "status",
     "start": "act",

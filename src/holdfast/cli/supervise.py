@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import holdfast
@@ -193,8 +194,9 @@ async def _tell_caller(supervisor: Supervisor, anchor: Anchor) -> None:
     coming, and its restarts may go on for ever."""
     if anchor.caller_waits:
         for name in [name for name in supervisor.engine.order if name in supervisor.config.services]:
-            while (view := supervisor.engine.view(name)).state is State.STARTING and not view.waiting_for:
-                await supervisor.changed()
+            with suppress(KeyError):  # an update has taken it out
+                while (view := supervisor.engine.view(name)).state is State.STARTING and not view.waiting_for:
+                    await supervisor.changed()
         anchor.tell_caller()
 
 
@@ -222,7 +224,7 @@ def _listen_to_signals(supervisor: Supervisor) -> None:
         if interactive and not _terminal_is_there():
             supervisor.shut_down("SIGHUP")  # the window was closed: as with Ctrl-C
         else:
-            supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
+            supervisor.updates.hang_up()
 
     for end in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(end, supervisor.shut_down, end.name)

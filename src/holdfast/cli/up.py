@@ -31,6 +31,7 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
 
     from holdfast.config.load import ConfigError, load
     from holdfast.daemon import launch, place
+    from holdfast.daemon.store import Store
     from holdfast.process.keeper import KEEPER
 
     try:
@@ -42,7 +43,7 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
         run_dir = os.environ.get("HOLDFAST_RUN_DIR")
     if run_dir:
         supervisor = msgspec.structs.replace(config.supervisor, run_dir=os.path.abspath(run_dir))
-        config = msgspec.structs.replace(config, supervisor=supervisor)
+        config = msgspec.structs.replace(config, supervisor=supervisor, run_dir_given=True)
     try:
         log_dir = config.supervisor.log_dir  # made and checked in both cases: services' logs go there
         log_fd = place.open_log(log_dir) if detach else place.open_directory(log_dir, 0o700)
@@ -59,11 +60,14 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
         except OSError as error:
             click.echo(f"holdfast up: cannot start the anchor {KEEPER}: {error.strerror}", err=True)
             sys.exit(1)
+    outdated = Store(ours.run_dir).outdated(config.services)
     done = launch.detach(ours, config.path, command, environment, log_fd)
     log = os.path.join(config.supervisor.log_dir, place.LOG)
     if done.status is None:
         click.echo(f"holdfast is up with {counted(len(config.services))} of {config.path}")
         click.echo(f"  anchor: pid {done.pid}; run directory: {ours.run_dir}; log: {log}")
+        for name in outdated:
+            click.echo(f"  {name} was started with another definition: it is restarted")
         http = config.supervisor.http
         if http.listen:
             click.echo(f"  API over TCP: http://{http.listen}, with the token in {http.token_file}")

@@ -434,6 +434,7 @@ class Config(msgspec.Struct, frozen=True):
     services: dict[str, Service]
     groups: dict[str, tuple[str, ...]] = {}  # names by group; the replicas of a service are one of its name
     files: tuple[str, ...] = ()  # all that was read, absolute, `path` first
+    run_dir_given: bool = False  # run_dir is not the file's: `up --run-dir`, HOLDFAST_RUN_DIR
 
 
 def encode(config: Config) -> bytes:

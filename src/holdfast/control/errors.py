@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from holdfast.daemon import upgrade
+from holdfast.daemon import update, upgrade
 from holdfast.daemon.names import StillAdopting, UnknownService
 from holdfast.daemon.status import means
 
@@ -76,6 +76,7 @@ STATUS = {
     "too_large": 413,
     "not_json": 415,
     "refused": 409,
+    "bad_config": 422,
     "internal": 500,
     "adopting": 503,
     "busy": 503,
@@ -93,6 +94,8 @@ def explain(error: Exception) -> Refusal:
         return Refusal("unknown_service", str(error), did_you_mean(error.name, error.known))
     if isinstance(error, StillAdopting):
         return Refusal("adopting", str(error), "ask again in a moment")
+    if isinstance(error, update.BadFile):
+        return Refusal("bad_config", str(error), "nothing was changed")
     if isinstance(error, upgrade.Refused):
         return Refusal("refused", str(error), "nothing was changed")
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):

@@ -22,6 +22,7 @@ from .requests import (
     Reload,
     Shutdown,
     Signal,
+    Update,
     last_event_id,
     query_forms,
     value_of,
@@ -118,6 +119,13 @@ class Api:
             return self.supervisor.leave(peer=_peer(request))
         self.supervisor.shut_down(peer=_peer(request))
         return {}
+
+    async def update(self, request: Request, body: Update) -> Answer:
+        work = self.supervisor.update(
+            dry_run=body.dry_run, rollback=body.rollback, wait=body.wait, timeout=body.timeout_seconds,
+            peer=_peer(request),
+        )  # fmt: skip
+        return await attended(work, request.receive, self.ending) or {}  # nothing: the client is gone
 
     async def upgrade(self, request: Request, _body: Nothing) -> Answer:
         work = self.supervisor.upgrade(peer=_peer(request))

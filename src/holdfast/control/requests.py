@@ -70,6 +70,18 @@ class Shutdown(Struct, forbid_unknown_fields=True):
     keep: Annotated[bool, means("the supervisor ends, and the services run on")] = False
 
 
+class Update(Struct, forbid_unknown_fields=True):
+    """update."""
+
+    dry_run: Annotated[bool, means("only say what would be done")] = False
+    rollback: Annotated[bool, means("put services back that do not come up with their new definition")] = False
+    wait: Annotated[bool, means("answer when all of it is up, gone, or has failed; else at once")] = True
+    timeout_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=SECONDS_MAX)] | None,
+        means("answer then, however far it is; the update goes on"),
+    ] = None
+
+
 class Nothing(Struct, forbid_unknown_fields=True):
     """Without particulars."""
 

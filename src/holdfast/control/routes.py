@@ -16,11 +16,12 @@ from holdfast.daemon.status import (
     Left,
     ServiceStatus,
     SupervisorStatus,
+    UpdateStatus,
     UpgradeStatus,
 )
 
 from .handlers import Api
-from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Reload, Results, Shutdown, Signal
+from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Reload, Results, Shutdown, Signal, Update
 
 
 class Route(NamedTuple):
@@ -61,7 +62,7 @@ ROUTES = (
     ),
     Route(
         "GET", "/v1/history", Api.history, HistoryPart, list[HistoryRecord],
-        "The last incarnations of services and of the supervisor itself, oldest first.",
+        "The last incarnations of services and of the supervisor itself, oldest first.", ("unknown_service",),
     ),
     Route("GET", "/v1/openapi.json", Api.openapi, Nothing, dict[str, Any], "This API as an OpenAPI document."),
     Route(
@@ -88,6 +89,11 @@ ROUTES = (
         "POST", "/v1/shutdown", Api.shutdown, Shutdown, (Nothing, Left),
         "Stop everything in reverse order and then the supervisor; answers at once. With `keep` the services run on.",
         ("refused", "adopting"),
+    ),
+    Route(
+        "POST", "/v1/update", Api.update, Update, UpdateStatus,
+        "Read the file again and do what it changes; the outcome for each change.",
+        ("refused", "bad_config", "adopting"),
     ),
     Route(
         "POST", "/v1/upgrade", Api.upgrade, Nothing, UpgradeStatus,

@@ -13,6 +13,7 @@ from holdfast.daemon.status import (
     Outcome,
     ServiceStatus,
     SupervisorStatus,
+    UpdateStatus,
     UpgradeStatus,
 )
 
@@ -101,6 +102,13 @@ class Supervised(Protocol):
 
     def leave(self, *, peer: Asker) -> Left:
         """Begin to end, and leave the services running.  Refused (daemon/upgrade.py)."""
+        ...
+
+    async def update(
+        self, *, dry_run: bool, rollback: bool, wait: bool, timeout: float | None, peer: Asker
+    ) -> UpdateStatus:
+        """What the file changes, and what came of it.  Refused, BadFile (daemon/update.py).  When it is cancelled after
+        the file was accepted, only the waiting ends."""
         ...
 
     async def upgrade(self, *, peer: Asker) -> UpgradeStatus:

@@ -20,7 +20,7 @@ from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .reload import Reloads
 from .show import service_status, signal_name, supervisor_status
-from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpgradeStatus
+from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpdateStatus, UpgradeStatus
 from .supervisor import Supervisor
 from .upgrade import Refused, Upgrade, promise_to_keep, running
 
@@ -178,6 +178,16 @@ class Commands:
             supervisor.remind_anchor(signals.SIGQUIT)
         policies = {name: supervisor.on_owner_loss(name) for name in names}
         return Left(len(names), {name: what for name, what in policies.items() if what != "keep"})
+
+    async def update(
+        self, *, dry_run: bool, rollback: bool, wait: bool, timeout: float | None, peer: object
+    ) -> UpdateStatus:
+        """Read the file again, and do what it changes.  update.BadFile, upgrade.Refused, or cancelled before it is
+        accepted: nothing has changed."""
+        self._adoption_is_over()
+        return await self._supervisor.updates.update(
+            dry_run=dry_run, rollback=rollback, wait=wait, timeout=timeout, peer=peer
+        )
 
     async def upgrade(self, *, peer: object) -> UpgradeStatus:
         """Make way for the version that is installed now.  upgrade.Refused, or cancelled: nothing has changed."""

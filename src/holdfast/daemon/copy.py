@@ -50,6 +50,14 @@ class Copy:
             grace = 0.0  # frozen for so long already that its socket is full
         self._expect(grace + KILL_LIMIT + FROZEN_LIMIT, lambda: self._thaw(signo, scope))
 
+    def set_on_owner_loss(self, what: str) -> None:
+        """Tell the keeper what to do when we die; one that is frozen has not even read that we are here."""
+        if self.tree.attached:
+            try:
+                self.tree.set_on_owner_loss(what)
+            except BlockingIOError:
+                pass
+
     def stopped(self) -> None:
         """The keeper has reported the end of the stop."""
         if self._insist is not None:

@@ -20,7 +20,9 @@ from .status import EventRecord
 
 GOOD = {"ready", "adopted", "completed", "reloaded"}
 BAD = {"fatal", "error", "log_loss", "lost", "survived", "refused", "notify_refused", "stray", "reload_failed"}
-MIND = {"backoff", "exited", "history", "stopping", "stopped", "ended", "waiting", "skipped"}
+MIND = {
+    "backoff", "exited", "history", "stopping", "stopped", "ended", "waiting", "skipped", "outdated", "rolled_back",
+}  # fmt: skip
 STEPS = {"spawned", "emptied"}  # between two lines that say the same to a person who looks on
 RESET, DIM, RED, GREEN, YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 ROTATE_SIZE = 16 * 1024 * 1024  # of holdfast.log; one older file is kept

@@ -59,11 +59,16 @@ class Scheduler:
         self._writing: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Start-up is over."""
+        """Start-up is over, or the configuration is another one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        before, self._jobs = self._jobs, {}
         scheduled = [spec for spec in self._supervisor.config.services.values() if spec.schedule.given]
         if not scheduled:
             return
-        handled, now = self._read(), time.time()
+        handled = self._read() | {name: job.handled for name, job in before.items()}
+        now = time.time()
         for spec in scheduled:
             zone = ZoneInfo(spec.schedule.timezone) if spec.schedule.timezone else local_zone()
             on_record = self._supervisor.engine.view(spec.name).scheduled

@@ -121,6 +121,32 @@ class UpgradeStatus(Struct, frozen=True):
     last_event: Annotated[int, means("its `seq`: `upgraded` comes after it")]
 
 
+class UpdateChange(Struct, frozen=True):
+    """One difference between the accepted configuration and the file."""
+
+    service: Annotated[str, means('"" for what is of no service: supervisor.KEY, group.NAME')]
+    change: Annotated[str, means("added, removed, changed")]
+    effect: Annotated[str, means("starts, stops, restarts; applies: without a new process")]
+    keys: Annotated[list[str], means("what differs, in words, without the values of environment variables")]
+    outcome: Annotated[
+        str,
+        means(
+            "done, failed, unchanged (it is stopped, and stays so), rolled_back, timed_out, asked (without `wait`); "
+            '"" of a dry run'
+        ),
+    ] = ""
+    message: Annotated[str, means("why")] = ""
+
+
+class UpdateStatus(Struct, frozen=True):
+    """What the file changes, and what came of it."""
+
+    config: Annotated[str, means("the file that was read")]
+    dry_run: bool
+    unchanged: Annotated[int, means("services")]
+    changes: list[UpdateChange]
+
+
 class Outcome(Struct, frozen=True):
     """What came of a command for one service."""
 

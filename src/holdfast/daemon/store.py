@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from holdfast.config.diff import definition
+from holdfast.config.model import Service
 from holdfast.engine.effects import Record
 from holdfast.process.address import remove, remove_report
 
@@ -52,6 +54,17 @@ class Store:
         self.path = run_dir
         self._services = os.path.join(run_dir, "services")
         self._known: set[str] = set()  # directories that are there: one mkdir a service, not one a start
+
+    def outdated(self, services: Mapping[str, Service]) -> list[str]:
+        """Those that run, by what is on record, with another definition than the given one."""
+        if _read(os.path.join(self.path, "boot")) != (_read(BOOT_ID) or b"unknown\n"):
+            return []
+        found = []
+        for name in filter(services.__contains__, self.names()):
+            record = self.record(name)
+            if record and record.live and record.definition not in ("", definition(services[name])):
+                found.append(name)
+        return found
 
     def begin(self) -> None:
         """Make the place ready; what an earlier boot left is removed."""

@@ -36,6 +36,7 @@ from .probes import Probes
 from .processes import is_below
 from .scheduler import Scheduler
 from .store import Store
+from .update import Updates
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
 
@@ -70,6 +71,7 @@ class Supervisor:
         self.events = EventLog()
         self.store = Store(config.supervisor.run_dir)
         self.copies: dict[str, Copy] = {}
+        self.retired: dict[str, Service] = {}  # taken out of the configuration while we run: how they are to stop
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
         self.lost = LostTrees(self._keepers)
@@ -92,6 +94,7 @@ class Supervisor:
         self.voices = Voices(self)
         self.probes = Probes(self)
         self.scheduler = Scheduler(self)
+        self.updates = Updates(self)
 
     # ---- the one way in
 
@@ -145,6 +148,21 @@ class Supervisor:
         self._timer = None
         self.post(ev.Woken())
 
+    def take(self, config: Config, by: str) -> None:
+        """Follow another configuration, which is the accepted one by now."""
+        gone = {name: spec for name, spec in self.config.services.items() if name not in config.services}
+        self.retired = {name: spec for name, spec in {**self.retired, **gone}.items() if name not in config.services}
+        before, self.config = self.config.services, config
+        for name, copy in self.copies.items():
+            spec, old = config.services.get(name), before.get(name)
+            if spec and old and spec.on_owner_loss != old.on_owner_loss:
+                copy.set_on_owner_loss(spec.on_owner_loss)
+        self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
+        for name, spec in config.services.items():
+            if name in before and before[name].health != spec.health:
+                self.probes.renew(name)
+        self.scheduler.begin()
+
     async def changed(self) -> None:
         """Return after the next step: somebody waits for a state."""
         waiter: asyncio.Future[None] = self._loop.create_future()
@@ -175,6 +193,7 @@ class Supervisor:
             self.probes.tell(effect)
         elif isinstance(effect, fx.Forget):
             self.store.forget(effect.name)
+            self.retired.pop(effect.name, None)
         elif isinstance(effect, fx.Finish) and not self.finished.done():
             self.finished.set_result(effect.status)
 
@@ -226,7 +245,7 @@ class Supervisor:
             # Its end is already on the way; or its keeper could not be reached yet, and hears it then.
             self._unheard.add((name, incarnation))
             return
-        spec = self.config.services.get(name)
+        spec = self.config.services.get(name) or self.retired.get(name)
         if spec is not None:
             copy.stop(spec.stop_signal, spec.stop_scope, spec.grace)
         else:
@@ -240,11 +259,8 @@ class Supervisor:
         copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
-        if copy.tree.attached:
-            try:  # who had it before us may have changed it, or was started with another configuration
-                copy.tree.set_on_owner_loss(self.on_owner_loss(copy.name))
-            except BlockingIOError:
-                pass  # frozen, and has not even read that we are here
+        # Who had it before us may have changed it, or was started with another configuration.
+        copy.set_on_owner_loss(self.on_owner_loss(copy.name))
         if (copy.name, copy.incarnation) in self._unheard:
             self._unheard.discard((copy.name, copy.incarnation))
             self._stop(copy.name, copy.incarnation)

@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
+from ..config.diff import definition
 from . import restart
 from .effects import Effect, Spawn, Step, Stop, Tell
 from .events import (
@@ -30,7 +31,7 @@ from .events import (
     SpawnFailed,
     TimeExtended,
 )
-from .service import Unit
+from .service import NOT_CONFIGURED, Unit
 from .table import LEAVING, Phase
 
 POST_STOP_TRIES = 3  # to start it, where that fails for a reason that may pass
@@ -74,7 +75,7 @@ def unwant(unit: Unit, world: World, news: News) -> None:
 
 def give_up(unit: Unit, world: World, news: News) -> None:
     unit.wanted = False
-    _rest(unit, world, "stopped by hand")
+    _rest(unit, world, NOT_CONFIGURED if unit.foreign else "stopped by hand")
 
 
 def renew(unit: Unit, world: World, news: News) -> None:
@@ -125,6 +126,9 @@ def queue(unit: Unit, world: World, news: News) -> None:
 
 
 def spawn(unit: Unit, world: World, news: News) -> None:
+    if unit.next_spec is not None:
+        unit.spec, unit.next_spec = unit.next_spec, None
+    unit.definition = definition(unit.spec)
     if unit.main_next:
         _spawn(unit, world, "main", Phase.SPAWNING)
         return
@@ -391,7 +395,7 @@ def _after_request(unit: Unit, world: World) -> None:
     if world.closing:
         _rest(unit, world, "stopped with the supervisor")
     elif not unit.wanted:
-        _rest(unit, world, "not in the configuration any more" if unit.foreign else "stopped by hand")
+        _rest(unit, world, NOT_CONFIGURED if unit.foreign else "stopped by hand")
     else:
         unit.become(Phase.WAITING, world.now)
 

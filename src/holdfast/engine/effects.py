@@ -46,6 +46,7 @@ class Record:
     start_failed: StartFailed = ""
     scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
     queued: bool = False  # one came while it ran: it runs again
+    definition: str = ""  # digest of what that incarnation was started with; "": nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ WHATS = (
     "completed",
     "ended",  # for good: not restarted
     "fatal",
+    "outdated",  # it was started with another definition than the accepted one
     "wanted",  # asked to start, or not to, while its end is under way
     "refused",
     "skipped",  # a time of its schedule

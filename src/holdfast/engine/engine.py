@@ -28,6 +28,7 @@ from .events import (
     KeeperLost,
     NotReadyYet,
     Observed,
+    PlanChanged,
     RestartAsked,
     ScheduleDue,
     Seconds,
@@ -42,7 +43,7 @@ from .events import (
 )
 from .graph import Graph
 from .restart import Bucket
-from .service import WITH_SUPERVISOR, ServiceView, Unit
+from .service import NOT_CONFIGURED, WAITING, WITH_SUPERVISOR, ServiceView, Unit
 from .table import LEAVING, LIVE, TABLE, Input, Phase
 
 INPUTS: dict[type[Observed], Input] = {
@@ -76,6 +77,7 @@ class Engine:
         self._turn: Unit | None = None  # whose turn it is
         self._timers: list[tuple[Seconds, int, Unit]] = []  # those that are no more meant are skipped
         self._timer_count = 0
+        self._forgotten: dict[str, int] = {}  # last numbers: who comes back goes on from there
         self._changed: deque[Unit] = deque()
         self._touched: dict[Unit, None] = {}
         self._effects: list[Effect] = []
@@ -142,6 +144,7 @@ class Engine:
             if not alive:
                 self._observe(unit, Emptied(name, incarnation))
         self._ended.clear()
+        self._replace({unit.spec.name: unit for unit in units if unit.wanted and unit.outdated})
         for unit in units:
             self._heed_essential(unit)
         for unit in units:
@@ -150,7 +153,7 @@ class Engine:
         for unit in reversed(units):
             if unit.live and (unit.asked or not unit.wanted):
                 why = unit.reason if unit.asked and unit.reason else "was to be stopped"  # who asked is on record
-                why = "not in the configuration any more" if unit.foreign else why
+                why = NOT_CONFIGURED if unit.foreign else why
                 self._apply(unit, Input.HALT, why)
             elif unit.cause:  # its stop may not have been heard
                 self._apply(unit, Input.UNHEALTHY, BecameUnhealthy(unit.spec.name, unit.incarnation, ""))
@@ -169,6 +172,8 @@ class Engine:
                 self._stop(self._meant(targets), by)
             case RestartAsked(targets, by):
                 self._restart(self._meant(targets, starts=True), by)
+            case PlanChanged(specs, budget, by):
+                self._change_plan(specs, budget, by)
             case ShutdownAsked(by):
                 self._close(0, by)
             case Woken():
@@ -212,12 +217,14 @@ class Engine:
         self._raise(named, Input.START, _asked("asked to start", by))
 
     def _restart(self, named: Mapping[str, Unit], by: str) -> None:
-        # What stands on a tree that goes comes down with it, and comes back.  One that has no tree is just started.
-        going = [name for name, unit in named.items() if unit.holds]
-        for name in self._graph.above(going):
-            if name not in named:
-                self._apply(self._units[name], Input.HALT, _asked("what it requires is restarted", by))
+        self._clear_above(named, _asked("what it requires is restarted", by))
         self._raise(named, Input.RESTART, _asked("asked to restart", by))
+
+    def _clear_above(self, named: Mapping[str, Unit], why: str) -> None:
+        """What stands on a tree that goes comes down with it, and comes back.  Where there is no tree nothing does."""
+        for name in self._graph.above(name for name, unit in named.items() if unit.holds):
+            if name not in named:
+                self._apply(self._units[name], Input.HALT, why)
 
     def _raise(self, named: Mapping[str, Unit], given: Input, why: str) -> None:
         """The named ones, and of what they require that which would not come by itself."""
@@ -234,6 +241,63 @@ class Engine:
                 self._apply(self._units[name], Input.STOP, _asked("asked to stop", by))
             else:
                 self._apply(self._units[name], Input.HALT, _asked("what it requires is stopped", by))
+
+    # ---- another plan
+
+    def _change_plan(self, specs: Mapping[str, Service], budget: StartBudget, by: str) -> None:
+        """Those that are gone from it stop, in order, and are forgotten; those that are new start; what runs with
+        another definition is replaced.  Nobody else is touched, but those that stand on them."""
+        if self.closing:
+            self.emit(Tell("", None, "refused", "the supervisor ends"))
+            return
+        self._bucket.budget = budget
+        changed, added, removed = {}, {}, {}
+        for name, spec in specs.items():
+            unit = self._units.get(name)
+            if unit is None:
+                unit = self._units[name] = added[name] = Unit(spec, self.now)
+                unit.next_why = _asked("new in the configuration", by)
+                unit.incarnation = self._forgotten.get(name, 0)
+            elif unit.foreign:  # it was about to be forgotten
+                unit.foreign, unit.wanted = False, True
+                unit.take(spec)
+                changed[name] = unit
+            elif unit.take(spec) and unit.wanted:
+                changed[name] = unit
+        for name, unit in self._units.items():
+            if name not in specs:
+                removed[name] = unit
+                unit.leave_plan(self._units)
+        self._graph = Graph({**specs, **{name: unit.spec for name, unit in removed.items()}})
+        self._count_anew()
+        # Who is on its way out may have got others to stand on it.
+        leaving = {name: unit for name, unit in self._units.items() if unit.phase in (Phase.CANCELLED, Phase.HOLDING)}
+        self._clear_above({**leaving, **removed, **changed}, _asked("what it requires was changed", by))
+        for name in reversed(self._graph.order):
+            if name in removed:
+                self._apply(removed[name], Input.STOP, _asked(NOT_CONFIGURED, by))
+        self._replace(changed, by)
+        for name in self._graph.order:
+            if name in added and not added[name].spec.schedule.given:
+                self._apply(added[name], Input.START, added[name].next_why)
+
+    def _replace(self, outdated: Mapping[str, Unit], by: str = "") -> None:
+        """Their definition is another one than that which they were started with."""
+        why = _asked("its definition has changed", by)
+        self._clear_above(outdated, _asked("what it requires was changed", by))
+        for name in self._graph.order:
+            if name in outdated:
+                unit = outdated[name]
+                self.emit(Tell(name, unit.incarnation or None, "outdated", why))
+                self._apply(unit, Input.RESTART, why)
+
+    def _count_anew(self) -> None:
+        """The graph is another one: who is occupied, and who waits for whom."""
+        for name in reversed(self._graph.order):
+            unit = self._units[name]
+            unit.occupied = unit.holds + sum(self._units[other].occupied > 0 for other in self._graph.required_by[name])
+            unit.entered |= unit.phase in WAITING
+            self._changed.append(unit)
 
     def _close(self, status: int, why: str) -> None:
         if self.closing:
@@ -303,7 +367,7 @@ class Engine:
             self._turn = self._queue.popleft()
             self._apply(first, Input.DUE, "")
         for unit in self._touched:
-            if unit.spec.name in self._units:
+            if self._units.get(unit.spec.name) is unit:
                 self.save(unit)
         self._touched.clear()
         if self.closing and not self._live and not self.finished:
@@ -332,13 +396,15 @@ class Engine:
             self._tell_downward(self._units[other], unit, required=other in graph.requires[name])
         if unit.foreign and not unit.live:
             del self._units[name]
+            self._forgotten[name] = unit.incarnation
             graph.remove(name)
-            self.emit(Tell(name, None, "forgotten", "not in the configuration any more"))
+            self.emit(Tell(name, None, "forgotten", NOT_CONFIGURED))
             self.emit(Forget(name))
 
     def _enter(self, unit: Unit) -> None:
         """The phase is new: who does it wait for?"""
         name, graph, units = unit.spec.name, self._graph, self._units
+        told = unit.waits  # nobody, but when it is the graph that is new
         if unit.phase is Phase.WAITING:
             down = [units[other] for other in graph.requires[name] if units[other].down]
             if down:
@@ -360,7 +426,7 @@ class Engine:
                 self._apply(unit, Input.CLEARED, "")
         elif unit.phase is Phase.QUEUED:
             self._queue.append(unit)
-        if unit.waits and unit.phase in (Phase.WAITING, Phase.HOLDING):
+        if unit.waits and unit.waits != told and unit.phase in (Phase.WAITING, Phase.HOLDING):
             self.emit(Tell(name, unit.incarnation or None, "waiting", unit.view().reason))
 
     def _tell_upward(self, unit: Unit, other: Unit, *, required: bool) -> None:

@@ -7,8 +7,11 @@ nothing.  Times are seconds of the clock that `now` is taken from.
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from ..config.model import Service, StartBudget
 
 Seconds: TypeAlias = float
 # Who is meant by a command: names, each with the incarnation it is meant for (None: whichever there is).
@@ -74,6 +77,15 @@ class StopAsked:
 @dataclass(frozen=True, slots=True)
 class RestartAsked:
     targets: Targets
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChanged:
+    """Another configuration was accepted: whole, and checked."""
+
+    specs: Mapping[str, Service]
+    budget: StartBudget
     by: str = ""
 
 
@@ -183,4 +195,4 @@ Observed: TypeAlias = (
     Spawned | SpawnFailed | BecameReady | NotReadyYet | BecameUnhealthy | Exited | Emptied | KeeperLost | TimeExtended
 )
 Command: TypeAlias = StartAsked | StopAsked | RestartAsked
-Event: TypeAlias = Command | Observed | ShutdownAsked | Woken | ScheduleDue
+Event: TypeAlias = Command | Observed | PlanChanged | ShutdownAsked | Woken | ScheduleDue

@@ -8,7 +8,7 @@ from ..config.model import Service
 
 
 class Graph:
-    """Built once.  `requires[x]`: what x stands on; `after[x]`: what only comes before x; `required_by` and `before`:
+    """`requires[x]`: what x stands on; `after[x]`: what only comes before x; `required_by` and `before`:
     the same edges from the other end.  `order`: each name after all that it requires or comes after, else as given;
     the order of stopping is its reverse."""
 
@@ -40,7 +40,12 @@ class Graph:
         self.order.append(name)
 
     def remove(self, name: str) -> None:
-        """Take away what `add` added."""
+        """Take one away, and what leads to it."""
+        for there, back in ((self.requires, self.required_by), (self.after, self.before)):
+            for other in there[name]:
+                back[other].remove(name)
+            for other in back[name]:
+                there[other] = tuple(each for each in there[other] if each != name)
         self.order.remove(name)
         for each in (self.requires, self.after, self.required_by, self.before, self._place):
             del each[name]

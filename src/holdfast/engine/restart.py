@@ -41,17 +41,17 @@ class Bucket:
     at_once + t*per_second.  It counts from when it was last full, so that no sum of roundings moves a time."""
 
     def __init__(self, budget: StartBudget) -> None:
-        self._budget = budget
+        self.budget = budget  # another one counts as if it had always been there
         self._full_at: Seconds = 0.0
         self._used = 0  # since then
 
     def next_at(self) -> Seconds:
         """From when on a restart is left: a time that is past, or the one to wait for."""
-        return self._full_at + (self._used + 1 - self._budget.at_once) / self._budget.per_second
+        return self._full_at + (self._used + 1 - self.budget.at_once) / self.budget.per_second
 
     def take(self, now: Seconds) -> bool:
         """Use one restart, if one is left."""
-        if now >= self._full_at + self._used / self._budget.per_second:
+        if now >= self._full_at + self._used / self.budget.per_second:
             self._full_at, self._used = now, 0
         if self.next_at() > now:
             return False

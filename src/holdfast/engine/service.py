@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import msgspec
+
+from ..config.diff import applied, definition
 from ..config.model import Service
 from .effects import Record, StartFailed, Step
 from .events import Exit, Seconds
 from .table import LEAVING, LIVE, Phase, State
 
 WITH_SUPERVISOR = "with the supervisor"
+NOT_CONFIGURED = "not in the configuration any more"
 
 # Phases that wait for others, and how that is said.
 WAITING = {
@@ -48,14 +53,16 @@ class Unit:
     """One service's state."""
 
     __slots__ = (
-        "asked", "cause", "doubts", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation",
-        "last_exit", "last_exit_of", "main_next", "next_why", "occupied", "phase", "queued", "ready_at", "reason",
-        "restart", "restarts", "saved", "scheduled", "since", "spec", "start_failed", "step", "streak", "timed",
-        "waits", "wake_at", "wanted", "why",
+        "asked", "cause", "definition", "doubts", "early", "entered", "exit", "failures", "foreign", "holds",
+        "incarnation", "last_exit", "last_exit_of", "main_next", "next_spec", "next_why", "occupied", "phase", "queued",
+        "ready_at", "reason", "restart", "restarts", "saved", "scheduled", "since", "spec", "start_failed", "step",
+        "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
         self.spec = spec
+        self.next_spec: Service | None = None  # what it is started with the next time, where that is another
+        self.definition = ""  # digest of what the last incarnation was started with; "": nobody knows
         self.phase = Phase.SCHEDULED if spec.schedule.given else Phase.STOPPED
         self.scheduled = 0.0
         self.queued = False
@@ -185,6 +192,7 @@ class Unit:
             start_failed=self.start_failed if self.live else "",
             scheduled=self.scheduled,
             queued=self.queued and self.live,
+            definition=self.definition,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -196,6 +204,7 @@ class Unit:
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
         self.scheduled, self.queued = record.scheduled, record.queued and self.spec.schedule.given
+        self.definition = record.definition
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
             self.asked, self.step, self.start_failed = record.stopping, record.step, record.start_failed
@@ -224,6 +233,33 @@ class Unit:
         elif record.state in (State.EXITED, State.FATAL):
             self.phase = Phase[record.state.name]
 
+    # ---- its definition
+
+    @property
+    def outdated(self) -> bool:
+        """Something stands that another definition has led to; what is yet to start follows the present one anyway."""
+        if self.foreign or self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED, Phase.SCHEDULED):
+            return False
+        if self.spec.schedule.given:
+            return False  # a run is not begun anew: the next one is another
+        return self.definition not in ("", definition(self.spec))
+
+    def take(self, spec: Service) -> bool:
+        """Follow another definition, as far as that goes at once; whether the rest calls for a new start.  So does
+        one that is essential now and has ended: its end was none for all the others."""
+        ended = self.phase in (Phase.EXITED, Phase.FATAL) and spec.essential and not self.spec.essential
+        unscheduled = self.phase is Phase.SCHEDULED and not spec.schedule.given
+        self.spec = applied(self.spec, spec)
+        self.next_spec = None if self.spec == spec else spec
+        changed = self.next_spec is not None and not spec.schedule.given  # a run of a schedule is not begun anew
+        return ended or unscheduled or changed
+
+    def leave_plan(self, known: Collection[str]) -> None:
+        """It is in no configuration any more.  It stops in its old place, among those that are `known`."""
+        self.foreign = True
+        requires, after = (tuple(filter(known.__contains__, names)) for names in (self.spec.requires, self.spec.after))
+        self.spec = msgspec.structs.replace(self.spec, requires=requires, after=after)
+
     # ---- changes that several actions make
 
     def clear(self) -> None:
@@ -233,3 +269,4 @@ class Unit:
         if phase.state is not self.phase.state:
             self.since = now
         self.phase, self.reason, self.wake_at, self.entered = phase, reason, None, True
+        self.waits = set()
