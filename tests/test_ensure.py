@@ -17,7 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEBIAN = os.path.exists("/etc/debian_version")
 USED = ("sh", "cat", "mktemp", "rm", "true", "false", "chmod")
-CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare")
+CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare", "systemd-analyze")
 
 
 class Machine:

@@ -222,7 +222,9 @@ def _listen_to_signals(supervisor: Supervisor) -> None:
         if interactive and not _terminal_is_there():
             supervisor.shut_down("SIGHUP")  # the window was closed: as with Ctrl-C
         else:
+            supervisor.manager.reloading()
             supervisor.events.add("refused", "HUP: to take over a changed file, stop and start again (in this version)")
+            supervisor.manager.ready()
 
     for end in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(end, supervisor.shut_down, end.name)

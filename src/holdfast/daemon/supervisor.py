@@ -35,6 +35,7 @@ from .plan import Surroundings, make_service_plan, marks
 from .probes import Probes
 from .processes import is_below
 from .store import Store
+from .systemd import Manager
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
 
@@ -90,6 +91,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.probes = Probes(self)
+        self.manager = Manager(self, around.own)
 
     # ---- the one way in
 
@@ -113,6 +115,7 @@ class Supervisor:
         self.chronicle.begin()
         self.probes.begin()
         self._step()
+        self.manager.ready()
 
     def _step(self) -> None:
         self._stepping = True
@@ -408,6 +411,7 @@ class Supervisor:
             task.cancel()
         self.lost.close()
         self.chronicle.close()
+        self.manager.close(for_good=not self.left.done() or self.left.result() is None)
 
 
 def exit_of(status: ExitStatus) -> Exit:
