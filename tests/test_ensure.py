@@ -128,7 +128,7 @@ def test_what_tests_can_use_is_asked_for_only_by_ci(machine):
     assert machine.ensure().returncode == 0
     ran = machine.ensure("python3", "checks")
     assert ran.returncode == 1
-    packages = "musl-tools valgrind git curl bash dash util-linux clang libclang-rt-dev"
+    packages = "musl-tools valgrind git curl bash dash util-linux systemd clang libclang-rt-dev"
     assert last_line(ran).endswith(f"apt-get install {packages}")
     for program in (*CHECKED, "clang"):
         machine.add(program)
