@@ -27,10 +27,13 @@ TOML = [(page, body) for page in sorted(PAGES) for language, body in blocks(PAGE
 # Who tries the blocks of a reference, by their language.
 TRIED = {
     "README.md": {"toml": "here", "console": "test_readme.py", "python": "test_readme.py", "sh": "test_readme.py"},
-    "docs/configuration.md": {"toml": "here", "": "test_config.py"},
+    "docs/configuration.md": {"toml": "here", "": "test_config.py", "sh": "test_config.py"},
     "docs/cli.md": {"toml": "here", "console": "here", "text": "here"},
-    "docs/api.md": {"console": "test_api_docs.py", "python": "test_api_docs.py", "text": "test_api_docs.py"},
-}
+    "docs/api.md": {
+        "toml": "here", "console": "test_api_docs.py", "python": "test_api_docs.py", "text": "test_api_docs.py",
+        "sh": "test_api_docs.py",
+    },
+}  # fmt: skip
 
 
 # ---- TOML
@@ -47,7 +50,10 @@ def whole(text: str) -> str:
 @pytest.mark.parametrize(("page", "text"), TOML, ids=[page for page, _ in TOML])
 def test_every_toml_is_good(tmp_path, page, text):
     """For the loader, and for the schemas of editors."""
-    file = tmp_path / "holdfast.toml"
+    file, token = tmp_path / "holdfast.toml", tmp_path / "token"
+    token.write_text("0123456789abcdef" * 2)
+    token.chmod(0o600)
+    text = text.replace("/etc/holdfast/token", str(token))
     file.write_text(whole(text))
     assert load(str(file), environ={}).services
     for validator in VALIDATORS:
