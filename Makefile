@@ -9,6 +9,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SUPERVISOR_BENCH_ARGS ?=
+SCALE_BENCH_ARGS ?=
 PROFILE ?= supervisor
 SEED ?= 1
 STEPS ?= 100
@@ -62,6 +63,7 @@ test: .venv/test-ready lint
 bench: .venv/test-ready
 	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
 	@$(V) benchmarks/supervisor.py --json benchmarks/results/supervisor.json $(SUPERVISOR_BENCH_ARGS)
+	@$(V) benchmarks/scale.py --json benchmarks/results/scale.json $(SCALE_BENCH_ARGS)
 	@$(V) benchmarks/report.py
 
 chaos: .venv/installed

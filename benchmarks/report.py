@@ -13,7 +13,7 @@ from adapters import NAMES
 from tables import Table, figure, grouped, times
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RESULTS = {what: os.path.join(HERE, "results", f"{what}.json") for what in ("library", "supervisor")}
+RESULTS = {what: os.path.join(HERE, "results", f"{what}.json") for what in ("library", "supervisor", "scale")}
 DOCUMENT = os.path.join(os.path.dirname(HERE), "docs", "benchmarks.md")
 BEGIN, END = "<!-- figures of the {}: made by benchmarks/report.py -->", "<!-- end of the {}'s figures -->"
 

@@ -105,6 +105,40 @@ def status(rows):
     )
 
 
+def scale(rows):
+    small, large = (r for r in rows if r["what"] == "life")
+    ratio = large["n"] / small["n"]
+    yield (
+        f"The life of {large['n']:,} services",
+        ["", f"{small['n']:,}", f"{large['n']:,}", f"÷ {ratio:g} times the first"],
+        [[what, figure(small[key]), figure(large[key]), times(large[key] / small[key] / ratio)] for what, key in (
+            ("up: ms from exec to the last one's first instruction", "up_ms"),
+            ("ms until a client sees all of them run", "running_ms"),
+            ("CPU ms of the supervisor until then", "up_cpu_ms"),
+            ("the answer with all services, ms", "list_ms"), ("with one service", "one_ms"),
+            ("`holdfast status`, a whole command, ms", "status_ms"),
+            ("SIGKILL of the supervisor: ms to the last one adopted", "adopted_ms"),
+            ("ms to the end of start-up", "settled_ms"), ("CPU ms of the next supervisor", "cpu_ms"),
+            ("stopped: ms from the request to the last one gone", "stop_gone_ms"),
+            ("ms to the end of all", "stop_end_ms"),
+            ("memory (PSS) of the supervisor, KiB", "supervisor_kib"), ("of the keepers", "keepers_kib"),
+            ("of the anchor", "anchor_kib"),
+            ("descriptors of the supervisor", "descriptors"), ("processes, the services among them", "processes"))],
+    )  # fmt: skip
+    yield (
+        "What ends first: services that each limit of this machine has room for",
+        ["", "limit", "a service takes", "services"],
+        [[f"{r['of']}: {r['limit']}", f"{r['allowed']:,}", figure(r["each"], 2), f"{r['services']:,}"]
+         for r in rows if r["what"] == "wall"],
+    )  # fmt: skip
+    (beyond,) = (r for r in rows if r["what"] == "beyond")
+    yield (
+        f"Beyond it: {beyond['n']} services with {beyond['descriptors']} descriptors",
+        ["", ""],
+        [["run", f"{beyond['running']}"], ["of the others is said", beyond["reason"]]],
+    )
+
+
 MAKERS = {
     "restart": restart,
     "many": many,
@@ -115,4 +149,5 @@ MAKERS = {
     "grace": grace,
     "crash": crash,
     "status": status,
+    "scale": scale,
 }

@@ -9,6 +9,8 @@ import sys
 
 from conftest import require
 
+from holdfast.daemon.supervisor import DESCRIPTORS_OF_ONE
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCHMARKS = os.path.join(ROOT, "benchmarks")
 
@@ -83,6 +85,24 @@ def test_adopt_section_of_the_supervisor(tmp_path):
         assert r["answer_ms"] <= r["settled_ms"] and r["adopted_ms"] <= r["settled_ms"]
     assert [t["limit"] for t in results["targets"]] == [2.0, 2.0]
     assert "20 services adopted after SIGKILL" in table
+
+
+def test_scale(tmp_path):
+    results, table = bench(tmp_path, program="scale.py")
+    rows = results["sections"]["scale"]
+    small, large = (row for row in rows if row["what"] == "life")
+    assert (small["n"], large["n"]) == (20, 40)
+    for row in (small, large):
+        assert 0 < row["up_ms"] <= row["running_ms"]
+        assert row["processes"] == 2 * row["n"] + 2
+    # What the supervisor counts on when it leaves some to clients; and the lowest of the limits is named first.
+    walls = [row for row in rows if row["what"] == "wall"]
+    assert {row["of"]: row["each"] for row in walls}["descriptors of the supervisor"] == DESCRIPTORS_OF_ONE
+    assert [row["services"] for row in walls] == sorted(row["services"] for row in walls)
+    (beyond,) = (row for row in rows if row["what"] == "beyond")
+    assert beyond["running"] == 20
+    assert "Too many open files" in beyond["reason"]
+    assert "What ends first" in table
 
 
 def test_too_little_memory_is_a_note_and_not_a_failure(tmp_path):

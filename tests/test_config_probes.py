@@ -94,7 +94,9 @@ def test_mistakes(tmp_path, keys, key, message, hint):
 
 
 def test_the_examples_of_the_page_load(tmp_path):
-    (text,) = fenced("docs/health.md")
+    text, every_kind = fenced("docs/health.md")
+    kinds = {spec.awaits.kind for spec in loaded(tmp_path, every_kind).services.values()}
+    assert kinds == {"notify", "fd", "tcp", "http", "command", "log"}
     assert {spec.awaits.kind for spec in loaded(tmp_path, text).services.values()} == {"log", "tcp", "notify"}
 
 

@@ -17,7 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEBIAN = os.path.exists("/etc/debian_version")
 USED = ("sh", "cat", "mktemp", "rm", "true", "false", "chmod")
-CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare")
+CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare", "systemd-analyze")
 
 
 class Machine:
@@ -128,7 +128,7 @@ def test_what_tests_can_use_is_asked_for_only_by_ci(machine):
     assert machine.ensure().returncode == 0
     ran = machine.ensure("python3", "checks")
     assert ran.returncode == 1
-    packages = "musl-tools valgrind git curl bash dash util-linux clang libclang-rt-dev"
+    packages = "musl-tools valgrind git curl bash dash util-linux systemd clang libclang-rt-dev"
     assert last_line(ran).endswith(f"apt-get install {packages}")
     for program in (*CHECKED, "clang"):
         machine.add(program)

@@ -22,12 +22,12 @@ WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class Surroundings:
-    """What services inherit from the supervisor: taken once, before it changes anything of its own."""
+    """What services inherit from the supervisor: taken once, before it changes anything of its own.  `own` is what of
+    its environment was meant for the supervisor alone."""
 
     def __init__(self, environ: Mapping[str, str], run_dir: str) -> None:
-        self.environ = {
-            key: value for key, value in environ.items() if not key.startswith(PRIVATE) and key not in WATCHDOG
-        }
+        self.own = {key: value for key, value in environ.items() if key.startswith(PRIVATE) or key in WATCHDOG}
+        self.environ = {key: value for key, value in environ.items() if key not in self.own}
         self.notify_address = os.path.join(run_dir, "notify")
         self.run_dir = os.path.realpath(run_dir)  # however it is named: the next supervisor's is the same
         self.nofile = resource.getrlimit(resource.RLIMIT_NOFILE)

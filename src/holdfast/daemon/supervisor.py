@@ -36,6 +36,7 @@ from .probes import Probes
 from .processes import is_below
 from .scheduler import Scheduler
 from .store import Store
+from .systemd import Manager
 from .update import Updates
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
@@ -95,6 +96,7 @@ class Supervisor:
         self.probes = Probes(self)
         self.scheduler = Scheduler(self)
         self.updates = Updates(self)
+        self.manager = Manager(self, around.own)
 
     # ---- the one way in
 
@@ -119,6 +121,7 @@ class Supervisor:
         self.probes.begin()
         self._step()
         self.scheduler.begin()
+        self.manager.ready()
 
     def _step(self) -> None:
         self._stepping = True
@@ -430,6 +433,7 @@ class Supervisor:
             task.cancel()
         self.lost.close()
         self.chronicle.close()
+        self.manager.close(for_good=not self.left.done() or self.left.result() is None)
 
 
 def exit_of(status: ExitStatus) -> Exit:

@@ -49,8 +49,13 @@ class Updates:
         """HUP: nobody waits for the answer, the events tell."""
 
         async def update() -> None:
-            with suppress(Refused):
-                await self.update(wait=False, peer="SIGHUP")
+            manager = self._supervisor.manager
+            manager.reloading()
+            try:
+                with suppress(Refused):
+                    await self.update(wait=False, peer="SIGHUP")
+            finally:
+                manager.ready()
 
         self._supervisor.run_task(update())
 
