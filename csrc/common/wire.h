@@ -26,7 +26,7 @@ enum {
 enum hf_tag {
     /* owner to keeper */
     HF_HELLO = 1, HF_SPAWN = 2, HF_SPAWN_MAP = 3, HF_SIGNAL = 4, HF_STOP = 5, HF_QUERY = 6,
-    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11,
+    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11, HF_ATTACH = 13,
     /* keeper to owner */
     HF_KEEPER_HELLO = 64, HF_SPAWNED = 65, HF_FAILED = 66, HF_EXITED = 67, HF_ADOPTED = 68,
     HF_STOPPED = 69, HF_CONTINUED = 70, HF_EMPTY = 71, HF_STOP_REPORT = 72, HF_MEMBERS = 73,
@@ -37,7 +37,7 @@ enum hf_hello_flag { HF_KEEPER_REUSED = 1, HF_KEEPER_TEMPLATE = 2 };
 enum hf_scope { HF_SCOPE_MAIN = 0, HF_SCOPE_GROUP = 1, HF_SCOPE_TREE = 2 };
 enum hf_on_owner_loss { HF_LOSS_STOP = 0, HF_LOSS_KILL = 1, HF_LOSS_KEEP = 2 };
 enum hf_held_flag { HF_HELD_STOP_REST = 1 };
-enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2 };
+enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2, HF_LOG_TERMINAL = 4, HF_LOG_INPUT = 8 };
 enum hf_ack_what { HF_ACK_EXITED = 1, HF_ACK_EMPTY = 2, HF_ACK_STOP_REPORT = 4 };
 enum hf_member_flag {
     HF_IS_MAIN = 1,      /* the process that was started */

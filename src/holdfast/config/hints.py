@@ -14,13 +14,11 @@ LATER = {
     "oom_score_adj": "choom in the command does it",
     "post_stop": "",
     "pre_start": 'a service of type "oneshot" that this one requires',
-    "pty": "",
     "ready_timeout": "ready = { timeout = ... } is",
     "reload_command": "`holdfast signal NAME HUP` asks most programs to reload",
     "resources": "rlimits are",
     "schedule": "",
     "sockets": "",
-    "stdin": "it is /dev/null",
 }
 
 # Tables of the file that are not built.

@@ -196,7 +196,7 @@ class Supervisor:
                 report=self.store.report(name, incarnation),
                 log=LogPlan(
                     log_path, spec.log.rotate_size, spec.log.rotate_count, spec.log.cap, spec.log.timestamps,
-                    spec.log.merge, f"{name}@{incarnation}",
+                    spec.log.merge, f"{name}@{incarnation}", spec.pty, spec.stdin == "pipe",
                 ),
             )  # fmt: skip
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
