@@ -446,18 +446,28 @@ def test_the_keeper_is_fuzzed(tmp_path):
     held = packet(record("HELD", {"flags": 1, "report": b"1.report"}), 2)
     log = {"flags": 1, "rotate_count": 2, "rotate_size": 90, "cap": 400, "label": b"web@1"}
     logs = [packet(record("LOG", {**log, "flags": flags, "rotate_size": size}), 1)
-            for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1))]  # fmt: skip
-    spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2)))
+            for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1), (4, 90), (11, 0))]  # fmt: skip
+    spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2, options=1)))
     fails = packet(record("SPAWN", body=body(["false"])))
     stop = packet(record("STOP", {"id": 5, "signo": 15, "scope": 1, "grace_ms": 1000}))
     query, ack = packet(record("QUERY", {"id": 9})), packet(record("ACK", {"what": 7}))
     leave, come, silent, exited, empty, orphans = b"\x0f", b"\x17", b"\x07", b"\x0c", b"\x05", b"\x16"
     line, part = bytes([3 | 30 << 3]) + b"a line and the next one's start\n"[-30:], bytes([3 | 5 << 3]) + b"start"
+    attach = packet(record("ATTACH"), 1)
+
+    def client(data: bytes) -> bytes:
+        return bytes([3 | len(data) // 2 + 16 << 3]) + data
+
+    typed, window = client(record("INPUT", body=b"typed")[:14]), client(record("WINDOW", {"rows": 1, "columns": 2}))
+    deaf, quiet, gone = client(b"four"), client(b""), client(b"go")
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     for i, steps in enumerate([
         *([hello, held, each, spawn, line * 20, part, query, orphans, leave, come, exited, b"\x06", empty, ack]
           for each in logs),
+        *([hello, held, each, spawn, line, part, attach, typed, window, line, deaf, line * 9, attach, quiet, exited, empty]
+          for each in logs),
+        [hello, held, logs[4], spawn, attach, attach, attach, gone, attach, attach, typed * 9, line * 9, leave, exited],
         [hello, held, logs[1], spawn, line * 3, part, exited, empty, leave],
         [hello, held, spawn, stop, leave, exited, empty, come, ack],
         [hello, logs[3], spawn, line * 20, stop, exited, empty],

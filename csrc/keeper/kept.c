@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "attach.h"
 #include "log.h"
 
 #include <errno.h>
@@ -171,6 +172,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_LOG:
             hf_log_request(&record, body, fds, n_fds);
             break;
+        case HF_ATTACH:
+            hf_attach_begin(fds, n_fds);
+            break;
         default:
             break; /* a later version's: skipped, as the wire says */
         }
@@ -270,7 +274,7 @@ static void rest(void)
 }
 
 /* The order of poll's array, in which it looks: held.c says why the listener is first. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, N_FDS = LOGS + LOG_STREAMS };
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, CLIENTS, LOGS = CLIENTS + ATTACH_FDS, N_FDS = LOGS + LOG_STREAMS };
 
 int hf_kept_main(void)
 {
@@ -299,6 +303,7 @@ int hf_kept_main(void)
             [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
             [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
+        hf_attach_watch(fds + CLIENTS);
         hf_log_watch(fds + LOGS);
         int r = hf_poll_until(fds, N_FDS, wake);
         if (r < 0 && r != -EINTR)
@@ -318,6 +323,7 @@ int hf_kept_main(void)
                 reap();
         }
         hf_log_step(fds + LOGS);
+        hf_attach_step(fds + CLIENTS);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;

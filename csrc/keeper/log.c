@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "log.h"
+#include "attach.h"
 #include "kept.h"
 #include "text.h"
 
@@ -104,6 +105,7 @@ static size_t take(struct stream *s)
         s->fd = -1;
         return 0;
     }
+    hf_attach_output(buffer + s->held, (size_t)n);
     grow_pipe(s, (size_t)n);
     size_t size = s->held + (size_t)n, seen = s->held;
     if (has_terminal()) {
@@ -171,6 +173,7 @@ void hf_log_request(const struct hf_record *record, const char *body, const int 
 
 static void forget(void)
 {
+    hf_attach_end();
     for (int i = 0; i < LOG_STREAMS; i++) {
         struct stream *s = &streams[i];
         if (s->fd >= 0)
@@ -406,6 +409,24 @@ void hf_log_step(const struct pollfd fds[LOG_STREAMS])
         hf_reports.log = hf_kept.control >= 0;
 }
 
+ssize_t hf_log_recent(char *to, size_t room)
+{
+    struct hf_log_file *file = &streams[0].file;
+    if (!active)
+        return -1;
+    hf_log_set.now_ns = hf_clock_ns(CLOCK_MONOTONIC);
+    for (int i = 0; i < LOG_STREAMS; i++)
+        pass_on_held(&streams[i]); /* a prompt, which is what one wants to see */
+    uint64_t from = file->size > room ? file->size - room : 0;
+    ssize_t n = file->fd >= 0 ? pread(file->fd, to, room, (off_t)from) : 0;
+    const char *start = from && n > 0 ? memchr(to, '\n', (size_t)n) : NULL;
+    if (start) {
+        n -= ++start - to;
+        memmove(to, start, (size_t)n);
+    }
+    return n > 0 ? n : 0;
+}
+
 /* ---- the end */
 
 void hf_log_main_ended(const siginfo_t *info)
@@ -416,6 +437,7 @@ void hf_log_main_ended(const siginfo_t *info)
     for (int i = 0; i < LOG_STREAMS; i++)
         drain(&streams[i]);
     mark(info->si_code == CLD_EXITED ? " exited with code " : " killed by signal ", info->si_status);
+    hf_attach_main_ended(info);
 }
 
 void hf_log_end(void)
