@@ -465,8 +465,8 @@ def test_the_keeper_is_fuzzed(tmp_path):
     for i, steps in enumerate([
         *([hello, held, each, spawn, line * 20, part, query, orphans, leave, come, exited, b"\x06", empty, ack]
           for each in logs),
-        *([hello, held, each, spawn, line, part, attach, typed, window, line, deaf, line * 9, attach, quiet, exited, empty]
-          for each in logs),
+        *([hello, held, each, spawn, line, part, attach, typed, window, line, deaf, line * 9, attach, quiet, exited,
+           empty] for each in logs),
         [hello, held, logs[4], spawn, attach, attach, attach, gone, attach, attach, typed * 9, line * 9, leave, exited],
         [hello, held, logs[1], spawn, line * 3, part, exited, empty, leave],
         [hello, held, spawn, stop, leave, exited, empty, come, ack],

@@ -27,6 +27,7 @@ COMMANDS = {
     "stop": "act",
     "restart": "act",
     "signal": "act",
+    "attach": "attach",
     "logs": "watch",
     "events": "watch",
     "history": "history",

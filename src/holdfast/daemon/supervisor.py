@@ -35,6 +35,7 @@ from .plan import Surroundings, make_service_plan, marks
 from .probes import Probes
 from .processes import is_below
 from .store import Store
+from .terminals import Terminals
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
 
@@ -90,6 +91,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.probes = Probes(self)
+        self.terminals = Terminals(self)
 
     # ---- the one way in
 
@@ -404,6 +406,7 @@ class Supervisor:
             copy.close()
         self.voices.close()
         self.probes.close()
+        self.terminals.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

@@ -117,6 +117,14 @@ def request(sock: socket.socket, tag: int, body: bytes) -> None:
         pass
 
 
+def request_with(sock: socket.socket, tag: int, fd: int) -> None:
+    """A request without a body, and the descriptor that goes along; otherwise as `request`."""
+    try:
+        socket.send_fds(sock, [_record(tag, b"")], [fd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
 # ---- the report
 
 
