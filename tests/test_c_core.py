@@ -21,6 +21,7 @@ import test_held_keeper as held
 import test_keeper_protocol as protocol
 import test_log_trouble as trouble
 import test_log_writer as log
+import test_terminal_keeper as terminal
 import test_wire as wire
 from conftest import require
 from helpers_held import Place
@@ -230,6 +231,26 @@ def test_logs_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
         test(tmp_path_factory.mktemp("log"))
     log.test_files_are_what_the_rule_says(tmp_path_factory)
     trouble.test_a_file_size_limit(tmp_path_factory.mktemp("log"), True)
+    assert_no_reports(sanitized)
+
+
+def test_terminals_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    for test in (
+        terminal.test_the_process_has_a_terminal_and_its_session_is_that_ones,
+        terminal.test_everything_is_in_the_log_before_the_end_is_told,
+        terminal.test_a_client_sees_the_last_lines_and_then_what_comes,
+        terminal.test_a_client_that_does_not_read_misses_what_it_is_told_and_nobody_waits,
+        terminal.test_several_clients_and_one_too_many,
+        terminal.test_what_is_typed_goes_into_the_pipe_and_waits_for_the_service,
+        terminal.test_a_service_that_closes_its_stdin,
+        terminal.test_the_end_is_told_to_those_who_are_there_and_refused_to_others,
+        terminal.test_clients_that_talk_nonsense_are_hung_up_on,
+        terminal.test_attach_without_a_socket_of_the_right_kind_is_skipped,
+    ):
+        directory = tmp_path_factory.mktemp("terminal") / "log"
+        directory.mkdir()
+        test(directory)
     assert_no_reports(sanitized)
 
 

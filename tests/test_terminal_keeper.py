@@ -142,7 +142,8 @@ def test_ctrl_c_is_a_signal_to_the_foreground(directory):
 
 def test_the_size_of_the_window_is_passed_on(directory):
     script = (
-        "import os, signal\nsignal.signal(signal.SIGWINCH, lambda *_: print(os.get_terminal_size(), flush=True))\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGWINCH, lambda *_: os.write(1, b'%s\\n' % str(os.get_terminal_size()).encode()))\n"
         "print('up', flush=True)\nwhile True: signal.pause()\n"
     )
     with TerminalKeeper(directory) as k:
@@ -189,6 +190,7 @@ def test_a_client_that_does_not_read_misses_what_it_is_told_and_nobody_waits(dir
                 seen = 0
                 while not client.skipped:
                     name, data = client.next()
+                    assert name, "it was hung up on"
                     seen += len(data) if name == "OUTPUT" else 0
                 assert seen + client.skipped == total + 2, (seen, client.skipped)  # and the typed end of line
             slow.type(b"\r")
@@ -198,6 +200,19 @@ def test_a_client_that_does_not_read_misses_what_it_is_told_and_nobody_waits(dir
 
 
 # ---- a pipe for stdin
+
+
+def test_a_socket_too_narrow_for_a_packet_is_told_what_it_misses(directory):
+    with TerminalKeeper(directory) as k:
+        k.cat()
+        with k.attach(narrow=True) as client:
+            k.feed(b"x" * 30000 + b"\n")  # as a rule one read of the keeper's; a packet has 16,384 bytes of it
+            while len(client.shown) + client.skipped < 30001:
+                assert client.next()[0] in ("RECENT", "OUTPUT", "SKIPPED")
+            assert client.skipped
+            k.feed(b"end\n")
+            client.until(b"end\n")
+        k.finish()
 
 
 def test_what_is_typed_goes_into_the_pipe_and_waits_for_the_service(directory):

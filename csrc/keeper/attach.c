@@ -26,7 +26,7 @@ static int n_clients, ended;
 static struct hf_ended end;
 static unsigned turn; /* whose input goes first */
 
-/* 0, or -errno; -EAGAIN: no room for it, now. */
+/* 0, or -errno; -EAGAIN: no room for it, now or in a socket that is this narrow. */
 static int tell(int fd, uint16_t tag, const void *body, size_t size)
 {
     struct hf_record record = {.tag = tag, .length = (uint32_t)size};
@@ -34,7 +34,7 @@ static int tell(int fd, uint16_t tag, const void *body, size_t size)
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
     if (sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
         return 0;
-    return errno == ENOBUFS || errno == ENOMEM ? -EAGAIN : -errno;
+    return errno == ENOBUFS || errno == ENOMEM || errno == EMSGSIZE ? -EAGAIN : -errno;
 }
 
 static void let_go(struct client *c)
@@ -144,7 +144,7 @@ static void take_packet(struct client *c)
     c->taken = 0;
 }
 
-void hf_attach_watch(struct pollfd fds[ATTACH_FDS])
+int hf_attach_watch(struct pollfd fds[ATTACH_FDS])
 {
     int waiting = 0;
     for (int i = 0; i < ATTACH_CLIENTS_MAX; i++) {
@@ -154,6 +154,7 @@ void hf_attach_watch(struct pollfd fds[ATTACH_FDS])
         waiting |= c->fd >= 0 && c->waiting;
     }
     fds[ATTACH_CLIENTS_MAX] = (struct pollfd){.fd = waiting ? hf_log_input() : -1, .events = POLLOUT};
+    return n_clients;
 }
 
 void hf_attach_step(const struct pollfd fds[ATTACH_FDS])

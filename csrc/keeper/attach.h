@@ -15,7 +15,7 @@ enum {
 
 /* ATTACH: the connection that came along is a client's from now on. */
 void hf_attach_begin(const int *fds, int n_fds);
-void hf_attach_watch(struct pollfd fds[ATTACH_FDS]);
+int hf_attach_watch(struct pollfd fds[ATTACH_FDS]); /* 0: there is none */
 void hf_attach_step(const struct pollfd fds[ATTACH_FDS]);
 
 /* log.c calls these: what the service wrote, as it wrote it; */

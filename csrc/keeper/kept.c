@@ -273,8 +273,9 @@ static void rest(void)
     hf_tree_rest();
 }
 
-/* The order of poll's array, in which it looks: held.c says why the listener is first. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, CLIENTS, LOGS = CLIENTS + ATTACH_FDS, N_FDS = LOGS + LOG_STREAMS };
+/* The order of poll's array, in which it looks: held.c says why the listener is first.  It may not be longer than the
+ * limit for descriptors, so clients are at its end, where there are any. */
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, CLIENTS = LOGS + LOG_STREAMS, N_FDS = CLIENTS + ATTACH_FDS };
 
 int hf_kept_main(void)
 {
@@ -303,13 +304,13 @@ int hf_kept_main(void)
             [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
             [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
-        hf_attach_watch(fds + CLIENTS);
         hf_log_watch(fds + LOGS);
-        int r = hf_poll_until(fds, N_FDS, wake);
+        int clients = hf_attach_watch(fds + CLIENTS);
+        int r = hf_poll_until(fds, clients ? N_FDS : CLIENTS, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
-        for (int i = 0; i < LOGS; i++)
-            used |= fds[i].revents;
+        for (int i = 0; i < N_FDS; i++)
+            used |= i < LOGS || i >= CLIENTS ? fds[i].revents : 0; /* log.c gives back its own */
         int lost = 0;
         if (hf_kept.control >= 0 && (fds[CONTROL].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
             lost = receive() < 0 || (hf_holding.listener >= 0 && (fds[CONTROL].revents & POLLHUP));

@@ -66,7 +66,8 @@ def _connect(run_dir: str, name: str) -> socket.socket:
     path = os.path.join(run_dir, ATTACH)
     try:
         at_path(sock.connect, path)
-        sock.send(json.dumps({"name": name}).encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused already; the answer says why
+            sock.send(json.dumps({"name": name}).encode())
     except OSError as error:
         raise _Trouble(f"cannot attach at {path}: {error.strerror}") from None
     return sock
@@ -86,18 +87,18 @@ class Session:
         self.code: int | None = None
 
     def run(self) -> int:
-        flags = self._begin()
         before = termios.tcgetattr(0) if self.sits else []
         for signo in (signal.SIGTERM, signal.SIGHUP):  # the modes are put back first
             signal.signal(signo, lambda signo, _: sys.exit(128 + signo))
         try:
-            self._set_modes(flags)
+            self._set_modes(self._begin())
             while self.code is None:
                 self._round()
         finally:
             if self.sits:
                 signal.signal(signal.SIGWINCH, signal.SIG_DFL)
-                termios.tcsetattr(0, termios.TCSADRAIN, before)
+                with contextlib.suppress(termios.error):  # it has gone
+                    termios.tcsetattr(0, termios.TCSADRAIN, before)
             self.sock.close()
         return self.code
 
@@ -105,7 +106,7 @@ class Session:
         """The keeper's first word; what there is."""
         self.sock.settimeout(ANSWER_LIMIT)
         try:
-            packet = self.sock.recv(PACKET)
+            packet = self._receive()
         except TimeoutError:
             raise _Trouble(f"the keeper of {self.name} does not answer (stopped with SIGSTOP?)") from None
         except OSError:
@@ -191,7 +192,10 @@ class Session:
         self.sock.send(HEAD.pack(tag, 0, len(body)) + body)
 
     def _tell_window(self) -> None:
-        columns, rows = os.get_terminal_size(0)
+        try:
+            columns, rows = os.get_terminal_size(0)
+        except OSError:
+            return  # it has gone
         if not rows or not columns:
             return  # nobody knows
         try:
@@ -202,13 +206,17 @@ class Session:
         except OSError:
             pass  # gone; that will be read
 
+    def _receive(self) -> bytes:
+        try:
+            return self.sock.recv(PACKET)
+        except ConnectionResetError:  # told once, ahead of what was said before
+            return self.sock.recv(PACKET)
+
     def _hear(self) -> None:
         try:
-            tag, body = _record(self.sock.recv(PACKET))
+            tag, body = _record(self._receive())
         except BlockingIOError:
             return
-        except ConnectionResetError:
-            return  # told once, ahead of what was said before
         if tag == RECENT:
             self._show(body.replace(b"\n", b"\r\n") if self.raw else body)
         elif tag == OUTPUT:
