@@ -105,7 +105,7 @@ class Terminals:
             raise Refused("bad_request", f"this is no request: {error}") from None
         order = self._supervisor.engine.order
         if name not in order:
-            raise Refused("unknown_service", str(UnknownService(name, order)))
+            raise Refused("unknown_service", str(UnknownService(name, order, self._supervisor.config.groups)))
         copy = self._supervisor.copies.get(name)
         if copy is None or copy.closed or copy.tree.status is not None:
             raise Refused("refused", f"{name} does not run: nobody is at its terminal")
