@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import signal
 import socket
 
 import pytest
 from helpers_client import HAS_INPUT, HAS_TERMINAL, INPUT, TERMINAL, TerminalKeeper, writable
+from helpers_held import Place, kinds, until
 from helpers_log import output, text, wait_for_text
 from helpers_wire import SPEC, raw_record
 
@@ -350,3 +352,21 @@ def test_clients_outlive_the_owner(directory):
             assert client.rest() == [("ENDED", {"code": 1, "status": 0})]
         assert k.wait() == 0
 
+
+def test_a_held_keeper_without_room_for_descriptors_fails_no_start(tmp_path):
+    """FAILED would mean that the process has never been: its supervisor would start another."""
+    place = Place(str(tmp_path))
+    tree = place.start("exec sleep 99")
+    until(tree, "Spawned")
+    used = max(map(int, os.listdir(f"/proc/{tree.keeper_pid}/fd"))) + 1
+    soft, hard = resource.prlimit(tree.keeper_pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(tree.keeper_pid, resource.RLIMIT_NOFILE, (used, hard))
+    with open(os.devnull) as null:
+        socket.send_fds(tree._sock, [SPEC.record("ATTACH")], [null.fileno()] * 40)
+    tree.query()
+    assert "Failed" not in kinds(until(tree, "Members"))
+    resource.prlimit(tree.keeper_pid, resource.RLIMIT_NOFILE, (soft, hard))
+    tree.stop(signal.SIGKILL, "tree", 0)
+    until(tree, "Empty")
+    tree.acknowledge(exited=True, stopped=True, empty=True)
+    place.close()

@@ -200,11 +200,13 @@ static int receive(void)
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
             for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) && n_fds < 253; i++)
                 memcpy(&fds[n_fds++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-    if (message.msg_flags & MSG_CTRUNC)
+    /* A held keeper that has had its start gets descriptors of clients alone: no room for one fails no start. */
+    int started = hf_holding.listener >= 0 && hf_tree.main_pid;
+    if ((message.msg_flags & MSG_CTRUNC) && !started)
         hf_reports_failed(HF_STAGE_RECEIVE, EMFILE);
     else if (message.msg_flags & MSG_TRUNC)
         hf_reports_failed(HF_STAGE_RECEIVE, EMSGSIZE);
-    else
+    else if (!(message.msg_flags & MSG_CTRUNC))
         obey(hf_scratch.packet, (size_t)n, fds, n_fds);
     for (int i = 0; i < n_fds; i++)
         close(fds[i]);
