@@ -72,8 +72,8 @@ class LogKeeper(RawKeeper):
         super().__init__(**options)
         self.directory = Path(directory)
 
-    def log(self, *, size=0, count=9, cap=0, timestamps=False, merge=True, label="web@41") -> None:
-        flags = SPEC.numbers["LOG_TIMESTAMPS"] * timestamps | SPEC.numbers["LOG_MERGE"] * merge
+    def log(self, *, size=0, count=9, cap=0, timestamps=False, merge=True, label="web@41", flags=0) -> None:
+        flags |= SPEC.numbers["LOG_TIMESTAMPS"] * timestamps | SPEC.numbers["LOG_MERGE"] * merge
         where = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         values = {"flags": flags, "rotate_count": count, "rotate_size": size, "cap": cap, "label": label.encode()}
         self.send(SPEC.record("LOG", values), [where])

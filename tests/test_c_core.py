@@ -21,6 +21,7 @@ import test_held_keeper as held
 import test_keeper_protocol as protocol
 import test_log_trouble as trouble
 import test_log_writer as log
+import test_terminal_keeper as terminal
 import test_wire as wire
 from conftest import require
 from helpers_held import Place
@@ -230,6 +231,26 @@ def test_logs_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
         test(tmp_path_factory.mktemp("log"))
     log.test_files_are_what_the_rule_says(tmp_path_factory)
     trouble.test_a_file_size_limit(tmp_path_factory.mktemp("log"), True)
+    assert_no_reports(sanitized)
+
+
+def test_terminals_under_sanitizers(sanitized, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    for test in (
+        terminal.test_the_process_has_a_terminal_and_its_session_is_that_ones,
+        terminal.test_everything_is_in_the_log_before_the_end_is_told,
+        terminal.test_a_client_sees_the_last_lines_and_then_what_comes,
+        terminal.test_a_client_that_does_not_read_misses_what_it_is_told_and_nobody_waits,
+        terminal.test_several_clients_and_one_too_many,
+        terminal.test_what_is_typed_goes_into_the_pipe_and_waits_for_the_service,
+        terminal.test_a_service_that_closes_its_stdin,
+        terminal.test_the_end_is_told_to_those_who_are_there_and_refused_to_others,
+        terminal.test_clients_that_talk_nonsense_are_hung_up_on,
+        terminal.test_attach_without_a_socket_of_the_right_kind_is_skipped,
+    ):
+        directory = tmp_path_factory.mktemp("terminal") / "log"
+        directory.mkdir()
+        test(directory)
     assert_no_reports(sanitized)
 
 
@@ -446,18 +467,28 @@ def test_the_keeper_is_fuzzed(tmp_path):
     held = packet(record("HELD", {"flags": 1, "report": b"1.report"}), 2)
     log = {"flags": 1, "rotate_count": 2, "rotate_size": 90, "cap": 400, "label": b"web@1"}
     logs = [packet(record("LOG", {**log, "flags": flags, "rotate_size": size}), 1)
-            for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1))]  # fmt: skip
-    spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2)))
+            for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1), (4, 90), (11, 0))]  # fmt: skip
+    spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2, options=1)))
     fails = packet(record("SPAWN", body=body(["false"])))
     stop = packet(record("STOP", {"id": 5, "signo": 15, "scope": 1, "grace_ms": 1000}))
     query, ack = packet(record("QUERY", {"id": 9})), packet(record("ACK", {"what": 7}))
     leave, come, silent, exited, empty, orphans = b"\x0f", b"\x17", b"\x07", b"\x0c", b"\x05", b"\x16"
     line, part = bytes([3 | 30 << 3]) + b"a line and the next one's start\n"[-30:], bytes([3 | 5 << 3]) + b"start"
+    attach = packet(record("ATTACH"), 1)
+
+    def client(data: bytes) -> bytes:
+        return bytes([3 | len(data) // 2 + 16 << 3]) + data
+
+    typed, window = client(record("INPUT", body=b"typed")[:14]), client(record("WINDOW", {"rows": 1, "columns": 2}))
+    deaf, quiet, gone = client(b"four"), client(b""), client(b"go")
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     for i, steps in enumerate([
         *([hello, held, each, spawn, line * 20, part, query, orphans, leave, come, exited, b"\x06", empty, ack]
           for each in logs),
+        *([hello, held, each, spawn, line, part, attach, typed, window, line, deaf, line * 9, attach, quiet, exited,
+           empty] for each in logs),
+        [hello, held, logs[4], spawn, attach, attach, attach, gone, attach, attach, typed * 9, line * 9, leave, exited],
         [hello, held, logs[1], spawn, line * 3, part, exited, empty, leave],
         [hello, held, spawn, stop, leave, exited, empty, come, ack],
         [hello, logs[3], spawn, line * 20, stop, exited, empty],

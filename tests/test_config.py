@@ -443,7 +443,7 @@ def test_example_of_the_reference_loads_and_is_complete(tmp_path):
     assert used == set(model.keys_of(Service)) - {"user", "group"}  # those are root's
 
 
-@pytest.mark.parametrize("text", fenced("docs/configuration.md"))
+@pytest.mark.parametrize("text", [*fenced("docs/configuration.md"), *fenced("docs/terminal.md")])
 def test_every_example_of_the_reference_loads(tmp_path, text):
     assert loaded(tmp_path, text).services
 

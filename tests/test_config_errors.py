@@ -239,6 +239,12 @@ def test_mistake(tmp_path, keys, key, message, hint):
     assert found.line >= 1
 
 
+def test_a_terminal_is_its_own_stdin_and_one_stream(tmp_path):
+    text = '[service.web]\ncommand = "x"\npty = true\nstdin = "pipe"\nlog.merge = false\n'
+    found = [(p.key, p.message) for p in problems(tmp_path, text)]
+    assert found == [("stdin", "is the terminal's where pty = true"), ("log.merge", "cannot be false where pty = true")]
+
+
 def test_rotation_and_cap_that_were_both_given_are_meant(tmp_path):
     text = "[service.web]\ncommand = 'x'\nlog = { cap = '1MiB', rotate = { size = '512KiB' } }\n"
     assert not problems(tmp_path, text)

@@ -121,12 +121,12 @@ def test_up_makes_the_place_and_becomes_the_anchor(site, umask):
     site.next("ready")
     assert mode(site.run_dir) == (0o711 if os.geteuid() == 0 else 0o700)
     modes = {name: mode(site.run_dir, name) for name in os.listdir(site.run_dir)}
-    assert modes == {"lock": 0o600, "control": 0o600, "notify": 0o666, "accepted.json": 0o600}
+    assert modes == {"lock": 0o600, "control": 0o600, "notify": 0o666, "attach": 0o600, "accepted.json": 0o600}
     config = os.path.join(site.directory, "holdfast.toml")
     assert site.lock() == {"anchor": process.pid, "config": config}
     with open(os.path.join(site.run_dir, "accepted.json"), "rb") as file:
         assert decode(file.read()) == load(config)
-    assert "fds=[0, 1, 2, 3, 4, 5, 6]" in site.ask("show")
+    assert "fds=[0, 1, 2, 3, 4, 5, 6, 8]" in site.ask("show")
     with open(f"/proc/{process.pid}/comm") as file:
         assert file.read() == "holdfast-anchor\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, open_directory(site.run_dir) as fd:
@@ -216,7 +216,7 @@ def test_a_path_that_is_too_long_for_a_socket(site):
     site.start("--run-dir", run_dir)
     site.started()
     assert site.ask("show", run_dir)
-    assert sorted(os.listdir(run_dir)) == ["accepted.json", "control", "lock", "notify"]
+    assert sorted(os.listdir(run_dir)) == ["accepted.json", "attach", "control", "lock", "notify"]
 
 
 @pytest.mark.parametrize("bits", [0o777, 0o770, 0o702, 0o1777])
@@ -257,7 +257,7 @@ def test_another_users_run_directory_is_refused(site):
 
 CONNECT = """
 import socket, sys
-for kind, name in ((socket.SOCK_STREAM, "control"), (socket.SOCK_DGRAM, "notify")):
+for kind, name in ((socket.SOCK_STREAM, "control"), (socket.SOCK_DGRAM, "notify"), (socket.SOCK_SEQPACKET, "attach")):
     with socket.socket(socket.AF_UNIX, kind) as sock:
         try:
             sock.connect(sys.argv[1] + "/" + name)
@@ -279,7 +279,7 @@ def test_another_user_reaches_notify_alone():
                 ["/usr/bin/env", "python3", "-I", "-S", "-c", CONNECT, site.run_dir],
                 user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True,
             )  # fmt: skip
-            assert done.stdout == "control Permission denied\nnotify connected\n", done.stderr
+            assert done.stdout == "control Permission denied\nnotify connected\nattach Permission denied\n", done.stderr
     finally:
         shutil.rmtree(directory)
 
@@ -344,7 +344,7 @@ def test_detached(site):
         assert (int(session), int(terminal)) == (anchor, 0)
         opened = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)]
         assert opened == ["/dev/null", site.log, site.log]
-    assert "fds=[0, 1, 2, 3, 4, 5, 6, 7]" in site.ask("show")
+    assert "fds=[0, 1, 2, 3, 4, 5, 6, 7, 8]" in site.ask("show")
     wait_until(lambda: open_text(site.log) == "written later\n")
     assert mode(site.log) == 0o600 and mode(os.path.dirname(site.log)) == 0o700
     kill(supervisor)

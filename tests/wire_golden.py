@@ -1,7 +1,7 @@
 """The golden bytes of version 1: one of each record, as values.  tests/wire/v1 holds them as bytes.
 
-The files were written once (`python tests/wire_golden.py`) and are never written again: whatever speaks
-version 1 must go on reading them.
+Each file was written once (`python tests/wire_golden.py` makes those of new records) and is never written again:
+whatever speaks version 1 must go on reading them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,18 @@ REQUESTS = {
     "HELD": {"flags": 1, "report": b"41.report"},
     "LOG": {"flags": 3, "rotate_count": 8, "rotate_size": 16 << 20, "cap": 2**40, "label": b"web@41"},
     "ACK": {"what": 5},
+    "ATTACH": {},
+}
+# Between keeper and clients; bytes: the body.
+CLIENTS = {
+    "INPUT": b"typed\r",
+    "WINDOW": {"rows": 50, "columns": 132},
+    "ATTACHED": {"flags": 3, "pid": 4711},
+    "RECENT": b"a line\n$ ",
+    "OUTPUT": b"\x1b[1mbold\x1b[m\r\n",
+    "SKIPPED": {"bytes": 2**33 + 1},
+    "ENDED": {"code": 1, "status": 7},
+    "REFUSED": {"error": 16},
 }
 REPORTS = {
     "KEEPER_HELLO": {"version": 1, "pid": 4242},
@@ -73,11 +85,14 @@ def spawn_body() -> bytes:
 def encode(name: str) -> bytes:
     if name == "SPAWN":
         return SPEC.record(name, body=spawn_body())
+    if name in CLIENTS:
+        said = CLIENTS[name]
+        return SPEC.record(name, body=said) if isinstance(said, bytes) else SPEC.record(name, said)
     values = {"size": len(spawn_body())} if name == "SPAWN_MAP" else (REQUESTS | REPORTS)[name]
     return SPEC.record(name, values)
 
 
-NAMES = ["SPAWN", *REQUESTS, *REPORTS]
+NAMES = ["SPAWN", *REQUESTS, *REPORTS, *CLIENTS]
 
 
 def read(name: str) -> bytes:
@@ -88,7 +103,10 @@ def read(name: str) -> bytes:
 def write() -> None:
     os.makedirs(DIRECTORY, exist_ok=True)
     for name in NAMES:
-        with open(os.path.join(DIRECTORY, name.lower() + ".hex"), "x") as file:
+        path = os.path.join(DIRECTORY, name.lower() + ".hex")
+        if os.path.exists(path):
+            continue
+        with open(path, "x") as file:
             data = encode(name)
             for at in range(0, len(data), 16):
                 print(data[at : at + 16].hex(" "), file=file)

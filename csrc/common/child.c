@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
@@ -160,6 +161,8 @@ static int child_main(void *raw)
         set_handler(SIGCHLD, SIG_IGN);
     if (o & HF_NEW_SESSION)
         TRY(HF_STAGE_SETSID, HF_CALL0(SYS_setsid));
+    if (o & HF_TERMINAL)
+        TRY(HF_STAGE_SETSID, HF_CALL3(SYS_ioctl, 0, TIOCSCTTY, 0));
     if (o & HF_SET_PGID)
         TRY(HF_STAGE_SETPGID, HF_CALL2(SYS_setpgid, 0, plan->pgid));
     if (o & HF_SET_NICE) {

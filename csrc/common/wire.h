@@ -21,23 +21,29 @@ enum {
     HF_GROUPS_MAX = 1024,
     HF_RLIMITS_MAX = 32,
     HF_MEMBERS_MAX = 256,         /* members named in a report; more are counted */
+    HF_INPUT_MAX = 4096,          /* bytes that a client types in one packet */
 };
 
 enum hf_tag {
     /* owner to keeper */
     HF_HELLO = 1, HF_SPAWN = 2, HF_SPAWN_MAP = 3, HF_SIGNAL = 4, HF_STOP = 5, HF_QUERY = 6,
-    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11,
+    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11, HF_ATTACH = 13,
     /* keeper to owner */
     HF_KEEPER_HELLO = 64, HF_SPAWNED = 65, HF_FAILED = 66, HF_EXITED = 67, HF_ADOPTED = 68,
     HF_STOPPED = 69, HF_CONTINUED = 70, HF_EMPTY = 71, HF_STOP_REPORT = 72, HF_MEMBERS = 73,
     HF_LOST = 74, HF_LAUNCHED = 75, HF_LOG_STATE = 76,
+    /* client to keeper */
+    HF_INPUT = 40, HF_WINDOW = 41,
+    /* keeper to client */
+    HF_ATTACHED = 48, HF_RECENT = 49, HF_OUTPUT = 50, HF_SKIPPED = 51, HF_ENDED = 52, HF_REFUSED = 53,
 };
 
 enum hf_hello_flag { HF_KEEPER_REUSED = 1, HF_KEEPER_TEMPLATE = 2 };
 enum hf_scope { HF_SCOPE_MAIN = 0, HF_SCOPE_GROUP = 1, HF_SCOPE_TREE = 2 };
 enum hf_on_owner_loss { HF_LOSS_STOP = 0, HF_LOSS_KILL = 1, HF_LOSS_KEEP = 2 };
 enum hf_held_flag { HF_HELD_STOP_REST = 1 };
-enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2 };
+enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2, HF_LOG_TERMINAL = 4, HF_LOG_INPUT = 8 };
+enum hf_attached_flag { HF_HAS_TERMINAL = 1, HF_HAS_INPUT = 2 };
 enum hf_ack_what { HF_ACK_EXITED = 1, HF_ACK_EMPTY = 2, HF_ACK_STOP_REPORT = 4 };
 enum hf_member_flag {
     HF_IS_MAIN = 1,      /* the process that was started */
@@ -98,6 +104,12 @@ struct hf_members { uint32_t id, n_members, unlisted, zero; };
 struct hf_lost { uint64_t events; };
 struct hf_launched { int32_t pid; uint32_t zero; };
 struct hf_log_state { uint64_t written_bytes, lost_bytes, dropped_bytes; int32_t error; uint32_t zero; };
+
+struct hf_window { uint32_t rows, columns; };
+struct hf_attached { uint32_t flags; int32_t pid; };
+struct hf_skipped { uint64_t bytes; };
+struct hf_ended { int32_t code, status; };
+struct hf_refused { int32_t error; uint32_t zero; };
 
 /* What of a spawn request is the keeper's and not the child's. */
 struct hf_policy { uint32_t on_owner_loss, stop_scope; int32_t stop_signal; uint64_t grace_ms; };

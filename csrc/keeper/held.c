@@ -35,7 +35,7 @@ static char report_name[sizeof ((struct hf_held *)0)->report];
 static int report_written;
 static uint64_t candidate_end_ns, report_again_ns, accept_again_ns;
 
-static int is_our_kind_of_socket(int fd)
+int hf_is_packet_socket(int fd)
 {
     int domain = 0, type = 0;
     socklen_t size = sizeof domain;
@@ -48,7 +48,7 @@ int hf_held_begin(const struct hf_held *held, const int *fds, int n_fds)
     struct stat st;
     if (hf_holding.listener >= 0 || hf_tree.main_pid)
         return -EBUSY;
-    if (hf_kept.hello_flags || n_fds != 2 || !is_our_kind_of_socket(fds[0]) || fstat(fds[1], &st) || !S_ISDIR(st.st_mode) ||
+    if (hf_kept.hello_flags || n_fds != 2 || !hf_is_packet_socket(fds[0]) || fstat(fds[1], &st) || !S_ISDIR(st.st_mode) ||
         !held->report[0] || held->report[0] == '.' || held->report[sizeof held->report - 1] || strchr(held->report, '/'))
         return -EBADMSG;
     int listener = fcntl(fds[0], F_DUPFD_CLOEXEC, 3), dir = fcntl(fds[1], F_DUPFD_CLOEXEC, 3);
@@ -71,7 +71,7 @@ int hf_held_begin(const struct hf_held *held, const int *fds, int n_fds)
 
 /* Turned away: an end of file, not a reset that would hit what he may still read.  1. shutdown, so that
  * nothing more can come; 2. take out what has come, for closing over unread words is a reset. */
-static void hang_up(int fd)
+void hf_hang_up(int fd)
 {
     char nothing[8];
     shutdown(fd, SHUT_RDWR);
@@ -110,7 +110,7 @@ static void look_at_candidate(uint64_t now_ns)
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0)
         owner = peer_pidfd(fd, peer.pid);
     if (owner < 0) {
-        hang_up(fd);
+        hf_hang_up(fd);
         return;
     }
     hf_kept.control = fd;
@@ -129,7 +129,7 @@ static void take_connection(uint64_t now_ns)
         return;
     }
     if (hf_kept.control >= 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) || peer.uid != geteuid()) {
-        hang_up(fd);
+        hf_hang_up(fd);
         return;
     }
     hf_holding.candidate = fd;

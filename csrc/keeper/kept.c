@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "kept.h"
+#include "attach.h"
 #include "log.h"
 
 #include <errno.h>
@@ -171,6 +172,9 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_LOG:
             hf_log_request(&record, body, fds, n_fds);
             break;
+        case HF_ATTACH:
+            hf_attach_begin(fds, n_fds);
+            break;
         default:
             break; /* a later version's: skipped, as the wire says */
         }
@@ -196,11 +200,13 @@ static int receive(void)
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
             for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) && n_fds < 253; i++)
                 memcpy(&fds[n_fds++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-    if (message.msg_flags & MSG_CTRUNC)
+    /* A held keeper that has had its start gets descriptors of clients alone: no room for one fails no start. */
+    int started = hf_holding.listener >= 0 && hf_tree.main_pid;
+    if ((message.msg_flags & MSG_CTRUNC) && !started)
         hf_reports_failed(HF_STAGE_RECEIVE, EMFILE);
     else if (message.msg_flags & MSG_TRUNC)
         hf_reports_failed(HF_STAGE_RECEIVE, EMSGSIZE);
-    else
+    else if (!(message.msg_flags & MSG_CTRUNC))
         obey(hf_scratch.packet, (size_t)n, fds, n_fds);
     for (int i = 0; i < n_fds; i++)
         close(fds[i]);
@@ -269,8 +275,9 @@ static void rest(void)
     hf_tree_rest();
 }
 
-/* The order of poll's array, in which it looks: held.c says why the listener is first. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, N_FDS = LOGS + LOG_STREAMS };
+/* The order of poll's array, in which it looks: held.c says why the listener is first.  It may not be longer than the
+ * limit for descriptors, so clients are at its end, where there are any. */
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, CLIENTS = LOGS + LOG_STREAMS, N_FDS = CLIENTS + ATTACH_FDS };
 
 int hf_kept_main(void)
 {
@@ -300,11 +307,12 @@ int hf_kept_main(void)
             [SIGNALS] = {.fd = signals, .events = POLLIN},
         };
         hf_log_watch(fds + LOGS);
-        int r = hf_poll_until(fds, N_FDS, wake);
+        int clients = hf_attach_watch(fds + CLIENTS);
+        int r = hf_poll_until(fds, clients ? N_FDS : CLIENTS, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
-        for (int i = 0; i < LOGS; i++)
-            used |= fds[i].revents;
+        for (int i = 0; i < N_FDS; i++)
+            used |= i < LOGS || i >= CLIENTS ? fds[i].revents : 0; /* log.c gives back its own */
         int lost = 0;
         if (hf_kept.control >= 0 && (fds[CONTROL].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
             lost = receive() < 0 || (hf_holding.listener >= 0 && (fds[CONTROL].revents & POLLHUP));
@@ -318,6 +326,7 @@ int hf_kept_main(void)
                 reap();
         }
         hf_log_step(fds + LOGS);
+        hf_attach_step(fds + CLIENTS);
         if (lost && hf_kept.control >= 0)
             owner_lost();
         int was_done = hf_stop.phase == STOP_DONE;

@@ -76,5 +76,8 @@ void hf_held_step(int connecting, int speaking, uint64_t now_ns);
 /* When hf_held_step wants to be called at the latest; 0: no deadline. */
 uint64_t hf_held_deadline(void);
 int hf_held_finished(void);
+int hf_is_packet_socket(int fd);
+/* Close a connection so that its other end reads an end of file, whatever it has said meanwhile. */
+void hf_hang_up(int fd);
 
 #endif

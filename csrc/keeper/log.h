@@ -6,6 +6,7 @@
 #include "keeper.h"
 
 #include <poll.h>
+#include <sys/types.h>
 
 enum {
     LOG_STREAMS = 2,
@@ -31,6 +32,12 @@ void hf_log_watch(struct pollfd fds[LOG_STREAMS]);
 /* Write what came, at most one chunk a stream.  Sets hf_reports.log when the owner should know. */
 void hf_log_step(const struct pollfd fds[LOG_STREAMS]);
 uint64_t hf_log_deadline(void); /* 0: none */
+/* Where what is typed goes, a terminal or the pipe of its stdin; -1: nowhere. */
+int hf_log_input(void);
+/* The last lines of the log as it is now, up to `room` bytes: how many; -1: there is no log. */
+ssize_t hf_log_recent(char *to, size_t room);
+/* Nobody reads that pipe any more. */
+void hf_log_close_input(void);
 /* The state of the last log; 0: there was none. */
 int hf_log_state(struct hf_log_state *state);
 /* What hf_log_state gave is told. */

@@ -4,7 +4,8 @@
  *
  * An input is a series of steps: one byte says which, and what follows is for it.
  */
-#include "../../csrc/keeper/held.c" /* with everything that they keep to themselves: each input starts anew */
+#include "../../csrc/keeper/attach.c" /* with everything that they keep to themselves: each input starts anew */
+#include "../../csrc/keeper/held.c"
 #include "../../csrc/keeper/kept.c"
 #include "../../csrc/keeper/kept_reports.c"
 #include "../../csrc/keeper/log.c"
@@ -51,7 +52,7 @@ void hf_tree_rest(void) {}
 int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result)
 {
     (void)stack;
-    assert(plan->argv[0] && plan->executable && plan->n_fds <= HF_FDS_MAX + LOG_STREAMS);
+    assert(plan->argv[0] && plan->executable && plan->n_fds <= HF_FDS_MAX + 3);
     if (plan->argv[0][0] == 'f') {
         *result = (struct hf_child_result){HF_STAGE_EXEC, ENOENT};
         return -ENOENT;
@@ -115,6 +116,42 @@ static void hear(void)
     }
 }
 
+/* ---- a client: one of ATTACH, whose other end we have */
+
+static int client = -1, client_listens;
+
+static void hear_as_client(void)
+{
+    static char packet[2 * ATTACH_PIECE_MAX];
+    static int told_skipped;
+    while (client_listens) {
+        struct hf_record record;
+        const char *body;
+        size_t at = 0;
+        ssize_t n = recv(client, packet, sizeof packet, MSG_DONTWAIT);
+        if (n <= 0)
+            return;
+        assert(hf_wire_next(packet, (size_t)n, &at, &record, &body) == 1);
+        assert(record.tag >= HF_ATTACHED && record.tag <= HF_REFUSED && record.length && at >= (size_t)n);
+        assert(!told_skipped || record.tag != HF_SKIPPED);
+        told_skipped = record.tag == HF_SKIPPED;
+    }
+}
+
+static void client_says(const uint8_t *data, size_t size)
+{
+    if (size == 0) {
+        shutdown(client, SHUT_WR);
+    } else if (size < 4) {
+        close(client);
+        client = -1;
+    } else if (size < 6) {
+        client_listens = !client_listens;
+    } else {
+        send(client, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+}
+
 static void leave(void)
 {
     if (owner_end >= 0)
@@ -144,7 +181,7 @@ static void come(int says_hello)
 
 static void say(const uint8_t *data, size_t size, unsigned n_fds, int listener)
 {
-    int fds[4] = {directory_fd, directory_fd, null_fd, null_fd};
+    int fds[4] = {directory_fd, directory_fd, null_fd, null_fd}, pair[2] = {-1, -1};
     union { char space[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } ancillary;
     char *packet = malloc(size ? size : 1);
     memcpy(packet, data, size);
@@ -152,6 +189,8 @@ static void say(const uint8_t *data, size_t size, unsigned n_fds, int listener)
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
     if (n_fds == 2)
         fds[0] = listener; /* what HELD wants */
+    if (n_fds == 1 && size && packet[0] == HF_ATTACH && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0)
+        fds[0] = pair[0];
     if (n_fds) {
         memset(&ancillary, 0, sizeof ancillary);
         message.msg_control = &ancillary;
@@ -165,6 +204,13 @@ static void say(const uint8_t *data, size_t size, unsigned n_fds, int listener)
     if (owner_end >= 0 && size)
         sendmsg(owner_end, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     free(packet);
+    if (pair[0] < 0)
+        return;
+    close(pair[0]);
+    if (client >= 0)
+        close(client);
+    client = pair[1];
+    client_listens = 1;
 }
 
 /* ---- a round of the keeper's loop */
@@ -189,6 +235,7 @@ static void step(void)
         [CONTROL] = {.fd = hf_kept.control, .events = hf_reports.answer ? 0 : POLLIN},
         [OWNER] = {.fd = -1}, [SIGNALS] = {.fd = -1},
     };
+    hf_attach_watch(fds + CLIENTS);
     hf_log_watch(fds + LOGS);
     poll(fds, N_FDS, 0);
     int lost = 0;
@@ -197,6 +244,7 @@ static void step(void)
     if (hf_tree.main_pid && !hf_tree.empty)
         reap();
     hf_log_step(fds + LOGS);
+    hf_attach_step(fds + CLIENTS);
     if (lost)
         owner_lost();
     int was_done = hf_stop.phase == STOP_DONE;
@@ -211,6 +259,8 @@ static void step(void)
         rest();
     if (owner_end >= 0)
         hear();
+    if (client >= 0)
+        hear_as_client();
 }
 
 static void check_report(void)
@@ -257,7 +307,7 @@ static void reset(void)
     memset(&stop_copy, 0, sizeof stop_copy);
     memset(&reply, 0, sizeof reply);
     hello_sent = exited_pending = n_adopted = 0;
-    asked = refused = active = was_used = 0;
+    asked = refused = active = was_used = ended = n_clients = 0;
     hf_log_set = (struct hf_log_set){.directory = -1};
     memset(streams, 0, sizeof streams);
     hf_stop_reset();
@@ -306,8 +356,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             length = length < left ? length : left;
             say(data + at, length, what & 7 ? (what & 7) : what >> 6, listener);
             break;
-        case 3: /* output */
+        case 3: /* output, or what a client types */
             length = what >> 3 < left ? what >> 3 : left;
+            if (what & 128 && client >= 0) {
+                length = 2 * (what >> 3 & 15) < left ? 2 * (what >> 3 & 15) : left;
+                client_says(data + at, length);
+                break;
+            }
             if (out >= 0 && length && write(out, data + at, length) < 0)
                 break;
             break;
@@ -336,6 +391,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
     }
     check_report();
+    if (client >= 0)
+        close(client);
+    client = -1;
     /* The end, whatever the state: then nothing may be open that was not before. */
     leave();
     if (active)

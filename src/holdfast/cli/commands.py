@@ -29,6 +29,7 @@ COMMANDS = {
     "restart": "act",
     "signal": "act",
     "reload": "act",
+    "attach": "attach",
     "logs": "watch",
     "events": "watch",
     "history": "history",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import holdfast
 from holdfast.config.model import Config, decode
 from holdfast.daemon.adopt import adopt
-from holdfast.daemon.anchor import CONTROL_FD, NOTIFY_FD, SIGNALS, Anchor
+from holdfast.daemon.anchor import ATTACH_FD, CONTROL_FD, NOTIFY_FD, SIGNALS, Anchor
 from holdfast.daemon.commands import Commands
 from holdfast.daemon.journal import Journal
 from holdfast.daemon.notify import NotifySocket
@@ -184,6 +184,7 @@ async def _take_over(supervisor: Supervisor, anchor: Anchor) -> None:
     await adopt(supervisor)
     # Not before: what was said while nobody was there is believed only when it is known whose trees there are.
     supervisor.voices.listen(NotifySocket(socket.socket(fileno=NOTIFY_FD)))
+    supervisor.terminals.listen(socket.socket(fileno=ATTACH_FD))
     anchor.ready()
 
 

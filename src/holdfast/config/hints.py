@@ -12,11 +12,9 @@ LATER = {
     "main": "",
     "no_new_privs": "setpriv --no-new-privs in the command does it",
     "oom_score_adj": "choom in the command does it",
-    "pty": "",
     "ready_timeout": "ready = { timeout = ... } is",
     "resources": "rlimits are",
     "sockets": "",
-    "stdin": "it is /dev/null",
 }
 
 # Tables of the file that are not built.

@@ -284,6 +284,10 @@ class _Files:
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
         for key, message, hint in wrong_probes(spec):
             self.wrong(at / key, message, hint)
+        if spec.pty and spec.stdin == "pipe":
+            self.wrong(at / "stdin", "is the terminal's where pty = true", "leave `stdin` out")
+        if spec.pty and not spec.log.merge:
+            self.wrong(at / "log" / "merge", "cannot be false where pty = true", "a terminal has one stream")
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)

@@ -30,6 +30,7 @@ Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "neve
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]
 Overlap = Literal["skip", "queue", "restart"]
+Stdin = Literal["null", "pipe"]
 
 
 class About(NamedTuple):
@@ -334,6 +335,21 @@ class Service(msgspec.Struct, frozen=True):
     ] = "group"
     grace: Annotated[float, About("duration", "Time between `stop_signal` and KILL.", 0, SECONDS_MAX)] = 10.0
     log: Annotated[Log, About("table", "What becomes of its output.")] = Log()
+    stdin: Annotated[
+        Stdin,
+        About(
+            "choice",
+            "What it reads: `null` (/dev/null), or a `pipe` that `holdfast attach` writes to. With `pty` it is that.",
+        ),
+    ] = "null"
+    pty: Annotated[
+        bool,
+        About(
+            "boolean",
+            "Give it a terminal for stdin, stdout and stderr, so that it does not hold its output back; `holdfast "
+            "attach` types there. See [terminal.md](terminal.md).",
+        ),
+    ] = False
     essential: Annotated[
         bool, About("boolean", "When it has ended for good, the supervisor stops all others and ends with its status.")
     ] = False

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 FILE = "holdfast.toml"
 CONTROL = "control"  # the control socket, in the run directory
+ATTACH = "attach"  # the one for terminals
 
 
 def control_path(run_dir: str) -> str:

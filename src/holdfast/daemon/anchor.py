@@ -18,7 +18,7 @@ from typing import NamedTuple
 from holdfast.process.status import Member
 
 # Where the anchor leaves what outlives a supervisor, and the pipe of `up --detach` (for the first one only).
-ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD = 3, 4, 5, 6, 7
+ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD, ATTACH_FD = 3, 4, 5, 6, 7, 8
 HTTP_FD = 9  # where [supervisor.http] asks for it
 
 READY, FAREWELL, ANCHOR_QUERY, MEMBERS, ANCHOR_HELLO = 32, 33, 34, 73, 96
@@ -72,7 +72,7 @@ class Anchor:
         anchor = cls.at(ANCHOR_FD) if known is None else cls._known(ANCHOR_FD, known)
         if anchor.pid is None:
             return anchor
-        for number in (ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD, HTTP_FD):
+        for number in (ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD, ATTACH_FD, HTTP_FD):
             try:
                 given = os.get_inheritable(number)  # what we have opened ourselves is not
                 os.set_inheritable(number, False)

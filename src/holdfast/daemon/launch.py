@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from holdfast.process.keeper import KEEPER
 
-from .anchor import CALLER_FD, CONTROL_FD, HTTP_FD, LOCK_FD, NOTIFY_FD
+from .anchor import ATTACH_FD, CALLER_FD, CONTROL_FD, HTTP_FD, LOCK_FD, NOTIFY_FD
 from .place import Place, sign
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def become_anchor(
     """Exec into the anchor, with the lock and the sockets (and `caller`, a pipe) where supervisors look for them.
     OSError when that fails."""
     sign(place.lock_fd, os.getpid(), config_path)
-    given = {LOCK_FD: place.lock_fd, CONTROL_FD: place.control.fileno(), NOTIFY_FD: place.notify.fileno()}
+    sockets = {CONTROL_FD: place.control, NOTIFY_FD: place.notify, ATTACH_FD: place.attach}
+    given = {LOCK_FD: place.lock_fd, **{number: sock.fileno() for number, sock in sockets.items()}}
     if place.http is not None:
         given[HTTP_FD] = place.http.fileno()
     kept = ",".join(map(str, given))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.config import tcp
 from holdfast.config.holder import holder
 from holdfast.config.model import encode
-from holdfast.config.places import CONTROL
+from holdfast.config.places import ATTACH, CONTROL
 from holdfast.process.socket_path import at_path
 
 from .notify import name_senders
@@ -47,6 +47,7 @@ class Place(NamedTuple):
     lock_fd: int
     control: socket.socket
     notify: socket.socket
+    attach: socket.socket
     http: socket.socket | None = None  # listens at what `[supervisor.http]` says
 
 
@@ -67,12 +68,14 @@ def take(config: Config) -> Place:
         control.listen(BACKLOG_LIMIT)
         notify = _bind(directory, run_dir, NOTIFY, socket.SOCK_DGRAM, 0o666)
         name_senders(notify)
+        attach = _bind(directory, run_dir, ATTACH, socket.SOCK_SEQPACKET, 0o600)
+        attach.listen(BACKLOG_LIMIT)
         _write(directory, ACCEPTED, encode(config))
     except OSError as error:
         raise Refused(f"cannot use the run directory {run_dir}: {error.strerror or error}") from None
     os.close(directory)
     listen = config.supervisor.http.listen
-    return Place(run_dir, lock_fd, control, notify, _listen(listen) if listen else None)
+    return Place(run_dir, lock_fd, control, notify, attach, _listen(listen) if listen else None)
 
 
 def sign(lock_fd: int, pid: int, config_path: str) -> None:

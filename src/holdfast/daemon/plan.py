@@ -108,6 +108,8 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
             groups = []
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
+    if spec.pty:
+        env.setdefault("TERM", "xterm")  # what most terminals that somebody sits at understand
     for path in spec.env_file:
         env.update(read_env_file(path))
     env.update(spec.env)

@@ -37,6 +37,7 @@ from .processes import is_below
 from .scheduler import Scheduler
 from .store import Store
 from .systemd import Manager
+from .terminals import Terminals
 from .update import Updates
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
@@ -97,6 +98,7 @@ class Supervisor:
         self.scheduler = Scheduler(self)
         self.updates = Updates(self)
         self.manager = Manager(self, around.own)
+        self.terminals = Terminals(self)
 
     # ---- the one way in
 
@@ -223,7 +225,8 @@ class Supervisor:
                 report=self.store.report(name, incarnation),
                 log=LogPlan(
                     log_path, spec.log.rotate_size, spec.log.rotate_count, spec.log.cap, spec.log.timestamps,
-                    spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""),
+                    spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""), spec.pty,
+                    spec.stdin == "pipe",
                 ),
             )  # fmt: skip
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
@@ -429,6 +432,7 @@ class Supervisor:
         self.voices.close()
         self.probes.close()
         self.scheduler.close()
+        self.terminals.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from .anchor import ANCHOR_FD, CALLER_FD, CONTROL_FD, LOCK_FD, NOTIFY_FD, SIGNALS, Anchor
+from .anchor import ANCHOR_FD, ATTACH_FD, CALLER_FD, CONTROL_FD, LOCK_FD, NOTIFY_FD, SIGNALS, Anchor
 from .events import EventLog
 from .launch import supervisor_command
 from .status import EventRecord
@@ -100,7 +100,7 @@ class Upgrade:
         self.next_version = await asyncio.to_thread(_try_next, supervisor.config.supervisor.run_dir)
         self._refuse_unless_running()  # it has taken its time
         try:
-            for fd in (CONTROL_FD, NOTIFY_FD):
+            for fd in (CONTROL_FD, NOTIFY_FD, ATTACH_FD):
                 self._sockets.append(os.dup(fd))  # what serves them closes them
             _write(supervisor)
             promise_to_keep(supervisor)
@@ -142,7 +142,7 @@ class Upgrade:
         supervisor = self._supervisor
         # Services shall have the limit that we were started with.
         resource.setrlimit(resource.RLIMIT_NOFILE, supervisor.around.nofile)
-        for fd, number in zip(self._sockets, (CONTROL_FD, NOTIFY_FD), strict=True):
+        for fd, number in zip(self._sockets, (CONTROL_FD, NOTIFY_FD, ATTACH_FD), strict=True):
             os.dup2(fd, number, inheritable=True)
         command = [*supervisor_command(supervisor.config.supervisor.run_dir), "--upgraded-from", supervisor.version]
         if anchor.pid is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Tags and numbers of the wire (csrc/common/wire.h).
 HELLO, HELD, LOG, ACK = 1, 9, 10, 11
-HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE = 1, 1, 2
+HELD_STOP_REST, LOG_TIMESTAMPS, LOG_MERGE, LOG_TERMINAL, LOG_INPUT = 1, 1, 2, 4, 8
 ACK_EXITED, ACK_EMPTY, ACK_STOP_REPORT = 1, 2, 4
 
 REPORT_NAME_MAX = 63  # bytes, without the zero that ends it
@@ -43,6 +43,8 @@ class LogPlan(NamedTuple):
     timestamps: bool
     merge: bool
     label: str
+    terminal: bool = False  # stdin, stdout and stderr are a terminal, whose other end is the keeper's
+    input: bool = False  # stdin is a pipe, whose other end is the keeper's
 
 
 # ---- the socket
@@ -111,6 +113,14 @@ def request(sock: socket.socket, tag: int, body: bytes) -> None:
     """Does not block: BlockingIOError.  A keeper that is gone hears nothing, and its end will be read."""
     try:
         _native.send(sock.fileno(), tag, body)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
+def request_with(sock: socket.socket, tag: int, fd: int) -> None:
+    """A request without a body, and the descriptor that goes along; otherwise as `request`."""
+    try:
+        socket.send_fds(sock, [_record(tag, b"")], [fd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
         pass
 
@@ -191,6 +201,7 @@ def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan 
         files.append(_directory(directory))
         if log:
             flags = LOG_TIMESTAMPS * log.timestamps | LOG_MERGE * log.merge
+            flags |= LOG_TERMINAL * log.terminal | LOG_INPUT * log.input
             label = _fitting("label", log.label, LABEL_MAX)
             body = struct.pack("<IIQQ160s", flags, log.rotate_count, log.rotate_size, log.cap, label)
             files.append(_directory(log.directory))

@@ -12,7 +12,18 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _native, keeper
-from .address import ACK, ACK_EMPTY, ACK_EXITED, ACK_STOP_REPORT, LogPlan, connect, launch, pidfd_of_peer, request
+from .address import (
+    ACK,
+    ACK_EMPTY,
+    ACK_EXITED,
+    ACK_STOP_REPORT,
+    LogPlan,
+    connect,
+    launch,
+    pidfd_of_peer,
+    request,
+    request_with,
+)
 from .events import (
     ADOPTED,
     EXITED,
@@ -53,7 +64,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Tags of the wire (csrc/common/wire.h).
-SIGNAL, QUERY = 4, 6
+SIGNAL, QUERY, ATTACH = 4, 6, 13
 
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
@@ -205,6 +216,11 @@ class HeldTree(Account):
     def set_on_owner_loss(self, what: str) -> None:
         """What happens to the tree when we are gone: `stop`, `kill`, `keep`, instead of what its plan says."""
         self._ask(ON_OWNER_LOSS, struct.pack("<II", LOSS[what], 0))
+
+    def pass_client(self, client: int) -> None:
+        """Give the keeper a descriptor, a client's connection (docs/wire.md, Clients); the caller closes its own."""
+        if not self._gone:
+            request_with(self._sock, ATTACH, client)
 
     def _ask(self, tag: int, body: bytes) -> None:
         if not self._gone:
