@@ -31,6 +31,8 @@ WORDS = {
     "codes": "list of integers",
     "names": "list of services",
     "signal": "signal's name",
+    "listen": "address",
+    "fd_name": "string",
     "integer": "integer",
     "number": "number",
 }
@@ -61,6 +63,9 @@ def rows(keys: Keys, prefix: str = "") -> list[str]:
         elif key.about.form == "table":
             assert isinstance(key.type, type)
             result += rows(keys_of(key.type), f"{prefix}{name}.")
+        elif key.about.form == "tables":
+            result.append(f"| `{prefix}{name}` | list of tables | `[]` | {key.about.text} |")
+            result += rows(keys_of(get_args(key.type)[0]), f"{prefix}{name}[].")
         else:
             result.append(f"| `{prefix}{name}` | {type_words(key)} | {default(key)} | {key.about.text} |")
     return result

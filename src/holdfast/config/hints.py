@@ -23,7 +23,6 @@ LATER = {
     "replicas": "one table for each",
     "resources": "rlimits are",
     "schedule": "",
-    "sockets": "",
     "stdin": "it is /dev/null",
     "watchdog": "",
 }

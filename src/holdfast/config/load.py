@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
@@ -19,9 +19,11 @@ from .errors import ConfigError, Problem, Wrong, one_line
 from .files import Untrusted, read
 from .forms import FORMS, Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
-from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Key, Keys, Log, Service, Supervisor, keys_of
+from .model import NAME_LENGTH_MAX, SERVICE_NAME, SOCKETS_MAX, Config, Key, Keys, Log, Service, Supervisor, keys_of
 from .places import find
+from .socket_forms import fd_name, listen
 
+READ = {**FORMS, "listen": listen, "fd_name": fd_name}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
 
@@ -89,6 +91,7 @@ class _File:
         self.text = text
         self.around = Around(os.path.dirname(os.path.abspath(path)), environ)
         self.wrongs: list[tuple[_At, str, str]] = []
+        self.listening: dict[tuple[str, str], str] = {}  # address and type -> the service
 
     def wrong(self, at: _At, message: str, hint: str = "") -> None:
         self.wrongs.append((at, message, hint))
@@ -172,13 +175,32 @@ class _File:
             elif key.about.form == "table":
                 assert isinstance(key.type, type)
                 values[key.field] = key.type(**self.table(key.type, value, at / name, around))
+            elif key.about.form == "tables":
+                values[key.field] = self.tables(key, value, at / name, around)
             else:
                 self.value(key, value, at / name, around, values)
         return values
 
+    def tables(self, key: Key, value: object, at: _At, around: Around) -> tuple[msgspec.Struct, ...]:
+        """A list of tables; one that lacks what must be given is left out."""
+        if not isinstance(value, list):
+            self.wrong(at, f"must be a list of tables, not {kind(value)}", "[{ … }]")
+            return ()
+        struct = get_args(key.type)[0]
+        result = []
+        for index, each in enumerate(value):
+            before = len(self.wrongs)
+            fields = self.table(struct, each, at / str(index + 1), around)
+            for field in msgspec.structs.fields(struct):
+                if field.required and len(self.wrongs) == before and field.name not in fields:
+                    self.wrong(at / str(index + 1), f"has no {field.name}")
+            if len(self.wrongs) == before:
+                result.append(struct(**fields))
+        return tuple(result)
+
     def value(self, key: Key, value: object, at: _At, around: Around, values: dict[str, Any]) -> None:
         try:
-            values[key.field] = FORMS[key.about.form](value, key, around)
+            values[key.field] = READ[key.about.form](value, key, around)
         except Wrong as wrong:
             self.wrong(at, wrong.message, wrong.hint)
         except Several as several:
@@ -221,9 +243,18 @@ class _File:
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
+        self.check_sockets(spec, at / "sockets")
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
+
+    def check_sockets(self, spec: Service, at: _At) -> None:
+        if len(spec.sockets) > SOCKETS_MAX:
+            self.wrong(at, f"are {len(spec.sockets)}, {SOCKETS_MAX} are allowed")
+        for each in spec.sockets:
+            if other := self.listening.get((each.listen, each.type)):
+                self.wrong(at, f"{each.listen} is listened at twice", f"service {other} has it, too")
+            self.listening[each.listen, each.type] = spec.name
 
     def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
         cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)

@@ -20,6 +20,8 @@ COUNT_MAX = 1_000_000
 ROTATE_COUNT_MAX = 10_000
 SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
 ROTATE_SIZE_LEAST = 1024
+BACKLOG = 1024
+SOCKETS_MAX = 64  # of one service
 NAME_LENGTH_MAX = 64
 SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
@@ -27,6 +29,7 @@ Type = Literal["simple", "notify", "oneshot"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]
+SocketType = Literal["stream", "datagram"]
 
 
 class About(NamedTuple):
@@ -89,6 +92,29 @@ class Log(msgspec.Struct, frozen=True):
     )
 
 
+class Socket(msgspec.Struct, frozen=True):
+    """One socket of a service, which the supervisor opens and holds."""
+
+    listen: Annotated[
+        str,
+        About(
+            "listen",
+            "Where: `ADDRESS:PORT` (IPv6 in brackets), a port alone for `127.0.0.1`, or the path of a unix socket.",
+        ),
+    ]
+    name: Annotated[
+        str, About("fd_name", "Its name in `LISTEN_FDNAMES`.", without="the name of the service")
+    ] = ""
+    type: Annotated[SocketType, About("choice", "`stream` (TCP), or `datagram` (UDP).")] = "stream"
+    backlog: Annotated[
+        int, About("integer", "Connections that wait until they are accepted; the kernel has a limit, too.", 1, 65535)
+    ] = BACKLOG
+    mode: Annotated[
+        int,
+        About("umask", "Mode of a unix socket's file, in octal digits; it belongs to the service's user and group."),
+    ] = 0o600
+
+
 class Service(msgspec.Struct, frozen=True):
     """One `[service.NAME]`."""
 
@@ -118,6 +144,10 @@ class Service(msgspec.Struct, frozen=True):
         dict[str, tuple[int, int]],
         About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),
     ] = {}  # -1: unlimited
+    sockets: Annotated[
+        tuple[Socket, ...],
+        About("tables", "Sockets that are opened for it and held over its restarts and those of the supervisor."),
+    ] = ()
     type: Annotated[
         Type,
         About(

@@ -50,6 +50,8 @@ _FORMS: dict[str, Schema] = {
         "properties": {name: _limit(name) for name in LIMITS},
         "additionalProperties": False,
     },
+    "listen": _STRING,
+    "fd_name": _STRING,
     "names": {"type": "array", "items": {"type": "string", "pattern": _NAME}},
     "signal": {
         "anyOf": [
@@ -63,7 +65,7 @@ _FORMS: dict[str, Schema] = {
 def default_text(key: Key) -> object:
     """The default as the file would have it; None where it is no constant."""
     value, form = key.default, key.about.form
-    if value is None or value is msgspec.NODEFAULT:
+    if value is None or value == "" or value is msgspec.NODEFAULT:
         return None
     if isinstance(value, msgspec.Struct):
         return {}
@@ -73,6 +75,8 @@ def default_text(key: Key) -> object:
     if form == "size":
         assert isinstance(value, int)
         return units.size_text(value)
+    if form == "umask":
+        return f"{value:04o}"
     if form == "number":
         assert isinstance(value, float)
         return int(value) if value.is_integer() else value
@@ -102,6 +106,8 @@ def _table(keys: Keys, definitions: dict[str, Schema]) -> Schema:
         if key.about.form == "table":
             assert isinstance(key.type, type)
             properties[name] = {"allOf": [_reference(key.type, definitions)]}
+        elif key.about.form == "tables":
+            properties[name] = {"type": "array", "items": _reference(get_args(key.type)[0], definitions)}
         else:
             properties[name] = _of_key(key)
         properties[name]["description"] = key.about.text

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from holdfast.config.model import Service
 from holdfast.process.options import DEVNULL, Plan, make_plan
 
+from .sockets import Given
+
 # What the supervisor got for itself and a service must not take for its own.
 PRIVATE = ("NOTIFY_", "LISTEN_", "HOLDFAST_")
+NOTHING = Given()
 WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -41,7 +44,7 @@ def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
     }
 
 
-def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> Plan:
+def make_service_plan(spec: Service, incarnation: int, around: Surroundings, given: Given = NOTHING) -> Plan:
     """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take."""
     env = dict(around.environ)
     user = spec.user
@@ -62,6 +65,8 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
     env.update(marks(spec.name, incarnation, around))
     if spec.type == "notify":
         env["NOTIFY_SOCKET"] = around.notify_address
+    if given.fds:  # sd_listen_fds(3); the number is written into its place where it is known: in the process
+        env.update(LISTEN_FDS=str(len(given.fds)), LISTEN_FDNAMES=":".join(given.names), LISTEN_PID="0" * 10)
     limits: dict[int | str, int | tuple[int, int]] = {"nofile": around.nofile}
     limits.update(spec.rlimits)
     return make_plan(
@@ -83,6 +88,7 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings) -> 
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,
         grace=spec.grace,
+        listen_fds=given.fds,
     )
 
 

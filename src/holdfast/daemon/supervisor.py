@@ -33,6 +33,7 @@ from .lost import Lost, LostTrees
 from .members import MemberFiles
 from .plan import Surroundings, make_service_plan, marks
 from .processes import is_below
+from .sockets import Sockets
 from .store import Store
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
@@ -88,6 +89,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
+        self.sockets = Sockets(self)
 
     # ---- the one way in
 
@@ -108,6 +110,7 @@ class Supervisor:
                 self._perform(effect)
         finally:
             self._stepping = False
+        self.sockets.begin()
         self.chronicle.begin()
         self._step()
 
@@ -166,6 +169,7 @@ class Supervisor:
             copy = self.copies.get(effect.name)
             text = f"pid {copy.pid}" if effect.what == "ready" and copy and copy.pid else effect.text
             self.events.add(effect.what, text, effect.name, effect.incarnation)
+            self.sockets.heed(effect.name)
         elif isinstance(effect, fx.Forget):
             self.store.forget(effect.name)
         elif isinstance(effect, fx.Finish) and not self.finished.done():
@@ -184,7 +188,7 @@ class Supervisor:
         try:
             self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
             os.makedirs(log_path, 0o750, exist_ok=True)
-            plan = make_service_plan(spec, incarnation, self.around)
+            plan = make_service_plan(spec, incarnation, self.around, self.sockets.give(spec))
             tree = HeldTree.start(
                 plan,
                 address=self.store.address(name, incarnation),
@@ -204,7 +208,7 @@ class Supervisor:
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if copies * DESCRIPTORS_OF_ONE > limit - SPARE_DESCRIPTORS:
+        if copies * DESCRIPTORS_OF_ONE + len(self.sockets) > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
@@ -395,6 +399,7 @@ class Supervisor:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
         self.voices.close()
+        self.sockets.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

@@ -1,0 +1,183 @@
+"""Listening sockets: opened for services, held over their restarts, given to each new process.
+
+In: the `sockets` of specs.  Out: descriptors for a start, in the order of the file.  A service that is down for good,
+or by hand, has none: who connects is refused, instead of waiting for nobody.  For the loop's thread; nothing blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import socket
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from holdfast.config import model
+from holdfast.engine.table import State
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
+
+
+class CannotListen(OSError):
+    """A socket of a service could not be opened; the text says which, and why."""
+
+    def __init__(self, where: str, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"socket {self.where}: {self.strerror}"
+
+
+class Given(NamedTuple):
+    """What a process gets from descriptor 3 on, and the names in LISTEN_FDNAMES.  The descriptors stay ours."""
+
+    fds: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class Sockets:
+    """Those of all services of one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._held: dict[str, dict[str, int]] = {}  # service -> key of the socket -> descriptor
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    def begin(self) -> None:
+        """Start-up is over: open those of services that are on their way, so that who connects waits for them."""
+        for name, spec in self._supervisor.config.services.items():
+            view = self._supervisor.engine.view(name)
+            # One that is live has them, or has to end before they can be opened again.
+            if spec.sockets and not view.live and not self._is_down(name):
+                try:
+                    self.give(spec)
+                except (OSError, KeyError) as error:  # its start will say it again, and fail
+                    self._supervisor.events.add("error", str(error), name)
+
+    def give(self, spec: model.Service) -> Given:
+        """What a process of this service gets; what is not open yet is opened.  CannotListen."""
+        if not spec.sockets:
+            return Given()
+        held = self._held.setdefault(spec.name, {})
+        for each in spec.sockets:
+            if _key(each) not in held:
+                held[_key(each)] = _open(each, spec)
+        fds = tuple(held[_key(each)] for each in spec.sockets)
+        return Given(fds, tuple(each.name or spec.name for each in spec.sockets))
+
+    def heed(self, name: str) -> None:
+        """Something has become of this service: one that is down shall not seem to listen."""
+        if name in self._held and self._is_down(name):
+            for key in list(self._held[name]):
+                self._drop(name, key)
+
+    def apply(self) -> None:
+        """The configuration is another one: what is in it no more is closed.  What is new is opened at the next
+        start."""
+        services = self._supervisor.config.services
+        for name in list(self._held):
+            wanted = {_key(each) for each in services[name].sockets} if name in services else set()
+            for key in set(self._held[name]) - wanted:
+                self._drop(name, key)
+
+    def close(self) -> None:
+        """Let go of all; services that run on have theirs."""
+        for held in self._held.values():
+            for fd in held.values():
+                os.close(fd)
+        self._held.clear()
+
+    def _is_down(self, name: str) -> bool:
+        if name not in self._supervisor.config.services:
+            return True
+        engine = self._supervisor.engine
+        view = engine.view(name)
+        return not view.live and (not view.wanted or engine.closing or view.state in (State.EXITED, State.FATAL))
+
+    def _drop(self, name: str, key: str) -> None:
+        os.close(self._held[name].pop(key))
+        kind, _, where = key.partition(" ")
+        if where.startswith("/"):
+            with contextlib.suppress(OSError):
+                _remove_stale(where, KINDS[kind])
+        if not self._held[name]:
+            del self._held[name]
+
+
+def _key(spec: model.Socket) -> str:
+    return f"{spec.type} {spec.listen}"
+
+
+def _open(spec: model.Socket, service: model.Service) -> int:
+    """A descriptor of the socket, listening.  CannotListen."""
+    sock: socket.socket | None = None
+    try:
+        if spec.listen.startswith("/"):
+            sock = socket.socket(socket.AF_UNIX, KINDS[spec.type])
+            _bind_path(sock, spec, service)
+        else:
+            host, _, port = spec.listen.rpartition(":")
+            sock = socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET, KINDS[spec.type])
+            if spec.type == "stream":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host.strip("[]"), int(port)))
+        if spec.type == "stream":
+            sock.listen(spec.backlog)
+        return sock.detach()
+    except OSError as error:
+        raise CannotListen(spec.listen, error) from None
+    finally:
+        if sock is not None:
+            sock.close()  # nothing after detach
+
+
+def _bind_path(sock: socket.socket, spec: model.Socket, service: model.Service) -> None:
+    path = spec.listen
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    _remove_stale(path, KINDS[spec.type])
+    os.fchmod(sock.fileno(), 0o600)  # the mode that bind gives it: nobody comes in before the next two lines
+    sock.bind(path)
+    if service.user is not None or service.group is not None:
+        os.chown(path, *_identity(service))
+    os.chmod(path, spec.mode)
+
+
+def _identity(service: model.Service) -> tuple[int, int]:
+    """User and group of its processes; -1: ours."""
+    uid = gid = -1
+    if isinstance(service.user, str):
+        uid, gid = pwd.getpwnam(service.user)[2:4]
+    elif service.user is not None:
+        uid = service.user
+    if isinstance(service.group, str):
+        import grp
+
+        gid = grp.getgrnam(service.group).gr_gid
+    elif service.group is not None:
+        gid = service.group
+    return uid, gid
+
+
+def _remove_stale(path: str, kind: socket.SocketKind) -> None:
+    """Remove the file of a socket that nobody listens at any more.  OSError."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # somebody is there: bind will say so
