@@ -26,14 +26,18 @@ from helpers_wire import marked, raw_record, read_spec, wait_until
 from holdfast.daemon import anchor as client
 
 SPEC = read_spec(anchor=True)
-RECORDS = ("READY", "FAREWELL", "ANCHOR_QUERY", "ANCHOR_HELLO")
+RECORDS = ("READY", "FAREWELL", "ANCHOR_QUERY", "DEPOSIT", "WITHDRAW", "TAKE", "DEPOSITED", "ANCHOR_HELLO")
 # Version 1, written once: whatever speaks it must go on reading them.
 GOLDEN = {
     "READY": ({}, "2000000008000000 0000000000000000"),
     "FAREWELL": ({"status": -7}, "2100000008000000 f9ffffff00000000"),
     "ANCHOR_QUERY": ({"id": 5}, "2200000008000000 0500000000000000"),
+    "DEPOSIT": ({"key": b"a b"}, "23000000f0000000 612062" + "00" * 237),
+    "WITHDRAW": ({"key": b"a b"}, "24000000f0000000 612062" + "00" * 237),
+    "TAKE": ({"index": 7}, "2500000008000000 0700000000000000"),
+    "DEPOSITED": ({"index": 7, "key": b"a b"}, "61000000f8000000 0700000000000000 612062" + "00" * 237),
     "ANCHOR_HELLO": (
-        {"version": 1, "pid": 4242, "restarts": 3, "started_at_ns": 1_750_000_000 * 10**9 + 1},
+        {"version": 1, "pid": 4242, "restarts": 3, "deposits": 0, "started_at_ns": 1_750_000_000 * 10**9 + 1},
         "6000000018000000 01000000921000000300000000000000 0100ef64ba3f4918",
     ),
 }
@@ -44,7 +48,7 @@ GOLDEN = {
 
 def test_the_tables_are_the_structures_of_the_code(tmp_path):
     require("gcc")
-    kinds = {"u32": "uint32_t", "i32": "int32_t", "u64": "uint64_t"}
+    kinds = {"u32": "uint32_t", "i32": "int32_t", "u64": "uint64_t", "char[240]": "char[240]"}
     lines = ['#include "anchor_wire.h"', "#include <stddef.h>", "#define SAME(a, b) _Static_assert((a) == (b), #a)"]
     for name in RECORDS:
         record, struct = SPEC.records[name], f"struct {SPEC.records[name].struct_name}"

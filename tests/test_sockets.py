@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import stat
 
 import pytest
-from helpers_sockets import ask, free_port, server
-from helpers_supervisor import Running, log_of, python
+from helpers_sockets import Load, ask, free_port, server
+from helpers_supervisor import Running, kill, log_of, python
+from helpers_wait import wait_for
 
+from holdfast.client import ClientError
 from holdfast.config.load import ConfigError, load
 
 
@@ -148,3 +152,102 @@ def test_addresses_have_one_form(tmp_path):
     path.write_text(f'[service.web]\ncommand = "x"\nsockets = [{tables}]\n')
     sockets = load(str(path), environ={}).services["web"].sockets
     assert [each.listen for each in sockets] == ["127.0.0.1:8080", "[::1]:80", "0.0.0.0:81", "/run/x.sock"]
+
+
+# ---- over the death of a supervisor
+
+
+def test_sockets_outlive_their_supervisor(tmp_path):
+    """The service is down in the meantime: only the anchor has the socket."""
+    port, path = free_port(), str(tmp_path / "web.sock")
+    services = f"""[service.web]
+command = ["sh", "-c", "exit 1"]
+sockets = [{{ listen = "127.0.0.1:{port}" }}, {{ listen = "{path}" }}]
+backoff = {{ first = "1h", max = "1h" }}
+[service.by-hand]
+command = ["sleep", "1h"]
+sockets = [{{ listen = "127.0.0.1:{free_port()}" }}]
+"""
+    with Running(tmp_path, services) as up:
+        up.until("web", state="backoff")
+        with contextlib.ExitStack() as stack:
+            waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", port)))]
+            waiting.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            waiting[1].connect(path)
+            for count in range(2):
+                before = up.client().supervisor()
+                kill(before["pid"])
+                wait_for(lambda: supervisor_after(up, before["pid"]))
+                assert up.client().supervisor()["restarts"] == count + 1
+                assert inodes(up.process.pid) == inodes(up.client().supervisor()["pid"]) != set()
+            for each in waiting:  # still in the queue: nobody has closed what listens
+                each.settimeout(0.0)
+                with pytest.raises(BlockingIOError):
+                    each.recv(1)
+        up.holdfast("stop", "web", "by-hand")
+        wait_for(lambda: not inodes(up.process.pid))
+
+
+def test_an_upgrade_hands_them_over(tmp_path):
+    port = free_port()
+    services = f'[service.web]\ncommand = {server(tmp_path)}\nsockets = [{{ listen = "{port}" }}]\n'
+    with Running(tmp_path, services) as up, Load(("127.0.0.1", port)) as load:
+        up.holdfast("upgrade")
+        up.holdfast("restart", "web")
+    assert load.failed == [] and len(load.answered) >= 1
+
+
+def test_what_is_configured_no_more_is_given_up(tmp_path):
+    """The file of accepted services is another one when the next supervisor reads it."""
+    port = free_port()
+    services = f'[service.web]\ncommand = ["sleep", "1h"]\nsockets = [{{ listen = "{port}" }}]\n'
+    with Running(tmp_path, services) as up:
+        up.until("web", state="running")
+        accepted = up.run_dir / "accepted.json"
+        config = json.loads(accepted.read_text())
+        config["services"]["web"]["sockets"] = []
+        accepted.write_text(json.dumps(config))
+        before = up.client().supervisor()["pid"]
+        kill(before)
+        wait_for(lambda: supervisor_after(up, before))
+        wait_for(lambda: not inodes(up.process.pid))
+        assert len(inodes(up.until("web", state="running")["pid"])) == 1  # its own copy, until it is restarted
+
+
+def test_no_connection_fails_over_restarts_and_kills_of_the_supervisor(tmp_path):
+    port = free_port()
+    services = f'[service.web]\ntype = "notify"\ncommand = {server(tmp_path)}\nsockets = [{{ listen = "{port}" }}]\n'
+    with Running(tmp_path, services) as up:
+        up.until("web", ready=True)
+        with Load(("127.0.0.1", port)) as load:
+            for each in range(20):
+                up.client().restart("web")
+                if each % 4 == 3:
+                    before = up.client().supervisor()["pid"]
+                    kill(before)
+                    wait_for(lambda before=before: supervisor_after(up, before))
+            up.until("web", ready=True)
+        assert up.client().supervisor()["restarts"] == 5
+    assert load.failed == []
+    assert len(load.answered) >= 15, load.answered  # each life may have answered, and most have
+
+
+def supervisor_after(up: Running, before: int) -> bool:
+    """Whether another one than this has come up."""
+    with contextlib.suppress(ClientError):
+        return up.client().supervisor()["pid"] != before and up.client().supervisor()["state"] == "running"
+    return False
+
+
+def inodes(pid: int) -> set[str]:
+    """The sockets of a process that listen at an address."""
+    listening = set()
+    with open("/proc/net/tcp") as file:
+        listening |= {line.split()[9] for line in file if line.split()[3] == "0A"}
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if name.startswith("socket:[") and name[8:-1] in listening:
+                found.add(name)
+    return found

@@ -1,7 +1,8 @@
-"""Listening sockets: opened for services, held over their restarts, given to each new process.
+"""Listening sockets: opened for services, held over their restarts and ours, given to each new process.
 
 In: the `sockets` of specs.  Out: descriptors for a start, in the order of the file.  A service that is down for good,
-or by hand, has none: who connects is refused, instead of waiting for nobody.  For the loop's thread; nothing blocks.
+or by hand, has none: who connects is refused, instead of waiting for nobody.  A copy of each is left with the anchor,
+which gives it to the next supervisor.  For the loop's thread; nothing blocks but `take_back`, for a start.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.config import model
 from holdfast.engine.table import State
 
+from .anchor import Anchor
+
 if TYPE_CHECKING:
     from .supervisor import Supervisor
 
+SOCKET = "socket"  # first word of the key of a deposit; the service and the socket follow
 KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 
 
@@ -47,12 +51,28 @@ class Sockets:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._held: dict[str, dict[str, int]] = {}  # service -> key of the socket -> descriptor
+        self._anchor = Anchor()
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
+    def take_back(self, anchor: Anchor) -> None:
+        """Before anything is started: what supervisors before us have left with the anchor is ours again."""
+        self._anchor = anchor
+        try:
+            found = anchor.take_back()
+        except OSError as error:
+            self._supervisor.events.add("error", f"the sockets that were held cannot be taken over: {error}")
+            return
+        for deposit, fd in found.items():
+            _, name, key = deposit.split(" ", 2)
+            self._held.setdefault(name, {})[key] = fd
+        self.apply()
+
     def begin(self) -> None:
         """Start-up is over: open those of services that are on their way, so that who connects waits for them."""
+        for name in list(self._held):
+            self.heed(name)
         for name, spec in self._supervisor.config.services.items():
             view = self._supervisor.engine.view(name)
             # One that is live has them, or has to end before they can be opened again.
@@ -69,14 +89,18 @@ class Sockets:
         held = self._held.setdefault(spec.name, {})
         for each in spec.sockets:
             if _key(each) not in held:
-                held[_key(each)] = _open(each, spec)
+                held[_key(each)] = fd = _open(each, spec)
+                self._deposit(spec.name, _key(each), fd)
         fds = tuple(held[_key(each)] for each in spec.sockets)
         return Given(fds, tuple(each.name or spec.name for each in spec.sockets))
 
     def heed(self, name: str) -> None:
         """Something has become of this service: one that is down shall not seem to listen."""
         if name in self._held and self._is_down(name):
-            for key in list(self._held[name]):
+            for key, fd in list(self._held[name].items()):
+                # The anchor may let go of its copy a moment later than we of ours: nobody comes in from now on.
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                    sock.shutdown(socket.SHUT_RDWR)
                 self._drop(name, key)
 
     def apply(self) -> None:
@@ -102,12 +126,23 @@ class Sockets:
         view = engine.view(name)
         return not view.live and (not view.wanted or engine.closing or view.state in (State.EXITED, State.FATAL))
 
+    def _deposit(self, name: str, key: str, fd: int) -> None:
+        try:
+            if len(self) > self._anchor.deposits_max > 0:
+                raise OSError(f"it keeps {self._anchor.deposits_max}")
+            self._anchor.deposit(f"{SOCKET} {name} {key}", fd)
+        except OSError as error:
+            text = f"{key} would be lost with this supervisor: the anchor cannot take it: {error}"
+            self._supervisor.events.add("error", text, name)
+
     def _drop(self, name: str, key: str) -> None:
+        self._anchor.withdraw(f"{SOCKET} {name} {key}")
         os.close(self._held[name].pop(key))
-        kind, _, where = key.partition(" ")
-        if where.startswith("/"):
+        path = key.partition(" ")[2]
+        if path.startswith("/"):
             with contextlib.suppress(OSError):
-                _remove_stale(where, KINDS[kind])
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
         if not self._held[name]:
             del self._held[name]
 
