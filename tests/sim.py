@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from holdfast.config.model import Service, StartBudget
-from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Spawn, Stop, Tell
+from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Serve, Spawn, Stop, Tell
 from holdfast.engine.engine import Engine
 from holdfast.engine.events import (
     BecameReady,
@@ -90,7 +90,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.graph = Graph(self.specs)
-        self.trees: dict[str, Tree] = {}
+        self.trees: dict[str, Tree] = {}  # that which serves
+        self.beside: dict[tuple[str, int], Tree] = {}  # its successor, and those that are on their way out
         self.last: dict[str, int] = {}  # the highest number that each ever had
         self.completed: set[str] = set()
         self.records: dict[str, Record] = {}
@@ -153,13 +154,25 @@ class World:
         for name, exit in (ended or {}).items():
             del self.trees[name]
             self._gone(name, exit)
+        for (name, number), tree in sorted(self.beside.items()):  # the newest that lives is the service's
+            before = self.trees.get(name)
+            if number == self.records[name].next and name not in (ended or {}):
+                assert before is not None
+                self.beside[name, before.incarnation] = before
+                self.trees[name] = self.beside.pop((name, number))
+        for tree in self.beside.values():
+            tree.spawned, tree.stopped, tree.lost = True, False, False
         for name, tree in self.trees.items():
             tree.taken |= not tree.spawned
             tree.spawned, tree.stopped, tree.lost = True, False, False
             tree.said_ready = self.records[name].ready_at is not None
         for name, record in self.records.items():
             tree = self.trees.get(name)
+            if tree is not None and tree.incarnation != record.incarnation:
+                record = replace(record, incarnation=tree.incarnation, live=True, stopping=False, ready_at=None)
+                tree.said_ready = False
             found = {
+                "retired": tuple(number for each, number in self.beside if each == name),
                 "alive": tree is not None,
                 "ready": record.ready_at is not None,
                 "exit": (ended or {}).get(name) if tree is None else tree.exit,
@@ -188,15 +201,19 @@ class World:
     # ---- the truth
 
     def _learn(self, event: Event) -> None:
-        tree = self.trees.get(getattr(event, "name", ""))
-        if tree is None or tree.incarnation != getattr(event, "incarnation", None):
+        name, number = getattr(event, "name", ""), getattr(event, "incarnation", None)
+        tree = self.tree(name, number)
+        if tree is None:
             return
-        name = event.name
+        serves = self.trees.get(name) is tree
         match event:
             case Spawned():
                 tree.spawned = True
             case SpawnFailed():
-                del self.trees[name]
+                if serves:
+                    del self.trees[name]
+                else:
+                    del self.beside[name, number]
             case BecameReady():
                 tree.said_ready = True
             case Exited(exit=exit):
@@ -205,9 +222,15 @@ class World:
                 tree.lost = tree.lost or tree.exit is None  # with a status, it ended as that says
             case Emptied(survivors=survivors):
                 tree.stuck = survivors > 0
-                if not survivors:
+                if not survivors and not serves:
+                    del self.beside[name, number]
+                elif not survivors:
                     del self.trees[name]
                     self._gone(name, None if tree.lost else tree.exit)
+
+    def tree(self, name: str, number: int | None) -> Tree | None:
+        tree = self.trees.get(name)
+        return tree if tree and tree.incarnation == number else self.beside.get((name, number))
 
     def _gone(self, name: str, exit: Exit | None) -> None:
         self.emptied.append((self.now, name))
@@ -236,6 +259,11 @@ class World:
                     self._check_spawn(name, incarnation, saved)
                 case Stop(name=name, incarnation=incarnation):
                     self._check_stop(name, incarnation)
+                case Serve(name=name, incarnation=incarnation):
+                    before = self.trees.pop(name, None)
+                    if before is not None:
+                        self.beside[name, before.incarnation] = before
+                    self.trees[name] = self.beside.pop((name, incarnation))
                 case Tell():
                     assert effect.what in WHATS
                     told.add(effect.name)
@@ -243,27 +271,37 @@ class World:
                 case Forget(name=name):
                     assert name not in self.specs
                     assert name not in self.trees
+                    assert name not in {each for each, _ in self.beside}
                     self.forgotten.append(name)
                     del self.records[name]
                     self.states.pop(name, None)
                 case Finish(status=status):
                     self.finished.append(status)
                     assert len(self.finished) == 1
-                    assert all(tree.stuck for tree in self.trees.values())
+                    assert all(tree.stuck for tree in (*self.trees.values(), *self.beside.values()))
         self.check_views(told)
 
     def _check_spawn(self, name: str, incarnation: int, saved: Mapping[str, Record]) -> None:
-        assert name not in self.trees, f"{name}: a second tree"
         assert incarnation > self.last.get(name, 0), f"{name}: a number was used again"
         record = saved[name]
-        assert (record.incarnation, record.live) == (incarnation, True), f"{name}: the intent is not on record"
+        assert name not in {each for each, _ in self.beside}, f"{name}: a third tree"
+        if name in self.trees:
+            assert self.specs[name].restart_order == "start-first", f"{name}: a second tree"
+            assert (record.next, record.live) == (incarnation, True), f"{name}: the intent is not on record"
+            assert self.is_ready(name)
+        else:
+            assert (record.incarnation, record.live) == (incarnation, True), f"{name}: the intent is not on record"
         for other in self.graph.requires[name]:
             assert self.is_ready(other), f"{name} is started, but {other} is not ready"
             assert self.view(other).ready
         assert not self.finished
         assert not self.engine.closing
-        self.trees[name] = Tree(incarnation)
         self.last[name] = incarnation
+        if name in self.trees:
+            self.beside[name, incarnation] = Tree(incarnation)
+            self.spawns.append((self.now, name, incarnation))
+            return
+        self.trees[name] = Tree(incarnation)
         self.completed.discard(name)
         self.spawns.append((self.now, name, incarnation))
         if record.restarts > self.restarts_of.get(name, 0):
@@ -271,12 +309,15 @@ class World:
         self.restarts_of[name] = record.restarts
 
     def _check_stop(self, name: str, incarnation: int) -> None:
-        tree = self.trees[name]
-        assert tree.incarnation == incarnation
+        tree = self.tree(name, incarnation)
+        assert tree is not None
         assert tree.spawned, f"{name}: stopped before its start was answered"
         assert not tree.stopped, f"{name}: stopped twice"
         tree.stopped = True
         self.stops.append((self.now, name))
+        if self.trees.get(name) is not tree:
+            assert incarnation in self.records[name].retired or self.engine.closing, f"{name}: it is not on record"
+            return
         timed_out = self.specs.get(name) is not None and self.view(name).reason.startswith("was not ready")
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:
@@ -298,7 +339,7 @@ class World:
                 assert view.state in (State.RUNNING, State.EXITED)
             assert (view.state is State.RUNNING) <= view.ready
             if view.wake_at is not None:
-                assert view.state in (State.BACKOFF, State.STARTING)
+                assert view.state in (State.BACKOFF, State.STARTING) or view.replacing
             assert not view.waiting_for or view.state in (State.STARTING, State.STOPPED, State.STOPPING)
             assert tree is None or tree.incarnation == view.incarnation
             assert (tree is not None and tree.stuck) <= (view.state is State.FATAL)
@@ -306,6 +347,10 @@ class World:
             if view.state is not self.states.get(name, view.state):
                 assert name in told, f"{name}: {self.states[name]} -> {view.state}, and nobody was told"
             self.states[name] = view.state
+            stuck = {number for (each, number), tree in self.beside.items() if each == name and tree.stuck}
+            beside = {number for each, number in self.beside if each == name} - stuck
+            phase = self.engine._units[name].phase
+            assert set(view.retired) == (beside - {self.last[name]} if phase is Phase.REPLACING else beside), view
             record = self.records.get(name)
             if record is not None:  # what a supervisor after us must know
                 assert record.incarnation == view.incarnation
@@ -385,8 +430,8 @@ class Sim(World):
 
     def _over(self, event: Event) -> bool:
         """Whether it happened otherwise: a process ends once."""
-        tree = self.trees.get(getattr(event, "name", ""))
-        if tree is None or tree.incarnation != event.incarnation:
+        tree = self.tree(getattr(event, "name", ""), getattr(event, "incarnation", None))
+        if tree is None:
             return isinstance(event, (Exited, Emptied, BecameReady))
         return isinstance(event, Exited) and tree.exit is not None
 

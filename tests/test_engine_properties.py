@@ -43,10 +43,12 @@ def graphs(draw):
     result = []
     for place, name in enumerate(names):
         earlier = st.sampled_from(names[:place]) if place else st.nothing()
+        type_ = draw(st.sampled_from(["simple", "simple", "notify", "oneshot"]))
         result.append(
             service(
                 name,
-                type=draw(st.sampled_from(["simple", "simple", "notify", "oneshot"])),
+                type=type_,
+                restart_order=draw(st.sampled_from(["stop-first", "start-first"][: 1 + (type_ != "oneshot")])),
                 restart=draw(st.sampled_from(POLICIES)),
                 requires=tuple(draw(st.lists(earlier, max_size=2, unique=True))) if place else (),
                 after=tuple(draw(st.lists(earlier, max_size=1))) if place else (),
@@ -184,6 +186,35 @@ class EngineMachine(RuleBasedStateMachine):
         if name is not None:
             self.world.handle(KeeperLost(name, number))
 
+    # ---- trees beside the one that serves
+
+    @rule(data=st.data())
+    def start_first(self, data):
+        """A restart of one that serves, so that there is a second tree soon."""
+        names = [name for name, tree in sorted(self.world.trees.items()) if self.world.specs.get(name) and tree.spawned]
+        names = [name for name in names if self.world.specs[name].restart_order == "start-first"]
+        if names:
+            self.world.handle(RestartAsked(targets(data.draw(st.sampled_from(names)))))
+
+    @rule(data=st.data(), what=st.integers(0, 9), exit=st.sampled_from(EXITS))
+    def something_of_one_beside(self, data, what, exit):
+        if not self.world.beside:
+            return
+        name, number = data.draw(st.sampled_from(sorted(self.world.beside)))
+        tree = self.world.beside[name, number]
+        if tree.exit is not None or tree.lost:
+            self.world.handle(Emptied(name, number, 2 if what == 0 else 0))
+        elif what == 1:
+            self.world.handle(KeeperLost(name, number))
+        elif what == 2:
+            self.world.handle(Emptied(name, number))  # its end was missed
+        elif what == 3:
+            self.world.handle(BecameReady(name, number))
+        elif not tree.spawned:
+            self.world.handle(SpawnFailed(name, number, "no", False) if what == 4 else Spawned(name, number))
+        else:
+            self.world.handle(Exited(name, number, exit) if what < 7 else BecameReady(name, number))
+
     @rule(data=st.data(), seconds=st.sampled_from([-1.0, 50.0, 200.0]))
     def more_time_is_asked_for(self, data, seconds):
         name, number = self.pick(data, lambda tree: tree.spawned)
@@ -196,6 +227,8 @@ class EngineMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.world.specs)))
         number = self.world.view(name).incarnation
         number -= name in self.world.trees
+        if self.world.tree(name, number) is not None:
+            return  # not gone: on its way out, beside its successor
         event = (
             Spawned(name, number),
             SpawnFailed(name, number, "late", False),
@@ -251,6 +284,21 @@ class EngineMachine(RuleBasedStateMachine):
             elif not stopping and spec is not None and spec.type == "oneshot":
                 world.handle(Exited(name, number, Exit(0, None)))
             elif not stopping and spec is not None and spec.type == "notify" and not tree.said_ready:
+                world.handle(BecameReady(name, number))
+            else:
+                continue
+            some = True
+        for name, number in sorted(world.beside):
+            tree = world.tree(name, number)
+            if tree is None or world.trees.get(name) is tree:
+                continue  # meanwhile it is gone, or serves
+            if tree.exit is not None or tree.lost or tree.stuck:
+                world.handle(Emptied(name, number))
+            elif not tree.spawned:
+                world.handle(Spawned(name, number))
+            elif tree.stopped:
+                world.handle(Exited(name, number, TERMINATED))
+            elif not tree.said_ready:
                 world.handle(BecameReady(name, number))
             else:
                 continue

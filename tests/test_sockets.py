@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 
@@ -214,22 +215,27 @@ def test_what_is_configured_no_more_is_given_up(tmp_path):
         assert len(inodes(up.until("web", state="running")["pid"])) == 1  # its own copy, until it is restarted
 
 
-def test_no_connection_fails_over_restarts_and_kills_of_the_supervisor(tmp_path):
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+def test_no_connection_fails_over_restarts_and_kills_of_the_supervisor(tmp_path, order):
+    """Twelve restarts and three kills each: two while nothing is under way, one in the middle of a restart."""
     port = free_port()
-    services = f'[service.web]\ntype = "notify"\ncommand = {server(tmp_path)}\nsockets = [{{ listen = "{port}" }}]\n'
+    services = start_first(server(tmp_path), port).replace("start-first", order)
     with Running(tmp_path, services) as up:
         up.until("web", ready=True)
         with Load(("127.0.0.1", port)) as load:
-            for each in range(20):
-                up.client().restart("web")
+            for each in range(12):
+                before = up.client().supervisor()["pid"]
+                up.client().restart("web", wait=each != 7)
                 if each % 4 == 3:
-                    before = up.client().supervisor()["pid"]
                     kill(before)
                     wait_for(lambda before=before: supervisor_after(up, before))
-            up.until("web", ready=True)
-        assert up.client().supervisor()["restarts"] == 5
+                    up.until("web", lambda status: status["ready"] and "successor" not in status["reason"])
+            last = up.until("web", ready=True)["pid"]
+        assert up.client().supervisor()["restarts"] == 3
+        assert ask(("127.0.0.1", port))[0] == last
+        wait_for(lambda: up.of_service("web") == [last])
     assert load.failed == []
-    assert len(load.answered) >= 15, load.answered  # each life may have answered, and most have
+    assert len(load.answered) >= 8, load.answered  # each life may have answered, and most have
 
 
 def supervisor_after(up: Running, before: int) -> bool:
@@ -250,4 +256,132 @@ def inodes(pid: int) -> set[str]:
             name = os.readlink(f"/proc/{pid}/fd/{fd}")
             if name.startswith("socket:[") and name[8:-1] in listening:
                 found.add(name)
+    return found
+
+
+# ---- restart_order = "start-first"
+
+
+def start_first(command: str, port: int, **more: str) -> str:
+    lines = "".join(f"{key} = {value}\n" for key, value in more.items())
+    return f"""[service.web]
+type = "notify"
+command = {command}
+sockets = [{{ listen = "{port}" }}]
+restart_order = "start-first"
+{lines}"""
+
+
+def test_the_successor_is_ready_before_the_old_one_is_stopped(tmp_path):
+    """The gate holds the second one back: the first serves; once it is through, the first goes, with its tree."""
+    os.mkfifo(tmp_path / "gate")
+    text = f"""
+import subprocess
+child = subprocess.Popen(["sleep", "1h"])
+if os.environ["HOLDFAST_INCARNATION"] == "2":
+    open({str(tmp_path / "gate")!r}).close()
+tell("READY=1")
+while True:
+    with socket.socket(fileno=os.dup(3)).accept()[0] as connection:
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n%d " % os.getpid())
+"""
+    port = free_port()
+    with Running(tmp_path, start_first(python(tmp_path, "gated", text), port)) as up:
+        first = up.until("web", ready=True)["pid"]
+        up.holdfast("restart", "web", "--no-wait")
+        wait_for(lambda: len(up.of_service("web")) == 5)  # the second one has its two, and a keeper marks nothing
+        status = up.client().service("web")
+        assert (status["pid"], status["state"], status["incarnation"]) == (first, "running", 1)
+        assert "successor" in status["reason"]
+        open(tmp_path / "gate", "w").close()
+        second = up.until("web", incarnation=2, ready=True)["pid"]
+        wait_for(lambda: second in (left := up.of_service("web")) and len(left) == 2)
+
+
+def test_a_successor_that_fails_leaves_the_old_one_in_service(tmp_path):
+    text = """
+if os.environ["HOLDFAST_INCARNATION"] == "2":
+    sys.exit(7)
+if os.environ["HOLDFAST_INCARNATION"] == "3":
+    os.rename(sys.argv[0], sys.argv[0] + ".gone")
+tell("READY=1")
+signal.pause()
+"""
+    command = python(tmp_path, "failing", "import signal\n" + text)
+    with Running(tmp_path, start_first(command, free_port())) as up:
+        first = up.until("web", ready=True)["pid"]
+        said = up.holdfast("restart", "web", check=1).stdout
+        assert "exited with code 7" in said
+        status = up.client().service("web")
+        assert (status["pid"], status["incarnation"], status["ready"]) == (first, 1, True)
+        wait_for(lambda: up.of_service("web") == [first])
+        assert "kept" in [each["event"] for each in events_of(up)]
+        up.holdfast("restart", "web")  # 3 is good, and takes over: numbers are not used again
+        assert up.until("web", ready=True)["incarnation"] == 3
+        up.holdfast("restart", "web", check=1)  # its file is gone
+        assert up.client().service("web")["incarnation"] == 3
+
+
+def test_stop_while_the_successor_is_started_ends_both(tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    text = f"""
+if os.environ["HOLDFAST_INCARNATION"] == "2":
+    open({str(tmp_path / "gate")!r}).close()
+tell("READY=1")
+import signal
+signal.pause()
+"""
+    with Running(tmp_path, start_first(python(tmp_path, "gated", text), free_port())) as up:
+        up.until("web", ready=True)
+        up.holdfast("restart", "web", "--no-wait")
+        wait_for(lambda: len(up.of_service("web")) == 2)
+        up.holdfast("stop", "web")
+        assert up.of_service("web") == []
+        assert up.client().service("web")["state"] == "stopped"
+
+
+@pytest.mark.parametrize("drains", [True, False])
+def test_a_supervisor_killed_in_the_middle_is_followed_by_one_that_ends_the_older(tmp_path, drains):
+    """The older one gets its stop signal and its grace; or has ended by then."""
+    os.mkfifo(tmp_path / "gate")
+    text = f"""
+import signal
+number = os.environ["HOLDFAST_INCARNATION"]
+def end(*_):
+    print("drained", number, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+if number == "2":
+    open({str(tmp_path / "gate")!r}).close()
+tell("READY=1")
+signal.pause()
+"""
+    with Running(tmp_path, start_first(python(tmp_path, "gated", text), free_port())) as up:
+        first = up.until("web", ready=True)["pid"]
+        up.holdfast("restart", "web", "--no-wait")
+        wait_for(lambda: len(up.of_service("web")) == 2)
+        before = up.client().supervisor()["pid"]
+        if not drains:
+            kill(up.process.pid, signal.SIGSTOP)  # the next supervisor comes when the first has ended
+        kill(before)
+        if not drains:
+            kill(first)
+            kill(up.process.pid, signal.SIGCONT)
+        wait_for(lambda: supervisor_after(up, before))
+        wait_for(lambda: first not in up.of_service("web"))
+        open(tmp_path / "gate", "w").close()
+        assert up.until("web", ready=True)["incarnation"] == 2
+        assert ("drained 1" in log_of(up, "web")) == drains
+        wait_for(lambda: len(up.of_service("web")) == 1)
+
+
+def events_of(up: Running) -> list:
+    with up.client().events(after=0) as events:
+        last = up.client().supervisor()["last_event"]
+        found = []
+        for each in events:
+            found.append(each)
+            if each["seq"] >= last:
+                return found
     return found

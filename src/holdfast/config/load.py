@@ -243,6 +243,8 @@ class _File:
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
+        if spec.type == "oneshot" and spec.restart_order == "start-first":
+            self.wrong(at / "restart_order", "a oneshot has no successor that could be ready before it ends")
         self.check_sockets(spec, at / "sockets")
         if spec.type == "oneshot" and spec.restart in ("always", "unless-stopped"):
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'

@@ -29,6 +29,7 @@ Type = Literal["simple", "notify", "oneshot"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]
+RestartOrder = Literal["stop-first", "start-first"]
 SocketType = Literal["stream", "datagram"]
 
 
@@ -165,6 +166,14 @@ class Service(msgspec.Struct, frozen=True):
             "stopped by hand stays so over a restart of the supervisor), `never`.",
         ),
     ] = "on-failure"
+    restart_order: Annotated[
+        RestartOrder,
+        About(
+            "choice",
+            "What `holdfast restart` does first: `stop-first`, or `start-first`: the new process is started beside the old "
+            "one, which is stopped when the new one is ready, and kept if it fails.",
+        ),
+    ] = "stop-first"
     backoff: Annotated[Backoff, About("table", "How long a restart waits.")] = Backoff()
     start_limit: Annotated[
         int,

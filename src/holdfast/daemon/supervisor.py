@@ -68,7 +68,8 @@ class Supervisor:
         self.started = time.monotonic()
         self.events = EventLog()
         self.store = Store(config.supervisor.run_dir)
-        self.copies: dict[str, Copy] = {}
+        self.copies: dict[str, Copy] = {}  # those that serve
+        self.beside: dict[tuple[str, int], Copy] = {}  # their successors, and those before them that are on their way out
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
         self.lost = LostTrees(self._keepers)
@@ -165,6 +166,8 @@ class Supervisor:
             self._spawn(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Stop):
             self._stop(effect.name, effect.incarnation)
+        elif isinstance(effect, fx.Serve):
+            self._serve(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Tell):
             copy = self.copies.get(effect.name)
             text = f"pid {copy.pid}" if effect.what == "ready" and copy and copy.pid else effect.text
@@ -182,11 +185,25 @@ class Supervisor:
             # The services go on; what is lost is what a supervisor after us would have known.
             self.events.add("error", f"cannot write the record: {error}", record.name, record.incarnation)
 
+    def _serve(self, name: str, incarnation: int) -> None:
+        if name in self.copies:
+            before = self.copies.pop(name)
+            self.beside[name, before.incarnation] = before
+        if (name, incarnation) in self.beside:
+            self.copies[name] = self.beside.pop((name, incarnation))
+
+    def copy_of(self, name: str, incarnation: int) -> Copy | None:
+        copy = self.copies.get(name)
+        return copy if copy and copy.incarnation == incarnation else self.beside.get((name, incarnation))
+
+    def all_copies(self) -> list[Copy]:
+        return [*self.copies.values(), *self.beside.values()]
+
     def _spawn(self, name: str, incarnation: int) -> None:
         spec = self.config.services[name]
         log_path = os.path.join(self.config.supervisor.log_dir, name)
         try:
-            self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
+            self.keep_spare_descriptors(len(self.copies) + len(self.beside) + 1)
             os.makedirs(log_path, 0o750, exist_ok=True)
             plan = make_service_plan(spec, incarnation, self.around, self.sockets.give(spec))
             tree = HeldTree.start(
@@ -212,8 +229,8 @@ class Supervisor:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
-        copy = self.copies.get(name)
-        if copy is None or copy.incarnation != incarnation:
+        copy = self.copy_of(name, incarnation)
+        if copy is None:
             # Its end is already on the way; or its keeper could not be reached yet, and hears it then.
             self._unheard.add((name, incarnation))
             return
@@ -227,7 +244,10 @@ class Supervisor:
 
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
-        self.copies[copy.name] = copy
+        if self.engine.view(copy.name).incarnation == copy.incarnation:
+            self.copies[copy.name] = copy
+        else:
+            self.beside[copy.name, copy.incarnation] = copy
         copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
@@ -312,8 +332,7 @@ class Supervisor:
                 await self._end_lost_copy(copy)
                 return
             await asyncio.sleep(0.01)
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         copy.close()
         await self.reach(copy.name, copy.incarnation)
 
@@ -323,8 +342,7 @@ class Supervisor:
             status = copy.tree.recover_status()
             if status is not None:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         await self.settle_lost(copy.name, copy.incarnation, survivors)
         copy.close()
         self.clean(copy.name, copy.incarnation)
@@ -344,7 +362,7 @@ class Supervisor:
         self.post(ev.Emptied(name, incarnation, 0))
 
     def _keepers(self) -> set[int]:
-        return {copy.tree.keeper_pid for copy in (*self.copies.values(), *self.strays)}
+        return {copy.tree.keeper_pid for copy in (*self.all_copies(), *self.strays)}
 
     def run_task(self, work: Coroutine[None, None, None]) -> None:
         """Run work beside everything else; it is cancelled at the end."""
@@ -357,10 +375,15 @@ class Supervisor:
         if not copy.closed:
             self._loop.remove_reader(copy.tree.fileno())
         copy.close()
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         self.strays.discard(copy)
         self.clean(copy.name, copy.incarnation)
+
+    def _drop(self, copy: Copy) -> None:
+        if self.copies.get(copy.name) is copy:
+            del self.copies[copy.name]
+        elif self.beside.get((copy.name, copy.incarnation)) is copy:
+            del self.beside[copy.name, copy.incarnation]
 
     def clean(self, name: str, incarnation: int) -> None:
         """Remove the files of an incarnation of which nothing is left."""
@@ -394,7 +417,7 @@ class Supervisor:
         """Give the trees up without stopping them: their on_owner_loss rules."""
         if self.left.done():
             keep_running(self)
-        for copy in [*self.copies.values(), *self.strays]:
+        for copy in [*self.all_copies(), *self.strays]:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()

@@ -34,7 +34,7 @@ class Voices:
 
     def _on_notify(self) -> None:
         assert self._notify is not None
-        by_keeper = {copy.tree.keeper_pid: copy for copy in self._supervisor.copies.values()}
+        by_keeper = {copy.tree.keeper_pid: copy for copy in self._supervisor.all_copies()}
         for message in self._notify.receive(set(by_keeper)):
             self._on_message(by_keeper[message.keeper_pid], message)
         # Everybody may write to this socket: nobody shall fill the log with that, or drive other events out.

@@ -10,8 +10,9 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
-from . import restart
-from .effects import Effect, Spawn, Stop, Tell
+from . import beside, restart
+from .beside import Beside
+from .effects import Effect, Serve, Spawn, Stop, Tell
 from .events import (
     COULD_NOT_START,
     KEEPER_LOST,
@@ -80,6 +81,7 @@ def resign(unit: Unit, world: World, news: News) -> None:
 
 
 def yield_(unit: Unit, world: World, news: News) -> None:
+    _give_next_up(unit, world, str(news))
     unit.asked = True
     unit.next_why = str(news)  # if it is to come back: what brings it down brings it up again
     unit.become(Phase.CANCELLED if unit.phase is Phase.SPAWNING else Phase.HOLDING, world.now, str(news))
@@ -115,7 +117,8 @@ def queue(unit: Unit, world: World, news: News) -> None:
 
 
 def spawn(unit: Unit, world: World, news: News) -> None:
-    unit.incarnation += 1
+    unit.last += 1
+    unit.incarnation = unit.last
     unit.restarts += unit.restart
     unit.asked = unit.early = False
     unit.ready_at = unit.exit = None
@@ -233,6 +236,75 @@ def settle(unit: Unit, world: World, news: News) -> None:
     else:
         text = f"{unit.last_exit.words}; restart = {unit.spec.restart}"
         _give_up_for_good(unit, world, Phase.EXITED, "ended", text)
+
+
+# ---- with two trees
+
+
+def replace_(unit: Unit, world: World, news: News) -> None:
+    """Start its successor beside it; or, while there are two trees already, as soon as one of them has gone."""
+    unit.clear()
+    if unit.retired:
+        unit.once_more = str(news)
+        return
+    unit.once_more = ""
+    unit.last += 1
+    unit.next = Beside(unit.last, why=str(news))
+    unit.become(Phase.REPLACING, world.now, f"its successor, {unit.last}, is being started: {news}")
+    world.save(unit)
+    world.emit(Spawn(unit.spec.name, unit.last, str(news)))
+    world.emit(Tell(unit.spec.name, unit.last, "starting", str(news)))
+
+
+def hand_over(unit: Unit, world: World, news: News) -> None:
+    before = Beside(unit.incarnation, spawned=True)
+    _step_in(unit, world)
+    _be_ready(unit, world)
+    beside.retire(unit, world, before, f"{unit.incarnation} has taken over: {unit.why}")
+
+
+def serve_on(unit: Unit, world: World, news: News) -> None:
+    unit.become(Phase.RUNNING, world.now, f"its successor failed: {news}; this one serves on")
+    _tell(unit, world, "kept", unit.reason)
+
+
+def dismiss_next(unit: Unit, world: World, news: News) -> None:
+    _give_next_up(unit, world, "was not ready in time")
+    serve_on(unit, world, "was not ready in time")
+
+
+def succeed(unit: Unit, world: World, news: News) -> None:
+    """It has ended before its successor was ready: that one is the service's all the same."""
+    assert unit.next is not None
+    if isinstance(news, Exited):
+        unit.last_exit = news.exit
+    elif isinstance(news, SpawnFailed):
+        unit.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {news.reason}")
+    else:
+        unit.last_exit = Exit(None, None, cause=KEEPER_LOST)
+    unit.last_exit_of = unit.incarnation
+    _tell(unit, world, "exited", unit.last_exit.words)
+    before, wake_at, spawned = Beside(unit.incarnation, spawned=True, ending=True), unit.wake_at, unit.next.spawned
+    _step_in(unit, world)
+    unit.become(Phase.UNREADY if spawned else Phase.SPAWNING, world.now, "not ready yet" if spawned else "")
+    unit.wake_at = wake_at
+    if not isinstance(news, SpawnFailed):
+        beside.retire(unit, world, before, "")
+    world.save(unit)
+
+
+def _step_in(unit: Unit, world: World) -> None:
+    """Its successor is the service's process."""
+    assert unit.next is not None
+    unit.incarnation, unit.why, unit.early = unit.next.incarnation, unit.next.why, unit.next.ready
+    unit.next = unit.ready_at = unit.exit = None
+    unit.asked, unit.cause = False, ""
+    world.emit(Serve(unit.spec.name, unit.incarnation))
+
+
+def _give_next_up(unit: Unit, world: World, why: str) -> None:
+    if unit.next is not None:
+        beside.retire(unit, world, unit.next, why)
 
 
 # ---- parts of them

@@ -37,6 +37,9 @@ class Record:
     wake_at: Seconds | None = None  # end of back-off
     reason: str = ""
     why: str = ""  # it was started, or is to be: Spawn's words
+    next: int = 0  # its successor, which is being started beside it; 0: none
+    retired: tuple[int, ...] = ()  # trees before it that are on their way out
+    last: int = 0  # the highest number given, where that is higher than these
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Serve:
+    """From now on this incarnation, which was started beside another, is the service's; the other is on its way out."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """For the event stream and the log.  `what` is one of WHATS; `incarnation` None where there is none yet."""
 
@@ -89,7 +100,7 @@ class Finish:
     status: int
 
 
-Effect: TypeAlias = Save | Spawn | Stop | Tell | Forget | Finish
+Effect: TypeAlias = Save | Spawn | Stop | Serve | Tell | Forget | Finish
 
 # What a Tell can say, in the order of a life.
 WHATS = (
@@ -98,6 +109,7 @@ WHATS = (
     "spawned",
     "ready",
     "extended",
+    "kept",  # it serves on, for its successor has failed
     "exited",
     "lost",
     "stopping",

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from ..config.model import Service, StartBudget
-from . import actions
+from . import actions, beside
 from .actions import News
 from .effects import Effect, Finish, Forget, Record, Save, Tell
 from .events import (
@@ -110,10 +110,12 @@ class Engine:
 
     # ---- start-up
 
-    def adopt(self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds) -> None:
-        """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said so
-        (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
-        and forgotten."""
+    def adopt(
+        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds, retired: tuple[int, ...] = ()
+    ) -> None:
+        """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said
+        so (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
+        and forgotten.  `retired`: earlier incarnations of which there is something; they are stopped, too."""
         self.now = now
         unit = self._units.get(name)
         if unit is None:
@@ -121,7 +123,8 @@ class Engine:
             unit.foreign = True
             self._graph.add(name)
         unit.restore(record, alive=alive, ready=ready, now=now)
-        unit.saved = unit.durable(False)
+        unit.retired.update(beside.given_back(retired))
+        unit.saved = unit.durable(False) if tuple(unit.retired) == record.retired and not record.next else None
         self._account(unit)
         if unit.live and (exit is not None or not alive):
             self._ended.append((unit, exit, alive))
@@ -137,6 +140,11 @@ class Engine:
             if not alive:
                 self._observe(unit, Emptied(name, incarnation))
         self._ended.clear()
+        for unit in units:
+            for each in list(unit.retired.values()):
+                beside.retire(unit, self, each, "was on its way out")
+            if unit.saved is None:  # who serves is another one than the record says
+                self.save(unit)
         for unit in units:
             self._heed_essential(unit)
         for unit in units:
@@ -173,13 +181,38 @@ class Engine:
                 known = self._units.get(event.name)
                 if known is not None and known.live and known.incarnation == event.incarnation:
                     self._observe(known, event)
+                elif known is not None and known.has_beside(event.incarnation):
+                    self._observe_beside(known, event)
         return self._flush()
 
     def _observe(self, unit: Unit, event: Observed) -> None:
         if isinstance(event, Emptied) and unit.phase not in (Phase.ENDING, Phase.STUCK):
             missed = Exited(event.name, event.incarnation, Exit(None, None, cause=UNKNOWN))
             self._apply(unit, Input.EXITED, missed)
-        self._apply(unit, INPUTS[type(event)], event)
+        if unit.incarnation == event.incarnation:
+            self._apply(unit, INPUTS[type(event)], event)
+        else:  # its successor has taken its place
+            self._observe_beside(unit, event)
+
+    def _observe_beside(self, unit: Unit, event: Observed) -> None:
+        """Of the trees of a service, this is not the one that serves."""
+        means = beside.observe(unit, self, event)
+        self._account(unit)
+        self._touched[unit] = None
+        self._changed.append(unit)
+        if means is not None:
+            self._apply(unit, *means)
+        if unit.retired:
+            return
+        if unit.phase is Phase.WAITING:
+            unit.entered = True
+        elif unit.once_more:
+            why, name = unit.once_more, unit.spec.name
+            if self._can_replace(unit):
+                self._apply(unit, Input.REPLACE, why)
+                return
+            for other in self._graph.above([name]):
+                self._apply(self._units[other], Input.RESTART if other == name else Input.HALT, why)
 
     def _meant(self, targets: Targets, *, starts: bool = False) -> dict[str, Unit]:
         """Those that the command can reach; the others are refused, and one that is gone is passed over."""
@@ -201,11 +234,21 @@ class Engine:
 
     def _restart(self, named: Mapping[str, Unit], by: str) -> None:
         # What stands on a tree that goes comes down with it, and comes back.  One that has no tree is just started.
+        replaced = {name for name, unit in named.items() if self._can_replace(unit)}
+        replaced.difference_update(self._graph.above(set(named) - replaced))  # those stop with what they stand on
+        for name in [name for name in named if name in replaced]:
+            self._apply(named[name], Input.REPLACE, _asked("asked to restart", by))
+        named = {name: unit for name, unit in named.items() if name not in replaced}
         going = [name for name, unit in named.items() if unit.holds]
         for name in self._graph.above(going):
             if name not in named:
                 self._apply(self._units[name], Input.HALT, _asked("what it requires is restarted", by))
         self._raise(named, Input.RESTART, _asked("asked to restart", by))
+
+    def _can_replace(self, unit: Unit) -> bool:
+        """Whether its successor can be started beside it."""
+        ready = all(self._units[name].ready for name in self._graph.requires[unit.spec.name])
+        return ready and unit.phase is Phase.RUNNING and unit.spec.restart_order == "start-first"
 
     def _raise(self, named: Mapping[str, Unit], given: Input, why: str) -> None:
         """The named ones, and of what they require that which would not come by itself."""
@@ -244,7 +287,7 @@ class Engine:
     def save(self, unit: Unit) -> None:
         """Save the record, if it says something new.  A shutdown writes what has ended, not that it is to end: if we
         are killed on the way, the next supervisor finds what is wanted."""
-        if self.closing and unit.holds:
+        if self.closing and unit.live and unit.holds:
             return
         durable = unit.durable(self.closing)
         if durable != unit.saved:
@@ -266,7 +309,7 @@ class Engine:
             self._timer_count += 1
             heapq.heappush(self._timers, (unit.wake_at, self._timer_count, unit))
         unit.timed = unit.wake_at
-        holds = unit.phase in LIVE and unit.phase is not Phase.STUCK
+        holds = (unit.phase in LIVE and unit.phase is not Phase.STUCK) or bool(unit.awaited)
         if holds == unit.holds:
             return
         unit.holds = holds
@@ -318,7 +361,7 @@ class Engine:
             self._tell_upward(self._units[other], unit, required=False)
         for other in (*graph.requires[name], *graph.after[name]):
             self._tell_downward(self._units[other], unit, required=other in graph.requires[name])
-        if unit.foreign and not unit.live:
+        if unit.foreign and not unit.live and not unit.retired:
             del self._units[name]
             graph.remove(name)
             self.emit(Tell(name, None, "forgotten", "not in the configuration any more"))
@@ -327,7 +370,10 @@ class Engine:
     def _enter(self, unit: Unit) -> None:
         """The phase is new: who does it wait for?"""
         name, graph, units = unit.spec.name, self._graph, self._units
-        if unit.phase is Phase.WAITING:
+        if unit.phase is Phase.WAITING and unit.retired:
+            unit.reason = f"waits for the end of incarnation {min(unit.retired)}"
+            self.emit(Tell(name, unit.incarnation, "waiting", unit.reason))
+        elif unit.phase is Phase.WAITING:
             down = [units[other] for other in graph.requires[name] if units[other].down]
             if down:
                 self._withhold(unit, down)
@@ -390,6 +436,8 @@ class Engine:
 
     def _go(self, unit: Unit) -> None:
         """Nothing else is in its way; a restart takes from the budget, in turn."""
+        if unit.retired:
+            return  # all is looked at again when those have gone
         if unit.restart and not ((unit is self._turn or not self._first_in_queue()) and self._bucket.take(self.now)):
             self._apply(unit, Input.RATIONED, "")
         else:

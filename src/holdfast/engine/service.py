@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.model import Service
+from .beside import Beside
 from .effects import Record
 from .events import Exit, Seconds
 from .table import LEAVING, LIVE, Phase, State
@@ -38,15 +39,18 @@ class ServiceView:
     wake_at: Seconds | None  # end of back-off, or when it must be ready
     reason: str  # why it is in this state
     why: str  # why this incarnation was started
+    replacing: bool = False  # asked to restart, start-first, and not there yet
+    retired: tuple[int, ...] = ()  # trees of earlier incarnations that are still awaited
 
 
 class Unit:
     """One service's state."""
 
     __slots__ = (
-        "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last_exit",
-        "last_exit_of", "next_why", "occupied", "phase", "ready_at", "reason", "restart", "restarts", "saved", "since",
-        "spec", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "asked", "cause", "early", "entered", "exit", "failures", "foreign", "holds", "incarnation", "last",
+        "last_exit", "last_exit_of", "next", "next_why", "occupied", "once_more", "phase", "ready_at", "reason",
+        "restart", "restarts", "retired", "saved", "since", "spec", "streak", "timed", "waits", "wake_at", "wanted",
+        "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -56,6 +60,7 @@ class Unit:
         self.since = now
         self.reason = ""
         self.wake_at: Seconds | None = None
+        self.last = 0  # the highest number given
         self.incarnation = self.failures = self.streak = self.restarts = 0
         self.last_exit: Exit | None = None
         self.last_exit_of = 0
@@ -68,6 +73,10 @@ class Unit:
         self.exit: Exit | None = None
         self.cause = ""  # of the exit to come
         self.why = ""  # it was started
+        # Beside it, where `restart_order` is start-first.
+        self.next: Beside | None = None
+        self.retired: dict[int, Beside] = {}
+        self.once_more = ""  # why it is to be replaced as soon as none of those is left
         # Kept by the engine.
         self.foreign = False  # not in the configuration: to be stopped and forgotten
         self.entered = False  # the phase is new: who it waits for is still to be found
@@ -85,7 +94,7 @@ class Unit:
 
     @property
     def ready(self) -> bool:
-        return self.phase is Phase.RUNNING or (self.phase is Phase.EXITED and self.completed)
+        return self.phase in (Phase.RUNNING, Phase.REPLACING) or (self.phase is Phase.EXITED and self.completed)
 
     @property
     def completed(self) -> bool:
@@ -114,6 +123,14 @@ class Unit:
             return self.wanted and (self.asked or self.completed)
         return phase in (Phase.WAITING, Phase.SPAWNING, Phase.UNREADY)
 
+    def has_beside(self, incarnation: int) -> bool:
+        return incarnation in self.retired or (self.next is not None and self.next.incarnation == incarnation)
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Trees on their way out; not those that KILL could not end."""
+        return tuple(number for number, each in self.retired.items() if not each.stuck)
+
     def view(self) -> ServiceView:
         waits = tuple(sorted(self.waits)) if self.phase in WAITING else ()
         reason = self.reason
@@ -123,6 +140,7 @@ class Unit:
         return ServiceView(
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
             self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
+            bool(self.next or self.once_more), self.awaited,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -130,14 +148,16 @@ class Unit:
     def durable(self, closing: bool) -> object:
         """Changes when the record has to be written.  While a tree lives, its keeper is the record of what becomes of
         it; so a restart is one Save."""
+        beside = self.last, self.next and self.next.incarnation, *self.retired
         if self.live:
             ready_at = self.ready_at if self.spec.type == "notify" else None
-            return self.incarnation, self.wanted, self.asked, ready_at, self.phase is Phase.STUCK
+            return self.incarnation, self.wanted, self.asked, ready_at, self.phase is Phase.STUCK, *beside
         if closing:
-            return self.wanted or self.spec.restart != "unless-stopped", self.incarnation, self.restarts, self.last_exit
+            wanted = self.wanted or self.spec.restart != "unless-stopped"
+            return wanted, self.incarnation, self.restarts, self.last_exit, *beside
         pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED)
         state = None if pending else self.phase.state  # `begin` starts it from any of these
-        return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at
+        return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at, *beside
 
     def record(self, closing: bool) -> Record:
         """For disk.  When the supervisor ends in order the next one begins anew: all are wanted but those that were
@@ -160,6 +180,9 @@ class Unit:
             wake_at=self.wake_at,
             reason=self.reason,
             why=self.why if self.live else self.next_why,
+            next=self.next.incarnation if self.next else 0,
+            retired=tuple(self.retired),
+            last=self.last if self.last > self.incarnation else 0,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -167,6 +190,7 @@ class Unit:
         event."""
         self.wanted = record.wanted and not self.foreign
         self.incarnation, self.reason = record.incarnation, record.reason
+        self.last = max(record.incarnation, record.next, record.last, *record.retired)
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
@@ -199,4 +223,5 @@ class Unit:
     def become(self, phase: Phase, now: Seconds, reason: str = "") -> None:
         if phase.state is not self.phase.state:
             self.since = now
+            self.once_more = ""
         self.phase, self.reason, self.wake_at, self.entered = phase, reason, None, True

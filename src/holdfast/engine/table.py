@@ -33,6 +33,7 @@ class Phase(enum.Enum):
     SPAWNING = State.STARTING, "the start is under way"
     UNREADY = State.STARTING, "its program runs, but is not ready (`notify`) or not done (`oneshot`)"
     RUNNING = State.RUNNING, "its program runs and is ready"
+    REPLACING = State.RUNNING, "its successor is being started (`start-first`); it serves until that is ready"
     BACKOFF = State.BACKOFF, "waits for the end of its back-off"
     QUEUED = State.BACKOFF, "waits for the start budget"
     CANCELLED = State.STOPPING, "asked to stop while the start is under way: the answer is awaited"
@@ -64,6 +65,9 @@ class Input(enum.Enum):
     EXITED = "Exited"
     LOST = "KeeperLost"
     EMPTIED = "Emptied"
+    REPLACE = "asked to restart, `start-first`"
+    NEXT_READY = "its successor is ready"
+    NEXT_FAILED = "its successor has failed"
 
 
 class Row(NamedTuple):
@@ -77,7 +81,7 @@ DOWN = (P.STOPPED, P.BLOCKED, P.EXITED, P.FATAL)
 COMING = (P.WAITING, P.BACKOFF, P.QUEUED)  # on its way up, with no tree
 UP = (P.UNREADY, P.RUNNING)
 LEAVING = (P.CANCELLED, P.HOLDING, P.ENDING)
-LIVE = (P.SPAWNING, *UP, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
+LIVE = (P.SPAWNING, *UP, P.REPLACING, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
 # What an end can lead to: asked for, by policy, or because KILL did not end it.
 AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL, P.STUCK)
 
@@ -121,6 +125,17 @@ ROWS: Rows = (
     (I.LOST, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "lose", (P.ENDING,)),
     (I.LOST, (P.ENDING,), "note_loss", ()),
     (I.EMPTIED, (P.ENDING, P.STUCK), "settle", AFTER),
+    # With two trees.  Those before the present one that are on their way out are no matter of phases (beside.py).
+    (I.REPLACE, (P.RUNNING,), "replace_", (P.RUNNING, P.REPLACING)),
+    (I.NEXT_READY, (P.REPLACING,), "hand_over", (P.RUNNING,)),
+    (I.NEXT_FAILED, (P.REPLACING,), "serve_on", (P.RUNNING,)),
+    (I.DUE, (P.REPLACING,), "dismiss_next", (P.RUNNING,)),
+    (I.STOP, (P.REPLACING,), "resign", (P.HOLDING,)),
+    (I.HALT, (P.REPLACING,), "yield_", (P.HOLDING,)),
+    (I.CLOSE, (P.REPLACING,), "yield_", (P.HOLDING,)),
+    (I.EXITED, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
+    (I.LOST, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
+    (I.SPAWN_FAILED, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -139,7 +154,7 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.CLEARED, tuple(p for p in P if p not in (P.BLOCKED, P.WAITING, P.HOLDING)), "it waits for nobody"),
     (I.WITHHELD, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
     (I.RATIONED, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
-    (I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY)), "it waits for no time"),
+    (I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY, P.REPLACING)), "it waits for no time"),
     (I.SPAWNED, (*UP, P.HOLDING, P.ENDING, P.STUCK), "that is known"),
     (I.SPAWN_FAILED, (P.STUCK,), "there is something of it"),
     (I.READY, (P.RUNNING,), "that is known"),
@@ -151,6 +166,16 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.EMPTIED, (P.SPAWNING, *UP, P.CANCELLED, P.HOLDING), "its end was missed: the engine takes it as Exited before"),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.SPAWNED, I.SPAWN_FAILED, I.READY)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.EXTENDED, I.EXITED, I.LOST, I.EMPTIED)),
+    (I.START, (P.REPLACING,), "it is up"),
+    (I.RESTART, (P.REPLACING,), "that is under way"),
+    *((given, (P.REPLACING,), "that is known") for given in (I.SPAWNED, I.READY)),
+    (I.EXTENDED, (P.REPLACING,), "it is ready"),
+    (I.EMPTIED, (P.REPLACING,), "its end was missed: the engine takes it as Exited before"),
+    (I.REPLACE, tuple(p for p in P if p is not P.RUNNING), "asked to restart, it stops first"),
+    *(
+        (given, tuple(p for p in P if p is not P.REPLACING), "it has no successor")
+        for given in (I.NEXT_READY, I.NEXT_FAILED)
+    ),
 )
 IGNORED: dict[tuple[Phase, Input], str] = {
     (phase, given): why for given, phases, why in IGNORED_ROWS for phase in phases
