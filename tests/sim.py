@@ -154,7 +154,7 @@ class World:
         for name, exit in (ended or {}).items():
             del self.trees[name]
             self._gone(name, exit)
-        for (name, number), tree in sorted(self.beside.items()):  # the newest that lives is the service's
+        for name, number in sorted(self.beside):  # the newest that lives is the service's
             before = self.trees.get(name)
             if number == self.records[name].next and name not in (ended or {}):
                 assert before is not None

@@ -22,6 +22,7 @@ SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
 ROTATE_SIZE_LEAST = 1024
 BACKLOG = 1024
 SOCKETS_MAX = 64  # of one service
+FD_STORE_MAX = 128
 NAME_LENGTH_MAX = 64
 SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
@@ -149,6 +150,15 @@ class Service(msgspec.Struct, frozen=True):
         tuple[Socket, ...],
         About("tables", "Sockets that are opened for it and held over its restarts and those of the supervisor."),
     ] = ()
+    fd_store_max: Annotated[
+        int,
+        About(
+            "integer",
+            "Descriptors that it may leave with the supervisor (`FDSTORE=1` of sd_notify) for its next start.",
+            0,
+            FD_STORE_MAX,
+        ),
+    ] = 0
     type: Annotated[
         Type,
         About(
@@ -170,8 +180,8 @@ class Service(msgspec.Struct, frozen=True):
         RestartOrder,
         About(
             "choice",
-            "What `holdfast restart` does first: `stop-first`, or `start-first`: the new process is started beside the old "
-            "one, which is stopped when the new one is ready, and kept if it fails.",
+            "What `holdfast restart` does: `stop-first`, or `start-first`: the new process is started beside the old "
+            "one, which is stopped when the new one is ready, and serves on if that fails.",
         ),
     ] = "stop-first"
     backoff: Annotated[Backoff, About("table", "How long a restart waits.")] = Backoff()

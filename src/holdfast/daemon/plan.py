@@ -63,7 +63,7 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings, giv
         groups = []  # not root's supplementary groups with another group
     env.update(spec.env)
     env.update(marks(spec.name, incarnation, around))
-    if spec.type == "notify":
+    if spec.type == "notify" or spec.fd_store_max:
         env["NOTIFY_SOCKET"] = around.notify_address
     if given.fds:  # sd_listen_fds(3); the number is written into its place where it is known: in the process
         env.update(LISTEN_FDS=str(len(given.fds)), LISTEN_FDNAMES=":".join(given.names), LISTEN_PID="0" * 10)

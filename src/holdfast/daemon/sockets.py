@@ -64,6 +64,7 @@ class Sockets:
         except OSError as error:
             self._supervisor.events.add("error", f"the sockets that were held cannot be taken over: {error}")
             return
+        self._supervisor.stored.take_back(anchor, found)
         for deposit, fd in found.items():
             _, name, key = deposit.split(" ", 2)
             self._held.setdefault(name, {})[key] = fd
@@ -71,7 +72,7 @@ class Sockets:
 
     def begin(self) -> None:
         """Start-up is over: open those of services that are on their way, so that who connects waits for them."""
-        for name in list(self._held):
+        for name in [*self._held, *self._supervisor.stored.services()]:
             self.heed(name)
         for name, spec in self._supervisor.config.services.items():
             view = self._supervisor.engine.view(name)
@@ -83,21 +84,24 @@ class Sockets:
                     self._supervisor.events.add("error", str(error), name)
 
     def give(self, spec: model.Service) -> Given:
-        """What a process of this service gets; what is not open yet is opened.  CannotListen."""
+        """What a process of this service gets, with what was stored; what is not open yet is opened.  CannotListen."""
+        stored, labels = self._supervisor.stored.give(spec.name)
         if not spec.sockets:
-            return Given()
+            return Given(stored, labels)
         held = self._held.setdefault(spec.name, {})
         for each in spec.sockets:
             if _key(each) not in held:
                 held[_key(each)] = fd = _open(each, spec)
                 self._deposit(spec.name, _key(each), fd)
         fds = tuple(held[_key(each)] for each in spec.sockets)
-        return Given(fds, tuple(each.name or spec.name for each in spec.sockets))
+        return Given((*fds, *stored), (*(each.name or spec.name for each in spec.sockets), *labels))
 
     def heed(self, name: str) -> None:
         """Something has become of this service: one that is down shall not seem to listen."""
-        if name in self._held and self._is_down(name):
-            for key, fd in list(self._held[name].items()):
+        stored = self._supervisor.stored
+        if (name in self._held or name in stored.services()) and self._is_down(name):
+            stored.clear(name)
+            for key, fd in list(self._held.get(name, {}).items()):
                 # The anchor may let go of its copy a moment later than we of ours: nobody comes in from now on.
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
                     sock.shutdown(socket.SHUT_RDWR)
@@ -111,6 +115,8 @@ class Sockets:
             wanted = {_key(each) for each in services[name].sockets} if name in services else set()
             for key in set(self._held[name]) - wanted:
                 self._drop(name, key)
+        for name in self._supervisor.stored.services() - services.keys():
+            self._supervisor.stored.clear(name)
 
     def close(self) -> None:
         """Let go of all; services that run on have theirs."""
@@ -128,12 +134,16 @@ class Sockets:
 
     def _deposit(self, name: str, key: str, fd: int) -> None:
         try:
-            if len(self) > self._anchor.deposits_max > 0:
-                raise OSError(f"it keeps {self._anchor.deposits_max}")
+            self.keep_room()
             self._anchor.deposit(f"{SOCKET} {name} {key}", fd)
         except OSError as error:
             text = f"{key} would be lost with this supervisor: the anchor cannot take it: {error}"
             self._supervisor.events.add("error", text, name)
+
+    def keep_room(self) -> None:
+        """OSError when the anchor keeps no more descriptors than we have, one that is to be left with it included."""
+        if len(self) + len(self._supervisor.stored) > self._anchor.deposits_max > 0:
+            raise OSError(f"it keeps {self._anchor.deposits_max}")
 
     def _drop(self, name: str, key: str) -> None:
         self._anchor.withdraw(f"{SOCKET} {name} {key}")

@@ -35,6 +35,7 @@ from .plan import Surroundings, make_service_plan, marks
 from .processes import is_below
 from .sockets import Sockets
 from .store import Store
+from .stored import Stored
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
 
@@ -69,7 +70,7 @@ class Supervisor:
         self.events = EventLog()
         self.store = Store(config.supervisor.run_dir)
         self.copies: dict[str, Copy] = {}  # those that serve
-        self.beside: dict[tuple[str, int], Copy] = {}  # their successors, and those before them that are on their way out
+        self.beside: dict[tuple[str, int], Copy] = {}  # their successors, and those that are on their way out
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
         self.lost = LostTrees(self._keepers)
@@ -91,6 +92,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.sockets = Sockets(self)
+        self.stored = Stored(self)
 
     # ---- the one way in
 
@@ -225,7 +227,7 @@ class Supervisor:
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if copies * DESCRIPTORS_OF_ONE + len(self.sockets) > limit - SPARE_DESCRIPTORS:
+        if copies * DESCRIPTORS_OF_ONE + len(self.sockets) + len(self.stored) > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
@@ -421,8 +423,9 @@ class Supervisor:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
-        self.voices.close()
         self.sockets.close()
+        self.stored.close()
+        self.voices.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

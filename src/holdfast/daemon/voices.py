@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from holdfast.engine import events as ev
@@ -62,8 +63,19 @@ class Voices:
         if fields.get("STOPPING") == "1" and not copy.stopping_said:
             copy.stopping_said = True
             self._supervisor.events.add("stopping", "it says that it stops", name, incarnation)
+        if message.fds:
+            self._supervisor.stored.put(name, incarnation, message.fds, fields)
+        if fields.get("FDSTOREREMOVE") == "1" and "FDNAME" in fields:
+            self._supervisor.stored.remove(name, fields["FDNAME"])
         if fields.get("READY") == "1":
             self._supervisor.post(ev.BecameReady(name, incarnation))
+
+    def dispose(self, fd: int) -> None:
+        """Close a descriptor of a service's making: not in this thread."""
+        if self._notify is not None:
+            self._notify.dispose(fd)
+        else:
+            os.close(fd)
 
     def close(self) -> None:
         if self._notify is not None:

@@ -111,8 +111,9 @@ class Engine:
     # ---- start-up
 
     def adopt(
-        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds, retired: tuple[int, ...] = ()
-    ) -> None:
+        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds,
+        retired: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it had said
         so (notify); `exit`: how its main process ended, if it has.  A name that is not in the configuration is stopped
         and forgotten.  `retired`: earlier incarnations of which there is something; they are stopped, too."""
