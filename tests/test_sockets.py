@@ -123,6 +123,18 @@ backoff = {{ first = "200ms" }}
         assert [line for line in log_of(up, "web").splitlines() if line.startswith("got")] == ["got 0", "got 1"]
 
 
+def test_stopped_and_started_at_once_it_has_its_addresses_again(tmp_path):
+    """The anchor lets go of its copies a moment after the supervisor: that fails nothing."""
+    services = f"""[service.web]
+command = ["sleep", "1h"]
+sockets = [{{ listen = "{free_port()}" }}, {{ listen = "{free_port()}", type = "datagram" }}]
+"""
+    with Running(tmp_path, services) as up, up.client() as client:
+        for _ in range(20):
+            client.stop("web")
+            assert client.start("web")[0]["outcome"] == "done"
+
+
 @pytest.mark.parametrize(
     ("sockets", "message"),
     [

@@ -13,6 +13,7 @@ import os
 import pwd
 import socket
 import stat
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.config import model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .supervisor import Supervisor
 
 SOCKET = "socket"  # first word of the key of a deposit; the service and the socket follow
+SETTLE = 2.0  # seconds in which the anchor has let go of what we have dropped
 KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM}
 
 
@@ -52,6 +54,7 @@ class Sockets:
         self._supervisor = supervisor
         self._held: dict[str, dict[str, int]] = {}  # service -> key of the socket -> descriptor
         self._anchor = Anchor()
+        self._dropped = float("-inf")  # when the last one was
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
@@ -91,7 +94,7 @@ class Sockets:
         held = self._held.setdefault(spec.name, {})
         for each in spec.sockets:
             if _key(each) not in held:
-                held[_key(each)] = fd = _open(each, spec)
+                held[_key(each)] = fd = self._open(each, spec)
                 self._deposit(spec.name, _key(each), fd)
         fds = tuple(held[_key(each)] for each in spec.sockets)
         return Given((*fds, *stored), (*(each.name or spec.name for each in spec.sockets), *labels))
@@ -125,6 +128,14 @@ class Sockets:
                 os.close(fd)
         self._held.clear()
 
+    def _open(self, each: model.Socket, spec: model.Service) -> int:
+        try:
+            return _open(each, spec)
+        except CannotListen as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < self._dropped + SETTLE:
+                error.errno = errno.EAGAIN  # the anchor may have its copy still: it is tried again
+            raise
+
     def _is_down(self, name: str) -> bool:
         if name not in self._supervisor.config.services:
             return True
@@ -147,6 +158,7 @@ class Sockets:
 
     def _drop(self, name: str, key: str) -> None:
         self._anchor.withdraw(f"{SOCKET} {name} {key}")
+        self._dropped = time.monotonic()
         os.close(self._held[name].pop(key))
         path = key.partition(" ")[2]
         if path.startswith("/"):
