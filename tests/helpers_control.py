@@ -135,21 +135,21 @@ class MemorySupervisor:
         )  # fmt: skip
 
     def services(self, patterns):
-        return [self.status(name) for name in matching(list(self.states), patterns)]
+        return [self.status(name) for name in matching(list(self.states), patterns, {})]
 
     def service(self, name):
-        matching(list(self.states), [name])
+        matching(list(self.states), [name], {})
         return self.status(name)
 
     def log_reader(self, name):
-        matching(list(self.states), [name])
+        matching(list(self.states), [name], {})
         return LogReader(os.path.join(self.log_dir, name))
 
     async def history(self, patterns, limit):
         return []
 
     async def command(self, verb, names, *, wait, timeout, peer):
-        found = matching(list(self.states), [name.partition("@")[0] for name in names])
+        found = matching(list(self.states), [name.partition("@")[0] for name in names], {})
         self.asked.append((verb, found, peer))
         outcomes = []
         for name in found:
@@ -171,7 +171,7 @@ class MemorySupervisor:
     def send_signal(self, names, signal, scope, *, peer):
         if signal == "NONE":
             raise ValueError("no signal is called 'NONE'")
-        found = matching(list(self.states), names)
+        found = matching(list(self.states), names, {})
         self.asked.append(("signal", found, peer))
         text = f"SIG{signal} was sent" + ("" if scope == "main" else f" to its {scope}")
         return [Outcome(name, "done", text, self.status(name)) for name in found]
@@ -216,11 +216,14 @@ class Served:
         sock.bind(self.path)
         os.chmod(self.path, 0o600)
         sock.listen(1)
-        self.server = ControlServer(self.supervisor, sock)
+        self.server = ControlServer(self.supervisor, sock, self.tcp())
         await self.server.start()
         ready.set()
         await self.ending.wait()
         await self.server.stop(self.upgrading)
+
+    def tcp(self):
+        """Where a subclass listens besides."""
 
     def do(self, function, *args):
         """Call in the loop's thread; its result."""

@@ -11,10 +11,15 @@ import subprocess
 
 import pytest
 from conftest import require
-from helpers_control import LogWriter, Served
+from helpers_api import ServedTcp
+from helpers_config import loaded
+from helpers_control import LogWriter
 
 from holdfast.client import Client
+from holdfast.config.tcp import HOW_TO_MAKE_ONE, TOKEN_LEAST, read_token
 from holdfast.control.errors import STATUS
+from holdfast.control.routes import ROUTES
+from holdfast.daemon.logs import Entry, Page
 from holdfast.daemon.status import (
     EventRecord,
     HistoryRecord,
@@ -26,11 +31,12 @@ from holdfast.daemon.status import (
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs/api.md").read_text()
 RUN_DIR = "/run/holdfast"
+TOKEN_FILE = "/etc/holdfast/token"
 
 
 @pytest.fixture
 def served(tmp_path):
-    with Served(tmp_path) as served, LogWriter(tmp_path / "logs" / "web") as log:
+    with ServedTcp(tmp_path) as served, LogWriter(tmp_path / "logs" / "web") as log:
         log.write(b"listening on port 8080\n")
         yield served
 
@@ -49,10 +55,11 @@ def same(shown, real):
 def test_curl(served):
     require("curl")
     examples = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.S)
-    assert len(examples) == 4
+    assert len(examples) == PAGE.count("```console") == 5
     for command, shown in examples:
-        assert f"{RUN_DIR}/control " in command
-        here = command.replace(RUN_DIR, served.run_dir)
+        assert f"{RUN_DIR}/control " in command or "Bearer" in command
+        here = command.replace(RUN_DIR, served.run_dir).replace(TOKEN_FILE, served.token_file)
+        here = here.replace("127.0.0.1:9001", f"127.0.0.1:{served.port}")
         done = subprocess.run(["sh", "-c", here], capture_output=True, text=True, check=True, timeout=60)
         assert same(json.loads(shown), json.loads(done.stdout)), command
 
@@ -74,17 +81,33 @@ def test_every_code_is_in_the_table():
 
 
 def test_every_field_is_named():
-    fields = set(re.findall(r"^\| `(\w+)` \| (?:string|boolean|number|object|array)", PAGE, flags=re.M))
-    assert fields == set(ServiceStatus.__struct_fields__)
-    for kind in (SupervisorStatus, EventRecord, LogStatus, HistoryRecord, StopSummary):
-        for field in kind.__struct_fields__:
-            assert f"`{field}`" in PAGE, field
+    kinds = (ServiceStatus, SupervisorStatus, EventRecord, LogStatus, HistoryRecord, StopSummary, Page, Entry)
+    for kind in kinds:
+        section = PAGE.partition(f"\n### {kind.__name__}\n")[2].partition("\n### ")[0]
+        assert re.findall(r"^\| `(\w+)` \|", section, flags=re.M) == list(kind.__struct_fields__)
+
+
+def test_every_link_leads_somewhere():
+    headings = {each.lower().replace(" ", "-") for each in re.findall(r"^#+ (.*)", PAGE, flags=re.M)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", PAGE)) <= headings
+
+
+def test_tcp_as_it_is_shown(tmp_path):
+    """The command that makes a token, and the table that names it."""
+    (command,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
+    (table,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.S)
+    assert command.strip() == HOW_TO_MAKE_ONE.removeprefix("make one: ").format(path=TOKEN_FILE)
+    subprocess.run(["sh", "-c", command.replace(TOKEN_FILE, str(tmp_path / "token"))], check=True, timeout=60)
+    text = table.replace(TOKEN_FILE, str(tmp_path / "token")) + '[service.web]\ncommand = ["true"]\n'
+    http = loaded(tmp_path, text).supervisor.http
+    assert http.listen in PAGE
+    assert len(read_token(http.token_file)) >= TOKEN_LEAST
 
 
 def test_every_route_is_named(served):
     app = served.server._config.loaded_app
     paths = {route.path for route in app.routes}
-    assert len(paths) == 12
+    assert len(paths) == len(ROUTES) >= 13
     for path in paths:
         assert path.replace("{name}", "NAME") in PAGE
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast.config import forms, graph, model, places, positions, units
+from holdfast.config.env_file import read_env_file
 from holdfast.config.load import ConfigError, find, load
 from holdfast.config.model import Backoff, Config, Log, Service, StartBudget, Supervisor, decode, encode
 from holdfast.config.starter import STARTER
@@ -434,12 +435,25 @@ def fenced(page: str) -> list[str]:
 
 
 def test_example_of_the_reference_loads_and_is_complete(tmp_path):
-    (text,) = fenced("docs/configuration.md")
+    text = fenced("docs/configuration.md")[0]
     config = loaded(tmp_path, text)
-    assert list(config.services) == ["migrate", "db", "web", "report"]
-    assert config.services["web"].env["GREETING"] == "costs $5"
+    assert list(config.services) == ["migrate", "db", "web-1", "web-2", "report"]
+    assert config.services["web-2"].env["GREETING"] == "costs $5"
     used = {key for table in tomllib.loads(text)["service"].values() for key in table}
     assert used == set(model.keys_of(Service)) - {"user", "group"}  # those are root's
+
+
+@pytest.mark.parametrize("text", fenced("docs/configuration.md"))
+def test_every_example_of_the_reference_loads(tmp_path, text):
+    assert loaded(tmp_path, text).services
+
+
+def test_example_of_an_env_file_is_one(tmp_path):
+    page = (ROOT / "docs/configuration.md").read_text()
+    (text,) = re.findall(r"^```sh\n(# web\.env\n.*?)^```$", page, flags=re.M | re.S)
+    (tmp_path / "web.env").write_text(text)
+    values = {"PORT": "8080", "GREETING": 'said "hello"', "PASSWORD": "anything $but a single quote\\"}
+    assert read_env_file(str(tmp_path / "web.env")) == values
 
 
 def test_messages_of_the_reference_are_what_is_printed(tmp_path):

@@ -171,7 +171,7 @@ def test_logs(served, tmp_path):
         refused(served, request("GET", "/v1/services/web/logs"), "unavailable")
     (tmp_path / "logs" / "db").write_text("no directory")
     ((status, _, body),) = answers(served.ask_stream(request("GET", "/v1/services/db/logs?follow=1")))
-    assert (status, body[:11]) == (200, b"event: end\n")
+    assert (status, body[:23]) == (200, b"retry: 1000\nevent: end\n")
     assert json.loads(body.partition(b"data: ")[2])["code"] == "unavailable"
 
 
@@ -441,7 +441,7 @@ def test_a_stream_that_nobody_reads_is_told_so(served, monkeypatch):
             served.do(served.supervisor.events.add, "big", "x" * 4096)
         assert eventually(lambda: not served.do(lambda: len(served.server._state.tasks)))
         data = b"H" + everything(made)
-    body = answers(data)[0][2]
+    body = answers(data)[0][2].removeprefix(b"retry: 1000\n")
     assert len(body) < 400 * 4096
     *events, last = body.removesuffix(b"\n\n").split(b"\n\n")
     assert [int(event.split(b"\n")[0][4:]) for event in events] == list(range(1, len(events) + 1))

@@ -306,7 +306,8 @@ def test_every_event_is_on_the_page():
         for path in sorted((DOCS.parent / "src" / "holdfast" / folder).glob("*.py"))
     )
     told = (
-        r'(?:_tell\(\s*world, |Tell\((?:"")?[^"()]*(?:\([^()]*\))?[^"()]*|events\.add\(\s*|Phase\.\w+, |"", None, )'
+        r'(?:_tell\(\s*unit, world, |Tell\((?:"")?[^"()]*(?:\([^()]*\))?[^"()]*|events\.add\(\s*|Phase\.\w+, |'
+        r'"", None, )'
         r'"(\w+)"'
     )
     words = set(re.findall(told, source))

@@ -55,8 +55,6 @@ def test_examples_are_accepted(validator, name, text):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[service]",
         "colour = 1\n[service.a]\ncommand = 'x'",
         "[services.a]\ncommand = 'x'",
         "[supervisor]\nrundir = 'x'\n[service.a]\ncommand = 'x'",
@@ -67,6 +65,12 @@ def test_examples_are_accepted(validator, name, text):
         "[service.a]\ncommand = []",
         "[service.a]\ncommand = ''",
         "[service.a]\ncommand = ['x', 1]",
+        "[defaults]\ncommand = 'x'",
+        "[defaults]\ngrace = 3",
+        "[group.a]",
+        "[group.a]\nservices = 'web'",
+        "[group.a]\nservices = ['a b']",
+        "[group.'a:b']\nservices = ['web']",
     ],
 )
 def test_mistakes_of_tables_are_refused(validator, text):
@@ -77,6 +81,7 @@ def test_mistakes_of_tables_are_refused(validator, text):
 @pytest.mark.parametrize(
     "key",
     [
+        "replicas = -1", "replicas = '2'", "env_file = 1", "env_file = ['']",
         "comand = 'x'", "ready = {}", "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
         "group = -1", "umask = 22", "umask = '9'", "nice = 20", "nice = 1.5", "rlimits = { nofil = 1 }",
         "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",

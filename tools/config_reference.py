@@ -15,6 +15,7 @@ from holdfast.config import model, units
 from holdfast.config.forms import BYTE_LIMITS, COUNT_LIMITS, TIME_LIMITS
 from holdfast.config.model import Key, Keys, keys_of
 from holdfast.config.schema import default_text
+from holdfast.config.tables import NO_DEFAULTS
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/configuration.md"
 WORDS = {
@@ -23,16 +24,20 @@ WORDS = {
     "boolean": "true or false",
     "command": "string or list",
     "path": "path",
+    "paths": "path or list of paths",
     "env": "table of strings",
     "user": "name or number",
     "group": "name or number",
     "umask": "string",
     "rlimits": "table",
     "codes": "list of integers",
-    "names": "list of services",
+    "names": "list of [names](#names)",
     "signal": "signal's name",
     "listen": "address",
     "fd_name": "string",
+    "loopback": "address and port",
+    "token_file": "path",
+    "hosts": "list of names",
     "integer": "integer",
     "number": "number",
 }
@@ -82,6 +87,8 @@ def parts() -> dict[str, str]:
     return {
         "supervisor": table(model.Supervisor),
         "service": table(model.Service),
+        "defaults": f"any key of a service but {words(NO_DEFAULTS)}.",
+        "group": table(model.Group),
         "rlimits": f"sizes: {words(BYTE_LIMITS)}; durations: {words(TIME_LIMITS)}; integers: {words(COUNT_LIMITS)}.",
     }
 

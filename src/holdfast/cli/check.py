@@ -25,8 +25,11 @@ BAD_CONFIG = 78  # as in sysexits.h
 def check(path: str | None, as_json: bool) -> None:
     """Check a configuration, and show what would run, in the order of its start.
 
+    Warnings, on standard error, are of what is missing only now: an env_file.
+
     Exit code 0: it can be used. 78: it cannot; every mistake is on a line of its own, with file and line.
     """
+    from holdfast.config.errors import printable
     from holdfast.config.load import ConfigError, load
 
     found = path
@@ -40,10 +43,12 @@ def check(path: str | None, as_json: bool) -> None:
         else:
             click.echo("\n".join(map(str, error.errors)), err=True)
         sys.exit(BAD_CONFIG)
+    warnings = _warnings(config)
     if as_json:
-        click.echo(json.dumps(_document(found, config), indent=2))
+        click.echo(json.dumps({**_document(found, config), "warnings": warnings}, indent=2))
     else:
         _table(found, config)
+        click.echo("".join(f"warning: {printable(each)}\n" for each in warnings), err=True, nl=False)
 
 
 def find_file(path: str | None) -> str:
@@ -72,7 +77,29 @@ def _document(file: str, config: Config) -> dict[str, object]:
         service["env"] = sorted(config.services[name].env)
         services.append(service)
     supervisor = msgspec.to_builtins(config.supervisor)
-    return {"file": file, "valid": True, "errors": [], "supervisor": supervisor, "services": services}
+    return {
+        "file": file, "valid": True, "errors": [], "files": config.files, "supervisor": supervisor,
+        "services": services, "groups": config.groups,
+    }  # fmt: skip
+
+
+def _warnings(config: Config) -> list[str]:
+    """What is no mistake of the file and may be one all the same, as things are now."""
+    from holdfast.config.env_file import EnvFileError, read_env_file
+
+    found = [f"{name}:* names no service (replicas = 0)" for name, names in config.groups.items() if not names]
+    wrong: dict[str, str] = {}
+    for spec in config.services.values():
+        for path in spec.env_file:
+            if path not in wrong:
+                try:
+                    read_env_file(path)
+                    wrong[path] = ""
+                except EnvFileError as error:
+                    wrong[path] = str(error)
+            if wrong[path]:
+                found.append(f"service {spec.name} would not start now: {wrong[path]}")
+    return found
 
 
 def _table(file: str, config: Config) -> None:
@@ -90,4 +117,6 @@ def _table(file: str, config: Config) -> None:
         *cells, command = row
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         click.echo(f"{line}  {command if len(command) <= 60 else command[:59] + '…'}")
-    click.echo(f"\n{file}: {counted(len(rows) - 1)}, no mistakes")
+    beside = [os.path.join(os.path.dirname(file), os.path.relpath(path, os.path.dirname(config.path)))
+              for path in config.files[1:]]  # fmt: skip
+    click.echo(f"\n{', '.join([file, *beside])}: {counted(len(rows) - 1)}, no mistakes")

@@ -12,6 +12,7 @@ from .target import REFUSED, columns, duration, fail, json_option, names_argumen
 
 if TYPE_CHECKING:
     from holdfast.client import Client
+    from holdfast.config.model import Config
 
 OWN = "holdfast"  # what the supervisor's own lives are shown as, and asked for by
 LIMIT_MAX = 10**9  # more than any history keeps
@@ -52,27 +53,32 @@ def _read_alone(run_dir: str, names: tuple[str, ...], limit: int) -> list[dict[s
     """What the file says, while nobody writes it."""
     import msgspec
 
+    from holdfast.config.places import default_state_dir
     from holdfast.daemon.history_file import path_of, read
+    from holdfast.daemon.names import without_groups
 
+    config = _last_config(run_dir)
+    state_dir = config.supervisor.state_dir if config else default_state_dir(os.environ)
     try:
-        return [msgspec.to_builtins(row) for row in read(path_of(_state_dir(run_dir), run_dir), names, limit)]
+        patterns = without_groups(names, config.groups if config else {})
+        return [msgspec.to_builtins(row) for row in read(path_of(state_dir, run_dir), patterns, limit)]
     except (OSError, ValueError) as error:
         fail(str(error), REFUSED)
         raise
 
 
-def _state_dir(run_dir: str) -> str:
-    """As the last supervisor had it; after a reboot, as the configuration says."""
+def _last_config(run_dir: str) -> Config | None:
+    """As the last supervisor had it; after a reboot, what the file says."""
     from holdfast.config.load import load
     from holdfast.config.model import decode
-    from holdfast.config.places import default_state_dir, find_config
+    from holdfast.config.places import find_config
 
     try:
         with open(os.path.join(run_dir, "accepted.json"), "rb") as file:
-            return decode(file.read()).supervisor.state_dir
+            return decode(file.read())
     except (OSError, ValueError):
         path = find_config(click.get_current_context().params["config"], os.environ)
-        return default_state_dir(os.environ) if path is None else load(path).supervisor.state_dir
+        return None if path is None else load(path)
 
 
 def _row(row: dict[str, Any], alone: bool) -> list[str]:

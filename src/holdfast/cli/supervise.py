@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import holdfast
 from holdfast.config.model import Config, decode
@@ -30,6 +30,9 @@ from holdfast.daemon.supervisor import Supervisor
 from holdfast.daemon.upgrade import Upgrade, alone, running, take_events_over
 from holdfast.engine.table import State
 from holdfast.process.keeper import KEEPER
+
+if TYPE_CHECKING:
+    from holdfast.control.tcp import Tcp
 
 from .run import original_environment
 
@@ -128,7 +131,7 @@ async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) 
     from holdfast.control.server import ControlServer  # Starlette and uvicorn: 0.1 s that nothing waits for
 
     upgrade: Upgrade | None = None
-    server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD))
+    server = ControlServer(Commands(supervisor), socket.socket(fileno=CONTROL_FD), _tcp(supervisor, anchor))
     await server.start()
     try:
         await taking_over
@@ -155,6 +158,20 @@ async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) 
         return supervisor.finished.result() if supervisor.finished.done() else 0
     await upgrade.hand_over()
     return upgrade
+
+
+def _tcp(supervisor: Supervisor, anchor: Anchor) -> Tcp | None:
+    """The API over TCP, where it is asked for.  The anchor has its socket, so a change of it takes another anchor."""
+    http = supervisor.config.supervisor.http
+    if http.listen is None or http.token_file is None:
+        return None
+    if anchor.http < 0:
+        supervisor.events.add("error", f"nobody listens on {http.listen}: `holdfast down --keep` and `up` do it")
+        return None
+    from holdfast.control.tcp import Tcp
+
+    supervisor.events.add("listening", f"http://{http.listen}, with the token in {http.token_file}")
+    return Tcp(socket.socket(fileno=os.dup(anchor.http)), http.token_file, http.allowed_hosts)
 
 
 def _policies(config: Config) -> str:

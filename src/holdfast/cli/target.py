@@ -67,7 +67,7 @@ def fail(text: str, status: int) -> None:
 
 
 def names_argument(required: bool = False) -> Callable[[F], F]:
-    """NAMES: services, globs, `name@incarnation`; completed from the running supervisor."""
+    """NAMES: services, globs, `group:glob`, `name@incarnation`; completed from the running supervisor."""
     metavar = "NAME..." if required else "[NAME]..."
     return click.argument("names", nargs=-1, required=required, metavar=metavar, shell_complete=_complete)
 

@@ -64,6 +64,9 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     if done.status is None:
         click.echo(f"holdfast is up with {counted(len(config.services))} of {config.path}")
         click.echo(f"  anchor: pid {done.pid}; run directory: {ours.run_dir}; log: {log}")
+        http = config.supervisor.http
+        if http.listen:
+            click.echo(f"  API over TCP: http://{http.listen}, with the token in {http.token_file}")
         for each in config.services.values():
             if each.on_owner_loss != "keep":
                 click.echo(f"  {each.name} ends with the supervisor: on_owner_loss = \"{each.on_owner_loss}\"")

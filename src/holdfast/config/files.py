@@ -17,8 +17,8 @@ class Untrusted(Exception):
     """The file is refused for what others could do to it; str() says what."""
 
 
-def read(path: str) -> bytes:
-    """The whole file.  OSError: it cannot be read; Untrusted: it should not be."""
+def read(path: str, limit: int = FILE_MAX) -> bytes:
+    """The whole file, of at most `limit` bytes.  OSError: it cannot be read; Untrusted: it should not be."""
     # NONBLOCK: the open of a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     try:
@@ -30,12 +30,12 @@ def read(path: str) -> bytes:
         if os.geteuid() == 0:
             _check(path, status)
         chunks = []
-        left = FILE_MAX + 1
+        left = limit + 1
         while left and (chunk := os.read(fd, left)):
             chunks.append(chunk)
             left -= len(chunk)
         if not left:
-            raise Untrusted(f"is larger than {FILE_MAX} bytes")
+            raise Untrusted(f"is larger than {limit} bytes")
         return b"".join(chunks)
     finally:
         os.close(fd)

@@ -7,12 +7,14 @@ what loader, schema and documentation look into.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from . import units
+from . import tcp, units
 from .errors import Wrong, one_line
+from .files import Untrusted
 from .model import About, Key
 from .vars import expand
 
@@ -29,6 +31,7 @@ COUNT_LIMITS = ("nice", "nofile", "nproc", "rtprio", "sigpending")
 LIMITS = tuple(sorted((*BYTE_LIMITS, *TIME_LIMITS, *COUNT_LIMITS)))
 UNLIMITED = "unlimited"
 LIMIT_KEY = Key("", About("", ""), int, None)  # a value of any size
+HOST = r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]"
 WORD_MAX = 200  # characters of a word that is compared with others
 SHELL_WORDS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "<<", "2>&1", "2>", "&>"}
 
@@ -194,6 +197,12 @@ def path(value: object, key: Key, around: Around) -> str:
     return os.path.normpath(os.path.join(around.directory, text))
 
 
+def paths(value: object, key: Key, around: Around) -> tuple[str, ...]:
+    if not isinstance(value, (str, list)):
+        raise Wrong(f"must be a path or a list of paths, not {kind(value)}", 'such as "web.env"')
+    return tuple(path(each, key, around) for each in ([value] if isinstance(value, str) else value))
+
+
 def env(value: object, key: Key, around: Around) -> dict[str, str]:
     if not isinstance(value, dict):
         raise Wrong(f"must be a table of strings, not {kind(value)}", 'such as env = { PORT = "8080" }')
@@ -314,6 +323,7 @@ def codes(value: object, key: Key, around: Around) -> tuple[int, ...]:
 
 
 def names(value: object, key: Key, around: Around) -> tuple[str, ...]:
+    """Names of services, and names by group; what they mean is only known when all files are read."""
     if isinstance(value, str):
         raise Wrong("must be a list of services, not a string", f"[{one_line(value)}]")
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -345,6 +355,40 @@ def stop_signal(value: object, key: Key, around: Around) -> int:
     return SIGNALS[name]
 
 
+def loopback(value: object, key: Key, around: Around) -> str:
+    text = string(value, around)
+    try:
+        host, port = tcp.split(text)
+        local = tcp.is_local(host)
+    except ValueError:
+        raise Wrong(f"{one_line(text)} is no address and port", 'such as "127.0.0.1:9001" or "[::1]:9001"') from None
+    if not local:
+        message = f"{one_line(text)} can be reached from other machines, and what is said there, with the token, read"
+        raise Wrong(message, 'listen at "127.0.0.1:PORT"; others come by ssh -L, or a proxy that speaks TLS')
+    return tcp.join(host, port)
+
+
+def token_file(value: object, key: Key, around: Around) -> str:
+    name = path(value, key, around)
+    hint = tcp.HOW_TO_MAKE_ONE.format(path=name)
+    try:
+        tcp.read_token(name)
+    except OSError as error:
+        raise Wrong(f"{one_line(name)} cannot be read: {error.strerror}", hint) from None
+    except Untrusted as error:
+        raise Wrong(f"{one_line(name)} {error}", hint) from None
+    return name
+
+
+def hosts(value: object, key: Key, around: Around) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise Wrong(f"must be a list of names, not {kind(value)}", 'such as ["ops.example.org"]')
+    for each in value:
+        if not isinstance(each, str) or not re.fullmatch(HOST, each):
+            raise Wrong(f"{one_line(str(each))} is no name of a host", 'without scheme and port: "ops.example.org"')
+    return tuple(dict.fromkeys(value))
+
+
 FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "duration": duration,
     "size": size,
@@ -354,6 +398,7 @@ FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "choice": choice,
     "command": command,
     "path": path,
+    "paths": paths,
     "env": env,
     "user": user,
     "group": group,
@@ -362,4 +407,7 @@ FORMS: dict[str, Callable[[object, Key, Around], Any]] = {
     "codes": codes,
     "names": names,
     "signal": stop_signal,
+    "loopback": loopback,
+    "token_file": token_file,
+    "hosts": hosts,
 }

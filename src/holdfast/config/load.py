@@ -8,115 +8,101 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 import msgspec
 
-from . import graph, places, positions, units
+from . import places, positions, units
 from .errors import ConfigError, Problem, Wrong, one_line
-from .files import Untrusted, read
 from .forms import FORMS, Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
-from .model import NAME_LENGTH_MAX, SERVICE_NAME, SOCKETS_MAX, Config, Key, Keys, Log, Service, Supervisor, keys_of
+from .links import Links
+from .model import (
+    NAME_LENGTH_MAX,
+    SERVICE_NAME,
+    SOCKETS_MAX,
+    Config,
+    Group,
+    Key,
+    Keys,
+    Log,
+    Service,
+    Supervisor,
+    keys_of,
+)
 from .places import find
 from .socket_forms import fd_name, listen
+from .sources import DIRECTORY, At, Source, read_all
+from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
+from .tcp import HOW_TO_MAKE_ONE
 
 READ = {**FORMS, "listen": listen, "fd_name": fd_name}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
-HINTS_MAX = 200  # mistakes; a search among thousands of names for each of thousands would take minutes
+TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
+TABLES_OF_OTHERS = ("service", "group")  # in conf.d
 
 __all__ = ["ConfigError", "Problem", "find", "load"]
 
 
 def load(path: str, *, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read and check a file.  ConfigError has everything that is wrong with it.  Any thread.
+    """Read and check a file, and those in conf.d beside it.  ConfigError has everything that is wrong.  Any thread.
 
     `environ` is where `${VAR}` is looked up.
     """
-    data, text = {}, ""
-    try:
-        text = read(path).decode("utf-8-sig")
-        data = tomllib.loads(text)
-    except (OSError, Untrusted, ValueError, RecursionError) as error:
-        raise ConfigError([_unreadable(path, text, error)]) from None
-    return _File(path, text, environ).config(data)
+    sources, problems = read_all(path)
+    if not sources:
+        raise ConfigError(problems)
+    return _Files(sources, problems, environ).config()
 
 
-def _unreadable(path: str, text: str, error: Exception) -> Problem:
-    line, message, hint = 0, str(error), ""
-    if isinstance(error, FileNotFoundError):
-        message, hint = "there is no such file", "`holdfast init` writes one"
-    elif isinstance(error, OSError):
-        message = f"cannot be read: {error.strerror or error}"
-    elif isinstance(error, UnicodeDecodeError):
-        line = error.object[: error.start].count(b"\n") + 1
-        message = f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
-    elif isinstance(error, RecursionError):
-        message = "is nested too deeply"
-    elif isinstance(error, ValueError):
-        if found := re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message):
-            line = int(found[1] or text.count("\n") + (not text.endswith("\n")))
-            message = message[: found.start()] if found[1] else message[: found.start()] + " at the end of the file"
-        if "twice" in message or "overwrite" in message:
-            hint = "a table or a key of this name stands above"
-        elif (
-            line > 1 and (above := text.splitlines()[line - 2 : line - 1]) and above[0].count("{") > above[0].count("}")
-        ):
-            hint = "an inline table { … } stands on one line"
-        message = f"is not TOML: {message[:1].lower()}{message[1:]}"
-    return Problem(path, line, "", "", message, hint)
+class _Files:
+    """The files of one configuration while they are being checked."""
 
-
-class _At(NamedTuple):
-    """A place in the file: the tables and keys that lead to it."""
-
-    path: tuple[str, ...]
-    service: str = ""
-
-    def __truediv__(self, key: str) -> _At:
-        return _At((*self.path, key), self.service)
-
-    @property
-    def key(self) -> str:
-        return ".".join(self.path[2:] if self.service else self.path)
-
-
-class _File:
-    """One file while it is being checked."""
-
-    def __init__(self, path: str, text: str, environ: Mapping[str, str]) -> None:
-        self.path = path
-        self.text = text
-        self.around = Around(os.path.dirname(os.path.abspath(path)), environ)
-        self.wrongs: list[tuple[_At, str, str]] = []
+    def __init__(self, sources: list[Source], unread: list[Problem], environ: Mapping[str, str]) -> None:
+        self.sources = sources
+        self.main = sources[0]
+        self.unread = unread
+        self.path = os.path.abspath(self.main.path)
+        self.around = Around(os.path.dirname(self.path), environ)
+        self.wrongs: list[tuple[At, str, str]] = []
+        self.defaults: dict[str, Any] | None = None  # until they are known to be right
+        self.places: dict[str, At] = {}  # service: its table; of replicas, the one that they are made of
+        self.replicas: dict[str, tuple[str, ...]] = {}  # the names of those that a table has made
+        self.groups: dict[str, tuple[str, ...]] = {}
         self.listening: dict[tuple[str, str], str] = {}  # address and type -> the service
 
-    def wrong(self, at: _At, message: str, hint: str = "") -> None:
+    def wrong(self, at: At, message: str, hint: str = "") -> None:
         self.wrongs.append((at, message, hint))
 
-    def config(self, data: dict[str, Any]) -> Config:
-        for name in data:
-            if name not in ("supervisor", "service"):
-                self.unknown(_At((name,)), TABLES, ("supervisor", "service"))
-        supervisor = self.supervisor(data.get("supervisor", {}))
-        services = self.services(data.get("service", {}))
-        self.check_graph(services)
-        if not services and not self.wrongs:
-            self.wrong(_At(()), "has no service", "`[service.NAME]` begins one; `holdfast init` writes an example")
-        if self.wrongs:
+    def config(self) -> Config:
+        for source in self.sources:
+            self.check_tables(source)
+        supervisor = self.supervisor(self.main.data.get("supervisor", {}))
+        self.check_defaults(self.main.data.get("defaults", {}))
+        services = self.services()
+        if not self.unread:  # else nobody knows what there is to be named
+            links = Links(services, self.replicas, self.places, self.wrong)
+            self.read_groups(links)
+            services = links.resolved({**self.replicas, **self.groups})
+        if self.wrongs or self.unread:
             raise ConfigError(self.problems())
-        return Config(os.path.abspath(self.path), supervisor, {name: spec for name, spec in services.items() if spec})
+        specs = {name: spec for name, spec in services.items() if spec}
+        files = tuple(os.path.abspath(source.path) for source in self.sources)
+        return Config(self.path, supervisor, specs, {**self.replicas, **self.groups}, files)
 
     def problems(self) -> list[Problem]:
-        """In the order of the lines, which are only looked up now."""
-        lines = positions.lines(self.text)
-        found = [
-            Problem(self.path, positions.line_of(lines, at.path), at.service, at.key, message, hint)
-            for at, message, hint in self.wrongs
-        ]
-        return sorted(found, key=lambda problem: problem.line)
+        """File by file in the order of the lines, which are only looked up now."""
+        found = dict.fromkeys(self.problem(*each) for each in self.wrongs)  # replicas share their mistakes
+        return sorted((*self.unread, *found), key=lambda each: (each.file != self.main.path, each.file, each.line))
+
+    def problem(self, at: At, message: str, hint: str) -> Problem:
+        source, path = at.source, at.path
+        if at.service and path not in source.lines:
+            default = ("defaults", *path[2:])
+            if len(path) > 2 and default in self.main.lines:
+                source, path = self.main, default
+        return Problem(source.path, positions.line_of(source.lines, path), at.service, at.key, message, hint)
 
     # -- tables
 
@@ -127,41 +113,122 @@ class _File:
             "log_dir": places.default_log_dir(environ),
             "state_dir": places.default_state_dir(environ),
         }
-        values.update(self.table(Supervisor, table, _At(("supervisor",)), self.around))
-        return Supervisor(**values)
+        at = At(self.main, ("supervisor",))
+        values.update(self.table(Supervisor, table, at, self.around))
+        spec = Supervisor(**values)
+        if isinstance(table, dict):
+            self.check_http(table.get("http", {}), at / "http")
+        return spec
 
-    def services(self, tables: object) -> dict[str, Service | None]:
-        """Every name that is there; None for one that cannot be used."""
-        if not isinstance(tables, dict):
-            self.wrong(_At(("service",)), f"must be a table of services, not {kind(tables)}", "[service.NAME]")
-            return {}
-        return {name: self.service(name, table) for name, table in tables.items()}
+    def check_tables(self, source: Source) -> None:
+        known = TABLES_OF_MAIN if source.is_main else TABLES_OF_OTHERS
+        for name in source.data:
+            if name in known:
+                continue
+            if name in TABLES_OF_MAIN:
+                at = At(source, (name,))
+                self.wrong(at, f"is no table of a file in {DIRECTORY}", f"it stands in {self.main.path}")
+            else:
+                self.unknown(At(source, (name,)), TABLES, known)
 
-    def service(self, name: str, table: object) -> Service | None:
-        at = _At(("service", name), name)
+    def check_defaults(self, table: object) -> None:
+        """Once for all services, who have them only when nothing is wrong with them: else each would say it again."""
+        at = At(self.main, ("defaults",))
         before = len(self.wrongs)
-        self.check_name(name, at)
+        if isinstance(table, dict):
+            for name in filter(NO_DEFAULTS.__contains__, table):
+                self.wrong(at / name, "has no default", "give it in each service")
+            self.keys(default_keys(), {name: table[name] for name in table if name not in NO_DEFAULTS}, at, self.around)
+            for path, word in words_in_braces(table):
+                if f"{{{word}}}" == INDEX:
+                    self.wrong(at._replace(path=(*at.path, *path)), f"{INDEX} is replaced in services alone", "move it")
+        else:
+            self.wrong(at, f"must be a table, not {kind(table)}")
+        if len(self.wrongs) == before:
+            self.defaults = table  # type: ignore[assignment]
+
+    def services(self) -> dict[str, Service | None]:
+        """Every name that is there; None for one that cannot be used."""
+        found: dict[str, Service | None] = {}
+        tables: dict[str, At] = {}
+        for at, table in self.named("service", "a table of services", "[service.NAME]"):
+            if at.service in tables:
+                self.wrong(at, "is defined twice", f"also in {tables[at.service].where}")
+                continue
+            tables[at.service] = at
+            made = self.made_by(at, table)
+            if twice := [name for name in made if name in found]:
+                hint = f"also in {self.places[twice[0]].where}"
+                self.wrong(at, f"makes {one_line(twice[0])}, which is defined twice", hint)
+            self.places.update(dict.fromkeys(made, at))
+            found.update(made)
+        if not tables and not self.wrongs:
+            hint = "`[service.NAME]` begins one; `holdfast init` writes an example"
+            self.wrong(At(self.main, ()), "has no service", hint)
+        return found
+
+    def named(self, what: str, must_be: str, hint: str) -> Iterator[tuple[At, object]]:
+        """The tables of services, or of groups, of all files."""
+        for source in self.sources:
+            tables = source.data.get(what, {})
+            if not isinstance(tables, dict):
+                self.wrong(At(source, (what,)), f"must be {must_be}, not {kind(tables)}", hint)
+                continue
+            for name, table in tables.items():
+                yield At(source, (what, name), name if what == "service" else ""), table
+
+    def made_by(self, at: At, table: object) -> dict[str, Service | None]:
+        """The services that a table makes: one of its name, or as many as it says."""
+        name, before = at.service, len(self.wrongs)
+        self.check_name(name, at, "a service")
         if not isinstance(table, dict):
             hint = "a table is missing: [service.NAME]" if name in keys_of(Service) else f"[service.{name}]"
             self.wrong(at, f"must be a table, not {kind(table)}", hint)
-            return None
+            return {name: None}
+        if "replicas" not in table:
+            return {name: self.service(name, table, at)}
+        own = {key: value for key, value in table.items() if key != "replicas"}
+        names = self.replicas[name] = self.replica_names(table["replicas"], own, at)
+        first = self.service(f"{name}-1", with_index(own, 1), at)  # of none at all, too: for its mistakes
+        if len(self.wrongs) > before:
+            return {name: first, **dict.fromkeys(names)}  # the others have the same mistakes
+        made = {each: self.service(each, with_index(own, index), at) for index, each in enumerate(names[1:], 2)}
+        return ({names[0]: first} if names else {}) | made
+
+    def replica_names(self, replicas: object, own: dict[str, Any], at: At) -> tuple[str, ...]:
+        count = {"replicas": 0}
+        key = keys_of(Service)["replicas"]
+        assert isinstance(key, Key)
+        self.value(key, replicas, at / "replicas", self.around, count)
+        for path, word in words_in_braces(own):
+            if f"{{{word}}}" != INDEX:
+                hint = f"{INDEX} is; write {{{{{word}}}}} for the text itself"
+                self.wrong(at._replace(path=(*at.path, *path)), f"{{{word}}} is not replaced", hint)
+        names = tuple(f"{at.service}-{index}" for index in range(1, count["replicas"] + 1))
+        if names and len(names[-1]) > NAME_LENGTH_MAX >= len(at.service):
+            self.check_name(names[-1], at / "replicas", "a service")
+        return names
+
+    def service(self, name: str, own: dict[str, Any], at: At) -> Service | None:
+        before = len(self.wrongs)
+        table = merged(self.defaults or {}, own, keys_of(Service))
         values = self.table(Service, table, at, self.around._replace(shell=table.get("shell") is True))
         if "command" not in table:
             self.wrong(at, "has no command", 'such as command = ["sleep", "1h"]')
         values.setdefault("cwd", self.around.directory)
         spec = Service(**{"name": name, "command": ("",), **values})
-        if len(self.wrongs) == before:
+        if len(self.wrongs) == before and self.defaults is not None:
             self.check_together(spec, table, at)
         return spec
 
-    def table(self, struct: type[msgspec.Struct], table: object, at: _At, around: Around) -> dict[str, Any]:
+    def table(self, struct: type[msgspec.Struct], table: object, at: At, around: Around) -> dict[str, Any]:
         """The fields that the table gives, each checked; what is wrong is noted and left out."""
         if not isinstance(table, dict):
             self.wrong(at, f"must be a table, not {kind(table)}")
             return {}
         return self.keys(keys_of(struct), table, at, around)
 
-    def keys(self, known: Keys, table: dict[str, Any], at: _At, around: Around) -> dict[str, Any]:
+    def keys(self, known: Keys, table: dict[str, Any], at: At, around: Around) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, value in table.items():
             key = known.get(name)
@@ -181,7 +248,7 @@ class _File:
                 self.value(key, value, at / name, around, values)
         return values
 
-    def tables(self, key: Key, value: object, at: _At, around: Around) -> tuple[msgspec.Struct, ...]:
+    def tables(self, key: Key, value: object, at: At, around: Around) -> tuple[msgspec.Struct, ...]:
         """A list of tables; one that lacks what must be given is left out."""
         if not isinstance(value, list):
             self.wrong(at, f"must be a list of tables, not {kind(value)}", "[{ … }]")
@@ -198,7 +265,7 @@ class _File:
                 result.append(struct(**fields))
         return tuple(result)
 
-    def value(self, key: Key, value: object, at: _At, around: Around, values: dict[str, Any]) -> None:
+    def value(self, key: Key, value: object, at: At, around: Around, values: dict[str, Any]) -> None:
         try:
             values[key.field] = READ[key.about.form](value, key, around)
         except Wrong as wrong:
@@ -207,19 +274,19 @@ class _File:
             for name, each in several.wrongs:
                 self.wrong(at / name, each.message, each.hint)
 
-    def unknown(self, at: _At, later: Mapping[str, str], known: Any) -> None:
+    def unknown(self, at: At, later: Mapping[str, str], known: Any) -> None:
         name = at.path[-1]
         if name in later:
             self.wrong(at, "is not in this version", later[name])
         else:
-            meant = OTHER_WORDS.get(name.lower().replace("-", "_"))
-            hint = f'did you mean "{meant}"?' if meant in known else did_you_mean(name, known)
+            ours = OTHER_WORDS.get(name.lower().replace("-", "_"))
+            hint = f'did you mean "{ours}"?' if ours in known else did_you_mean(name, known)
             what = "is no table of this file" if len(at.path) == 1 else "is no key"
             self.wrong(at, what, hint or f"known: {', '.join(known)}")
 
     # -- what one value alone does not show
 
-    def check_name(self, name: str, at: _At) -> None:
+    def check_name(self, name: str, at: At, whose: str) -> None:
         if re.fullmatch(SERVICE_NAME, name) and name not in RESERVED:
             return
         why = "letters, digits and . _ - are allowed"
@@ -234,10 +301,10 @@ class _File:
         elif name in RESERVED:
             why = "the supervisor's own log has this place in log_dir"
         elif ":" in name:
-            why = "a colon is kept for groups of services"
-        self.wrong(at, f"{one_line(name)} cannot be the name of a service", why)
+            why = "a colon stands between a group and a pattern of names"
+        self.wrong(at, f"{one_line(name)} cannot be the name of {whose}", why)
 
-    def check_together(self, spec: Service, table: dict[str, Any], at: _At) -> None:
+    def check_together(self, spec: Service, table: dict[str, Any], at: At) -> None:
         backoff = spec.backoff
         for field in ("first", "then"):
             if getattr(backoff, field) > backoff.max:
@@ -250,7 +317,7 @@ class _File:
             hint = '"on-failure" repeats it until it succeeds; a program that runs all the time is type "simple"'
             self.wrong(at / "restart", f'"{spec.restart}" would run a oneshot again and again', hint)
 
-    def check_sockets(self, spec: Service, at: _At) -> None:
+    def check_sockets(self, spec: Service, at: At) -> None:
         if len(spec.sockets) > SOCKETS_MAX:
             self.wrong(at, f"are {len(spec.sockets)}, {SOCKETS_MAX} are allowed")
         for each in spec.sockets:
@@ -258,7 +325,16 @@ class _File:
                 self.wrong(at, f"{each.listen} is listened at twice", f"service {other} has it, too")
             self.listening[each.listen, each.type] = spec.name
 
-    def check_log(self, log: Log, given: Mapping[str, Any], at: _At) -> None:
+    def check_http(self, given: object, at: At) -> None:
+        if not isinstance(given, dict):
+            return
+        if "listen" in given and "token_file" not in given:
+            hint = 'such as token_file = "/etc/holdfast/token"; ' + HOW_TO_MAKE_ONE.format(path="/etc/holdfast/token")
+            self.wrong(at, "has no token_file, and whoever can connect could command everything", hint)
+        if any(given.values()) and "listen" not in given:
+            self.wrong(at, "does not say where to listen", 'such as listen = "127.0.0.1:9001"')
+
+    def check_log(self, log: Log, given: Mapping[str, Any], at: At) -> None:
         cap, size = units.size_text(log.cap), units.size_text(log.rotate_size)
         kept = log.rotate_size * (log.rotate_count + 1) * (1 if log.merge else 2)
         if log.cap < log.rotate_size:
@@ -268,20 +344,26 @@ class _File:
             message = f"{cap} is less than what rotation keeps ({units.size_text(kept)}): new lines would be dropped"
             self.wrong(at, message, "give log.cap and log.rotate numbers that fit together")
 
-    def check_graph(self, services: dict[str, Service | None]) -> None:
-        specs = {name: spec for name, spec in services.items() if spec}
-        for name, spec in specs.items():
-            at = _At(("service", name), name)
-            for key in ("requires", "after"):
-                for other in getattr(spec, key):
-                    if other == name:
-                        self.wrong(at / key, "names the service itself", f"leave {one_line(name)} out")
-                    elif other not in services:
-                        others = [each for each in services if each != name]
-                        near = did_you_mean(other, others) if len(self.wrongs) < HINTS_MAX else ""
-                        hint = near or f"there is {', '.join(others[:8]) or 'no other'}"
-                        self.wrong(at / key, f"there is no service {one_line(other)}", hint)
-        for cycle in graph.cycles(specs):
-            key = "requires" if cycle[1] in specs[cycle[0]].requires else "after"
-            at = _At(("service", cycle[0], key), cycle[0])
-            self.wrong(at, f"nothing could start first: {' -> '.join(cycle)}", "leave one of them out")
+    # -- what names name
+
+    def read_groups(self, links: Links) -> None:
+        """[group.NAME], beside those that replicas form."""
+        tables = list(self.named("group", "a table of groups", "[group.NAME]"))
+        declared = {at.path[1] for at, _ in tables}
+        places: dict[str, At] = {}
+        for at, table in tables:
+            name = at.path[1]
+            self.check_name(name, at, "a group")
+            given = self.table(Group, table, at, self.around).get("services", ())
+            if isinstance(table, dict) and "services" not in table:
+                self.wrong(at, "has no services", 'such as services = ["web", "db*"]')
+            if name in places:
+                self.wrong(at, f"{one_line(name)} is defined twice", f"also in {places[name].where}")
+            elif name in self.replicas:
+                self.wrong(at, f"{one_line(name)} is the group of the replicas of that service", "give it another name")
+            places.setdefault(name, at)
+            nested = [word for word in given if ":" in word and word.partition(":")[0] in declared]
+            for word in nested:
+                self.wrong(at / "services", f"{one_line(word)} names a group", "a group has services: name them")
+            words = [word for word in given if word not in nested]
+            self.groups[name] = links.named_by(words, self.replicas, at / "services")

@@ -18,6 +18,7 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 SECONDS_MAX = 366 * 24 * 3600  # no duration of a service is longer than a year
 COUNT_MAX = 1_000_000
 ROTATE_COUNT_MAX = 10_000
+REPLICAS_MAX = 1000
 SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
 ROTATE_SIZE_LEAST = 1024
 BACKLOG = 1024
@@ -133,6 +134,10 @@ class Service(msgspec.Struct, frozen=True):
         dict[str, str],
         About("env", "Environment variables, added to what the supervisor has; `PATH` finds the command, too."),
     ] = {}
+    env_file: Annotated[
+        tuple[str, ...],
+        About("paths", "[Files of variables](#files-of-variables), read at each start; `env` is set over them."),
+    ] = ()
     user: Annotated[
         str | int | None, About("user", "User it runs as, by name or number. Only as root.", without="ours")
     ] = None
@@ -159,6 +164,17 @@ class Service(msgspec.Struct, frozen=True):
             FD_STORE_MAX,
         ),
     ] = 0
+    replicas: Annotated[
+        int | None,
+        About(
+            "integer",
+            "So many services of this table, `NAME-1`, `NAME-2` and so on; `{index}` in its strings is the number. "
+            "See [Replicas](#replicas).",
+            0,
+            REPLICAS_MAX,
+            without="one, called `NAME`",
+        ),
+    ] = None  # of a spec always: load() has made one for each
     type: Annotated[
         Type,
         About(
@@ -197,7 +213,9 @@ class Service(msgspec.Struct, frozen=True):
     success_exit_codes: Annotated[tuple[int, ...], About("codes", "Exit codes that are no failure.", 0, 255)] = (0,)
     requires: Annotated[
         tuple[str, ...],
-        About("names", "Services that are started with it, are ready before it starts, and stop after it."),
+        About(
+            "names", "[Services](#names) that are started with it, are ready before it starts, and stop after it."
+        ),
     ] = ()
     after: Annotated[
         tuple[str, ...], About("names", "Services that, if they are started too, start before it and stop after it.")
@@ -227,6 +245,15 @@ class Service(msgspec.Struct, frozen=True):
     ready_timeout: float = 90.0  # seconds; not settable yet
 
 
+class Group(msgspec.Struct, frozen=True):
+    """One `[group.NAME]`."""
+
+    services: Annotated[
+        tuple[str, ...],
+        About("names", "Its services."),
+    ]
+
+
 class StartBudget(msgspec.Struct, frozen=True):
     """How many restarts all services together may have.  First starts are not counted."""
 
@@ -234,6 +261,32 @@ class StartBudget(msgspec.Struct, frozen=True):
     per_second: Annotated[
         float, About("number", "Restarts per second that are allowed after those.", 0.01, COUNT_MAX)
     ] = 25.0
+
+
+class Http(msgspec.Struct, frozen=True):
+    """The API over TCP, besides the control socket."""
+
+    listen: Annotated[
+        str | None,
+        About(
+            "loopback",
+            "Address of this machine and port, such as `127.0.0.1:9001` or `[::1]:9001`; see "
+            "[the API](api.md#over-tcp).",
+            without="there is none",
+        ),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        About(
+            "token_file",
+            "File with the token that clients have to send: at least 32 characters, mode 0600.",
+            without="must be given with `listen`",
+        ),
+    ] = None
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        About("hosts", "Names, besides those of this machine, that clients may know it by: those of a proxy."),
+    ] = ()
 
 
 class Supervisor(msgspec.Struct, frozen=True):
@@ -251,14 +304,17 @@ class Supervisor(msgspec.Struct, frozen=True):
     start_budget: Annotated[
         StartBudget, About("table", "Restarts of all services together, so that a storm does not take the machine.")
     ] = StartBudget()
+    http: Annotated[Http, About("table", "The API over TCP.")] = Http()
 
 
 class Config(msgspec.Struct, frozen=True):
-    """A whole file, checked.  `services` keeps the file's order."""
+    """A whole configuration, checked.  `services` keeps the order of the files."""
 
     path: str  # absolute
     supervisor: Supervisor
     services: dict[str, Service]
+    groups: dict[str, tuple[str, ...]] = {}  # names by group; the replicas of a service are one of its name
+    files: tuple[str, ...] = ()  # all that was read, absolute, `path` first
 
 
 def encode(config: Config) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any, get_args
 import msgspec
 
 from . import model, units
-from .forms import BYTE_LIMITS, LIMITS, SIGNALS, TIME_LIMITS, UNABLE, UNLIMITED
+from .forms import BYTE_LIMITS, HOST, LIMITS, SIGNALS, TIME_LIMITS, UNABLE, UNLIMITED
 from .model import Key, Keys, keys_of
+from .tables import default_keys
 
 Schema = dict[str, Any]
 
@@ -41,6 +42,7 @@ _FORMS: dict[str, Schema] = {
     "boolean": {"type": "boolean"},
     "command": {"anyOf": [_STRING, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
     "path": _STRING,
+    "paths": {"anyOf": [_STRING, {"type": "array", "items": _STRING}]},
     "env": {"type": "object", "additionalProperties": {"type": "string"}},
     "user": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]},
     "group": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]},
@@ -52,7 +54,10 @@ _FORMS: dict[str, Schema] = {
     },
     "listen": _STRING,
     "fd_name": _STRING,
-    "names": {"type": "array", "items": {"type": "string", "pattern": _NAME}},
+    "names": {"type": "array", "items": {"type": "string", "pattern": r"^[A-Za-z0-9_*?\[][][A-Za-z0-9._*?!:-]*$"}},
+    "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
+    "token_file": _STRING,
+    "hosts": {"type": "array", "items": {"type": "string", "pattern": f"^({HOST})$"}},
     "signal": {
         "anyOf": [
             {"enum": _SIGNALS},
@@ -129,6 +134,11 @@ def _reference(struct: type[msgspec.Struct], definitions: dict[str, Schema]) -> 
     return {"$ref": f"#/$defs/{struct.__name__}"}
 
 
+def _named(text: str, struct: type[msgspec.Struct], definitions: dict[str, Schema]) -> Schema:
+    each = {_NAME: _reference(struct, definitions)}
+    return {"description": text, "type": "object", "patternProperties": each, "additionalProperties": False}
+
+
 def json_schema() -> Schema:
     """JSON Schema 2020-12 of a file.  Any thread."""
     definitions: dict[str, Schema] = {}
@@ -138,16 +148,14 @@ def json_schema() -> Schema:
         "type": "object",
         "properties": {
             "supervisor": _reference(model.Supervisor, definitions),
-            "service": {
-                "description": "The services: one table `[service.NAME]` each.",
-                "type": "object",
-                "patternProperties": {_NAME: _reference(model.Service, definitions)},
-                "additionalProperties": False,
-                "minProperties": 1,
+            "service": _named("The services: one table `[service.NAME]` each.", model.Service, definitions),
+            "group": _named("Names for several services: one table `[group.NAME]` each.", model.Group, definitions),
+            "defaults": {
+                "description": "Keys for all services that do not give them.",
+                **_table(default_keys(), definitions),
             },
         },
         "additionalProperties": False,
-        "required": ["service"],
         "$defs": definitions,
     }
 

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import msgspec
 
 from holdfast.daemon import upgrade
 from holdfast.daemon.names import StillAdopting, UnknownService
+from holdfast.daemon.status import means
 
 log = logging.getLogger("holdfast.control")
+
+
+class Problem(msgspec.Struct):
+    """What is wrong."""
+
+    code: Annotated[str, means("for programs")]
+    message: Annotated[str, means("for people; may change")]
+    hint: Annotated[str, means('what to do about it; "" where there is nothing to say')]
+
+
+class ErrorAnswer(msgspec.Struct):
+    """The answer to a request that is refused."""
+
+    error: Problem
 
 
 class Refusal(Exception):
@@ -27,19 +43,31 @@ class Refusal(Exception):
         return STATUS[self.code]
 
     @property
+    def headers(self) -> dict[str, str]:
+        found = {"allow": self.allow} if self.allow else {}
+        if self.code == "adopting":
+            found["retry-after"] = "1"
+        if self.code == "no_token":
+            found["www-authenticate"] = "Bearer"
+        return found
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.code, self.message, self.hint)
+
+    @property
     def body(self) -> bytes:
-        error = {"code": self.code, "message": self.message, "hint": self.hint}
-        return msgspec.json.encode({"error": error}) + b"\n"
+        return msgspec.json.encode(ErrorAnswer(self.problem)) + b"\n"
 
     @property
     def end(self) -> bytes:
         """The same as the last event of a stream."""
-        error = {"code": self.code, "message": self.message, "hint": self.hint}
-        return b"event: end\ndata: " + msgspec.json.encode(error) + b"\n\n"
+        return b"event: end\ndata: " + msgspec.json.encode(self.problem) + b"\n\n"
 
 
 STATUS = {
     "bad_request": 400,
+    "no_token": 401,
     "not_permitted": 403,
     "unknown_service": 404,
     "not_found": 404,

@@ -1,12 +1,16 @@
-"""What clients may send: bodies and query strings, checked.  Whatever is wrong with them is a Refusal."""
+"""What clients may send: bodies and query strings, a struct each.  Whatever is wrong with them is a Refusal."""
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta, Struct, inspect
 from starlette.requests import ClientDisconnect, Request
+
+from holdfast.daemon.status import Outcome, means
 
 from .errors import Refusal, did_you_mean
 
@@ -15,42 +19,109 @@ NAMES_MAX = 1000  # in one command
 LINES_MAX = 100000  # that the last ones of a log may be
 SECONDS_MAX = 1000000000
 HISTORY_ROWS = 100  # without a `limit`
+_SEQ = 10**18  # more than any event's number
+_ROWS = 10**9  # more than any history keeps
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Names = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=NAMES_MAX)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Some = Annotated[
+    list[Name],
+    Meta(
+        min_length=1, max_length=NAMES_MAX,
+        description="names, patterns, or `NAME@INCARNATION`, which does nothing when that incarnation is gone",
+    ),
+]  # fmt: skip
 
 
-class Command(msgspec.Struct, forbid_unknown_fields=True):
+# ---- bodies
+
+
+class Command(Struct, forbid_unknown_fields=True):
     """start, stop, restart."""
 
-    names: Names
-    wait: bool = True
-    timeout_seconds: Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)] | None = None
+    names: Some
+    wait: Annotated[
+        bool, means("answer when it is so: started and ready, or stopped with nothing left of the tree; else at once")
+    ] = True
+    timeout_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=SECONDS_MAX)] | None,
+        means("answer then, however far it is; what was asked for goes on"),
+    ] = None
 
 
-class Signal(msgspec.Struct, forbid_unknown_fields=True):
+class Signal(Struct, forbid_unknown_fields=True):
     """signal."""
 
-    names: Names
-    signal: str | int
-    scope: Literal["main", "group", "tree"] = "main"
+    names: Some
+    signal: Annotated[str | int, means("a name with or without SIG, or a number")]
+    scope: Annotated[
+        Literal["main", "group", "tree"], means("the main process, its process group, or everything it has started")
+    ] = "main"
 
 
-class Shutdown(msgspec.Struct, forbid_unknown_fields=True):
+class Shutdown(Struct, forbid_unknown_fields=True):
     """shutdown."""
 
-    keep: bool = False
+    keep: Annotated[bool, means("the supervisor ends, and the services run on")] = False
 
 
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """A command without particulars."""
+class Nothing(Struct, forbid_unknown_fields=True):
+    """Without particulars."""
 
 
-T = TypeVar("T", bound=msgspec.Struct)
+# ---- answers that are only the API's
+
+
+class Results(Struct):
+    """The outcome for each service that was named."""
+
+    results: list[Outcome]
+
+
+# ---- queries: whole numbers, 1 or 0 for a boolean, a list for a key that may be repeated
+
+
+class Names(Struct, forbid_unknown_fields=True):
+    """Which services."""
+
+    name: Annotated[list[str], means("a name or a pattern (`web*`); may be repeated")] = []
+
+
+class AfterSeq(Struct, forbid_unknown_fields=True):
+    """From where on."""
+
+    after: Annotated[
+        Annotated[int, Meta(ge=0, le=_SEQ)] | None,
+        means("first what is remembered with a `seq` above this; 0: everything"),
+    ] = None
+
+
+class HistoryPart(Struct, forbid_unknown_fields=True):
+    """Which rows."""
+
+    limit: Annotated[int, Meta(ge=0, le=_ROWS, description="the last so many")] = HISTORY_ROWS
+    name: Annotated[list[str], means("`web*` or `web@41`; may be repeated")] = []
+
+
+class LogPart(Struct, forbid_unknown_fields=True):
+    """Which lines."""
+
+    lines: Annotated[
+        Annotated[int, Meta(ge=0, le=LINES_MAX)] | None, means("begin with the last so many lines")
+    ] = None
+    cursor: Annotated[str | None, means("begin where an earlier answer ended; not together with `lines`")] = None
+    stream: Annotated[
+        Literal["stdout", "stderr"] | None,
+        means("only this one; where both go to one file (`merge = true`, the default) that is `stdout`"),
+    ] = None
+    follow: Annotated[bool, means("1: a stream that goes on with what is written")] = False
+
+
+T = TypeVar("T", bound=Struct)
 
 
 async def body_of(request: Request, kind: type[T]) -> T:
     """The body, as this kind.  `application/json` has to be said: no web page can say so to a foreign server."""
+    query_of(request, Nothing)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Refusal("not_json", "the body must be JSON", "send the header Content-Type: application/json")
@@ -75,44 +146,57 @@ async def body_of(request: Request, kind: type[T]) -> T:
         raise Refusal("bad_request", f"the body is not JSON: {error}") from None
 
 
-class Query:
-    """The query string: every key known, given once unless it is `many`."""
+def query_of(request: Request, kind: type[T]) -> T:
+    """The query string, as this kind: every key known, given once unless it is a list."""
+    pairs = request.query_params.multi_items()
+    if len(pairs) > NAMES_MAX:
+        raise Refusal("bad_request", f"the query may have {NAMES_MAX} parameters")
+    known = query_forms(kind)
+    values: dict[str, Any] = {}
+    for key, text in pairs:
+        form = known.get(key)
+        if form is None:
+            raise Refusal("bad_request", f"unknown parameter {key!r}", did_you_mean(key, list(known)))
+        if isinstance(form, inspect.ListType):
+            values.setdefault(key, []).append(text)
+        elif key in values:
+            raise Refusal("bad_request", f"{key} is given twice")
+        else:
+            values[key] = value_of(key, text, form)
+    return kind(**values)
 
-    def __init__(self, request: Request, known: tuple[str, ...], many: tuple[str, ...] = ()) -> None:
-        self._pairs = request.query_params.multi_items()
-        if len(self._pairs) > NAMES_MAX:
-            raise Refusal("bad_request", f"the query may have {NAMES_MAX} parameters")
-        seen = set()
-        for key, _ in self._pairs:
-            if key not in known and key not in many:
-                hint = did_you_mean(key, [*known, *many])
-                raise Refusal("bad_request", f"unknown parameter {key!r}", hint)
-            if key in seen and key not in many:
-                raise Refusal("bad_request", f"{key} is given twice")
-            seen.add(key)
 
-    def many(self, key: str) -> list[str]:
-        return [value for each, value in self._pairs if each == key]
+def last_event_id(request: Request) -> str | None:
+    """What a client says that comes back to a stream.  Nothing is said by an empty one."""
+    return request.headers.get("last-event-id") or None
 
-    def get(self, key: str) -> str | None:
-        return next(iter(self.many(key)), None)
 
-    def number(self, key: str, largest: int) -> int | None:
-        text = self.get(key)
-        if text is None:
-            return None
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) > largest:
-            raise Refusal("bad_request", f"{key} must be a whole number from 0 to {largest}, not {text[:40]!r}")
+@functools.cache
+def query_forms(kind: type[Struct]) -> dict[str, inspect.Type]:
+    """The type of each key, without the None of one that may be left out."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return {field.name: _form(field.type) for field in info.fields}
+
+
+def _form(form: inspect.Type) -> inspect.Type:
+    if isinstance(form, inspect.Metadata):
+        return _form(form.type)
+    if isinstance(form, inspect.UnionType):
+        return next(_form(each) for each in form.types if not isinstance(each, inspect.NoneType))
+    return form
+
+
+def value_of(key: str, text: str, form: inspect.Type) -> Any:
+    """One value of a query string, or of a header that takes its place."""
+    if isinstance(form, inspect.IntType):
+        if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > (form.le or 0):
+            raise Refusal("bad_request", f"{key} must be a whole number from 0 to {form.le}, not {text[:40]!r}")
         return int(text)
-
-    def flag(self, key: str) -> bool:
-        text = self.get(key) or "0"
+    if isinstance(form, inspect.BoolType):
         if text not in ("0", "1"):
             raise Refusal("bad_request", f"{key} must be 1 or 0, not {text[:40]!r}")
         return text == "1"
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str | None:
-        text = self.get(key)
-        if text is not None and text not in choices:
-            raise Refusal("bad_request", f"{key} must be {' or '.join(choices)}, not {text[:40]!r}")
-        return text
+    if isinstance(form, inspect.LiteralType) and text not in form.values:
+        raise Refusal("bad_request", f"{key} must be {' or '.join(map(str, form.values))}, not {text[:40]!r}")
+    return text

@@ -29,6 +29,18 @@ class Peer(NamedTuple):
         return f"pid {self.pid}, uid {self.uid}"
 
 
+class Remote(NamedTuple):
+    """Who asks over TCP: known by the token, and from where."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.address}, over TCP"
+
+
+Asker = Peer | Remote
+
+
 class Events(Protocol):
     """What has happened, numbered."""
 
@@ -72,21 +84,21 @@ class Supervised(Protocol):
         ...
 
     async def command(
-        self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Peer
+        self, verb: Verb, names: Sequence[str], *, wait: bool, timeout: float | None, peer: Asker
     ) -> Sequence[Outcome]:
         """The outcome for each.  When it is cancelled only the waiting ends."""
         ...
 
-    def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Peer) -> Sequence[Outcome]: ...
+    def send_signal(self, names: Sequence[str], signal: int | str, scope: str, *, peer: Asker) -> Sequence[Outcome]: ...
 
-    def shut_down(self, *, peer: Peer) -> None:
+    def shut_down(self, *, peer: Asker) -> None:
         """Begin to stop everything; returns at once."""
         ...
 
-    def leave(self, *, peer: Peer) -> Left:
+    def leave(self, *, peer: Asker) -> Left:
         """Begin to end, and leave the services running.  Refused (daemon/upgrade.py)."""
         ...
 
-    async def upgrade(self, *, peer: Peer) -> UpgradeStatus:
+    async def upgrade(self, *, peer: Asker) -> UpgradeStatus:
         """Begin to make way for the next version.  Refused."""
         ...

@@ -7,6 +7,7 @@ over signals, may exit, and wakes up ten times a second.  Nothing here runs whil
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import resource
@@ -20,14 +21,18 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from holdfast.config.tcp import join
 from holdfast.daemon.watch import Watcher
 
-from .app import Api
+from .app import application
 from .errors import Refusal
-from .seam import Peer, Supervised
+from .handlers import Api
+from .seam import Asker, Peer, Remote, Supervised
 from .streams import Ending
+from .tcp import Tcp
 
 CONNECTIONS_MAX = 256
+TCP_CONNECTIONS_MAX = 64  # of their own: who has no token yet takes no place from who needs none
 SPARE_DESCRIPTORS = 24  # that clients leave to services
 BACKLOG = 1024  # that may wait to be accepted; more wait in connect
 HEAD_MAX = 16384  # bytes of a request's line and headers
@@ -40,19 +45,20 @@ log = logging.getLogger("holdfast.control")
 
 
 class ControlServer:
-    """The control socket of a supervisor.  For the loop's thread.  Takes the socket over and closes it."""
+    """The control socket of a supervisor, and one over TCP if there is one.  For the loop's thread.  Takes the sockets
+    over and closes them."""
 
-    def __init__(self, supervisor: Supervised, sock: socket.socket) -> None:
+    def __init__(self, supervisor: Supervised, sock: socket.socket, tcp: Tcp | None = None) -> None:
         _quiet.setLevel(logging.ERROR)  # a client's mistakes are its own
-        self._sock = sock
+        self._socks = {sock: None} if tcp is None else {sock: None, tcp.sock: tcp}
         self._watcher = Watcher()
         self._stop = Ending()
         self._state = ServerState()
         self._state.default_headers = []
         self._empty = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._config = Config(
-            Api(supervisor, self._watcher, self._stop).app(),
+            application(Api(supervisor, self._watcher, self._stop)),
             loop="none",
             http=_Connection,
             ws="none",
@@ -71,14 +77,17 @@ class ControlServer:
         loop = asyncio.get_running_loop()
         # A name of its own, not create_unix_server: that one looks at the path, and removes it in the end.
         # One at a time: where no descriptor is left, asyncio goes on to accept that often, and as often a second later.
-        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=1)
-        self._sock.listen(BACKLOG)
+        for sock, tcp in self._socks.items():
+            server = await loop.create_server(functools.partial(self._connection, tcp), sock=sock, backlog=1)
+            self._servers.append(server)
+            sock.listen(BACKLOG)
 
     async def stop(self, upgrading: bool = False) -> None:
         """Accept no more; streams get their last event, what waits an answer.  Returns within STOP_LIMIT seconds."""
-        if self._server is None:
+        if not self._servers:
             return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self._stop.upgrading = upgrading
         self._stop.set()
         for connection in list(self._connections):
@@ -101,14 +110,15 @@ class ControlServer:
             await asyncio.wait(self._state.tasks)
         await asyncio.sleep(0)  # the connections hear of their end
         self._watcher.close()
-        self._server = None
+        self._servers = []
 
     @property
     def _connections(self) -> set[_Connection]:
         return self._state.connections  # type: ignore[return-value]
 
-    def _connection(self) -> _Connection:
+    def _connection(self, tcp: Tcp | None) -> _Connection:
         connection = _Connection(self._config, self._state, {})
+        connection.tcp = tcp
         connection.on_lost = self._empty.set
         return connection
 
@@ -122,7 +132,8 @@ class _Connection(H11Protocol):
         self.access_log = False
         self.app = self._with_peer
         self.on_lost: Any = None
-        self.peer = Peer(0, 0)
+        self.peer: Asker = Peer(0, 0)
+        self.tcp: Tcp | None = None
         self._api = config.loaded_app
         self._patience: float = UNREAD_LIMIT
         self._streaming = False
@@ -137,6 +148,13 @@ class _Connection(H11Protocol):
             self._refuse(Refusal("too_large", f"a request's line and headers may have {HEAD_MAX} bytes"))
             self.cycle.disconnected = True  # so that uvicorn does not miss an answer
             return
+        if self.tcp is not None:
+            try:
+                self.tcp.check(self.headers)
+            except Refusal as refusal:
+                self._refuse(refusal)
+                self.cycle.disconnected = True
+                return
         scope["holdfast.peer"] = self.peer
         scope["holdfast.connection"] = self
         await self._api(scope, receive, send)
@@ -148,12 +166,15 @@ class _Connection(H11Protocol):
         # Every byte that the kernel does not take counts as unread, or a little would be left for ever.
         transport.set_write_buffer_limits(high=0)
         sock = transport.get_extra_info("socket")
-        pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        self.peer = Peer(pid, uid)
-        if uid not in (0, os.geteuid()):
-            self._refuse(Refusal("not_permitted", f"user {uid} may not command this supervisor"))
-        elif len(self.connections) > CONNECTIONS_MAX:
-            self._refuse(Refusal("busy", f"{CONNECTIONS_MAX} clients are connected already", "try again"))
+        limit = CONNECTIONS_MAX if self.tcp is None else TCP_CONNECTIONS_MAX
+        if self.tcp is not None:
+            self.peer = Remote(join(*transport.get_extra_info("peername")[:2]))
+        else:
+            self.peer = Peer(*struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[:2])
+        if isinstance(self.peer, Peer) and self.peer.uid not in (0, os.geteuid()):
+            self._refuse(Refusal("not_permitted", f"user {self.peer.uid} may not command this supervisor"))
+        elif sum(each.tcp is self.tcp for each in self.connections) > limit:  # type: ignore[union-attr]
+            self._refuse(Refusal("busy", f"{limit} clients are connected already", "try again"))
         elif sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
             self._refuse(Refusal("busy", "the supervisor has no descriptor left for clients", "try again"))
         else:
@@ -205,6 +226,8 @@ class _Connection(H11Protocol):
         """Half-closed by the client: it gets the answer to a whole request.  Closed: nobody waits for it."""
         if self.cycle is None or self.cycle.response_complete or self._incomplete or self._streaming:
             return False
+        if self.tcp is not None:
+            return False  # there nobody can tell the one from the other
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         if any(mask & select.POLLHUP for _, mask in poll.poll(0)):
@@ -257,8 +280,9 @@ class _Connection(H11Protocol):
             body = refusal.body
             head = (
                 f"HTTP/1.1 {refusal.status} {refusal.code}\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n"
             )
+            head += "".join(f"{name}: {value}\r\n" for name, value in refusal.headers.items()) + "\r\n"
             self.transport.write(head.encode() + body)
         self.transport.close()
 

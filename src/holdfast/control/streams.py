@@ -17,6 +17,7 @@ from .seam import Events
 
 STALL_LIMIT = 600  # seconds that the client of a stream may not read: a pager that waits for its user is no fault
 EVENTS_AT_ONCE = 100
+RETRY = 1000  # ms until a client that comes back by itself does so
 T = TypeVar("T")
 
 # One event in its own words, and the id that a client goes on from.
@@ -89,6 +90,7 @@ class EventStream:
     def __init__(self, source: Source, stop: Ending) -> None:
         self.source = source
         self.stop = stop
+        self._opening = b"retry: %d\n" % RETRY
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # After a stream comes nothing: how it ends is seen by its last event.
@@ -105,11 +107,16 @@ class EventStream:
             await self.source.aclose()
         # What a client that does not read has not taken is in the way; the last word goes behind it all the same.
         scope["holdfast.connection"].unblock()
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        await send({"type": "http.response.body", "body": last and self._opened(last), "more_body": False})
 
     async def _pump(self, send: Send) -> None:
         async for text in self.source:
-            await _in_time(send({"type": "http.response.body", "body": text, "more_body": True}))
+            await _in_time(send({"type": "http.response.body", "body": self._opened(text), "more_body": True}))
+
+    def _opened(self, text: bytes) -> bytes:
+        """The first event says, too, when to come back: in it, for one without data would be none."""
+        text, self._opening = self._opening + text, b""
+        return text
 
 
 async def _in_time(sending: Awaitable[None]) -> None:

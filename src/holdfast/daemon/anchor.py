@@ -21,6 +21,7 @@ from holdfast.process.status import Member
 
 # Where the anchor leaves what outlives a supervisor, and the pipe of `up --detach` (for the first one only).
 ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD = 3, 4, 5, 6, 7
+HTTP_FD = 9  # where [supervisor.http] asks for it
 
 READY, FAREWELL, ANCHOR_QUERY, DEPOSIT, WITHDRAW, TAKE = 32, 33, 34, 35, 36, 37
 MEMBERS, ANCHOR_HELLO, DEPOSITED = 73, 96, 97
@@ -64,6 +65,7 @@ class Anchor:
     def __init__(self, sock: socket.socket | None = None) -> None:
         self._sock = sock
         self._caller = -1
+        self.http = -1  # a listening TCP socket; stays open as long as we run
         self._last_id = 0
         self._parts: list[Member] = []
         self._parts_id = 0
@@ -77,7 +79,7 @@ class Anchor:
         anchor = cls.at(ANCHOR_FD) if known is None else cls._known(ANCHOR_FD, known)
         if anchor.pid is None:
             return anchor
-        for number in (ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD):
+        for number in (ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD, HTTP_FD):
             try:
                 given = os.get_inheritable(number)  # what we have opened ourselves is not
                 os.set_inheritable(number, False)
@@ -85,6 +87,8 @@ class Anchor:
                 continue  # this anchor was not given it
             if number == CALLER_FD and given and stat.S_ISFIFO(os.fstat(number).st_mode):
                 anchor._caller = number
+            if number == HTTP_FD and given and stat.S_ISSOCK(os.fstat(number).st_mode):
+                anchor.http = number
         return anchor
 
     @classmethod

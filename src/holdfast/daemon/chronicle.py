@@ -18,6 +18,7 @@ from holdfast.process.status import ExitStatus, StopReport, Usage
 
 from .history import History
 from .history_file import READ_LIMIT, Unreadable, path_of, read
+from .names import without_groups
 from .show import signal_name
 from .status import EventRecord, HistoryRecord, StopSummary
 
@@ -43,7 +44,7 @@ class Chronicle:
 
     async def read(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
         """As `history_file.read`, with everything that has happened until now."""
-        return await asyncio.to_thread(self._read, list(patterns), limit)
+        return await asyncio.to_thread(self._read, without_groups(patterns, self._supervisor.config.groups), limit)
 
     def _read(self, patterns: list[str], limit: int) -> list[HistoryRecord]:
         written = self._history.flush(READ_LIMIT)

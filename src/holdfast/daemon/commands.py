@@ -52,7 +52,8 @@ class Commands:
         """The state of those that match, in start order; all without patterns."""
         self._adoption_is_over()
         table = Table()
-        return [self._status(name, table) for name in matching(self._supervisor.engine.order, patterns)]
+        names = matching(self._supervisor.engine.order, patterns, self._supervisor.config.groups)
+        return [self._status(name, table) for name in names]
 
     def service(self, name: str) -> ServiceStatus:
         self._known(name)
@@ -74,7 +75,7 @@ class Commands:
         self._adoption_is_over()
         order = self._supervisor.engine.order
         if name not in order:
-            raise UnknownService(name, order)
+            raise UnknownService(name, order, self._supervisor.config.groups)
 
     def _status(self, name: str, table: Table) -> ServiceStatus:
         return service_status(self._supervisor, name, table)
@@ -176,7 +177,7 @@ class Commands:
     # ---- parts of them
 
     def _resolve(self, given: Sequence[str]) -> list[tuple[str, int | None]]:
-        """`web`, `web*`, `web@41` to names, in start order, and the incarnations that are meant."""
+        """`web`, `web*`, `group:web*`, `web@41` to names, in start order, and the incarnations that are meant."""
         self._adoption_is_over()
         order = self._supervisor.engine.order
         meant: dict[str, int | None] = {}
@@ -184,7 +185,7 @@ class Commands:
             pattern, at, number = text.partition("@")
             if at and not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"{text!r}: after the @ stands the number of an incarnation, as status shows it")
-            for name in matching(order, [pattern]):
+            for name in matching(order, [pattern], self._supervisor.config.groups):
                 meant[name] = int(number) if at else None
         return [(name, meant[name]) for name in order if name in meant]
 

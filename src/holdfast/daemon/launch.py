@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from holdfast.process.keeper import KEEPER
 
-from .anchor import CALLER_FD, CONTROL_FD, LOCK_FD, NOTIFY_FD
+from .anchor import CALLER_FD, CONTROL_FD, HTTP_FD, LOCK_FD, NOTIFY_FD
 from .place import Place, sign
 
 if TYPE_CHECKING:
@@ -45,13 +45,16 @@ def become_anchor(
     OSError when that fails."""
     sign(place.lock_fd, os.getpid(), config_path)
     given = {LOCK_FD: place.lock_fd, CONTROL_FD: place.control.fileno(), NOTIFY_FD: place.notify.fileno()}
+    if place.http is not None:
+        given[HTTP_FD] = place.http.fileno()
+    kept = ",".join(map(str, given))
     if caller >= 0:
         given[CALLER_FD] = caller
     # Lifted first: any of them may lie where another has to go.
-    lifted = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, CALLER_FD + 1) for target, fd in given.items()}
+    lifted = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(given) + 1) for target, fd in given.items()}
     for target, fd in lifted.items():
         os.dup2(fd, target, inheritable=True)
-    arguments = [f"fds={LOCK_FD},{CONTROL_FD},{NOTIFY_FD}", *([f"once={CALLER_FD}"] if caller >= 0 else [])]
+    arguments = [f"fds={kept}", *([f"once={CALLER_FD}"] if caller >= 0 else [])]
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: our caller has closed that one
         stream.flush()
     os.execve(KEEPER, ["holdfast-keeper", "anchor", *arguments, "--", *command], environment)

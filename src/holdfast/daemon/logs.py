@@ -17,9 +17,11 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Annotated
 
 import msgspec
 
+from .status import means
 from .watch import Watcher
 
 STREAMS = ("stdout", "stderr")  # where both are written to one file, it is called stdout
@@ -35,23 +37,20 @@ _TRIES = 8  # rotations that may happen while one file is being opened
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line without its end; `partial`: it goes on in the next entry of the same stream."""
+    """One line of a log."""
 
-    stream: str
-    text: str
-    partial: bool = False
+    stream: Annotated[str, means("`stdout` or `stderr`")]
+    text: Annotated[str, means("without its end")]
+    partial: Annotated[bool, means("it goes on in the next entry of the same stream")] = False
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A piece of a log.  `cursor` is where the next one begins; `more`: it is there already.
-
-    `missing_files` were removed before they could be read; what was in them nobody knows.
-    """
+    """A piece of a log."""
 
     entries: list[Entry]
-    cursor: str
-    more: bool
-    missing_files: int
+    cursor: Annotated[str, means("where the next piece begins")]
+    more: Annotated[bool, means("that is there already")]
+    missing_files: Annotated[int, means("that were removed before they could be read; what was in them nobody knows")]
 
 
 class BadCursor(ValueError):

@@ -16,6 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from holdfast.config import tcp
 from holdfast.config.holder import holder
 from holdfast.config.model import encode
 from holdfast.config.places import CONTROL
@@ -40,12 +41,13 @@ class Refused(Exception):
 
 
 class Place(NamedTuple):
-    """A run directory that is ours: the lock and the two sockets, open and close-on-exec."""
+    """A run directory that is ours: the lock and the sockets, open and close-on-exec."""
 
     run_dir: str
     lock_fd: int
     control: socket.socket
     notify: socket.socket
+    http: socket.socket | None = None  # listens at what `[supervisor.http]` says
 
 
 def take(config: Config) -> Place:
@@ -69,7 +71,8 @@ def take(config: Config) -> Place:
     except OSError as error:
         raise Refused(f"cannot use the run directory {run_dir}: {error.strerror or error}") from None
     os.close(directory)
-    return Place(run_dir, lock_fd, control, notify)
+    listen = config.supervisor.http.listen
+    return Place(run_dir, lock_fd, control, notify, _listen(listen) if listen else None)
 
 
 def sign(lock_fd: int, pid: int, config_path: str) -> None:
@@ -200,6 +203,18 @@ def _bind(directory: int, run_dir: str, name: str, kind: socket.SocketKind, mode
     sock = socket.socket(socket.AF_UNIX, kind)
     with _umask(~mode & 0o777):
         at_path(sock.bind, os.path.join(run_dir, name))
+    return sock
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = tcp.split(address)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of old connections is no listener
+        sock.bind((host, port))
+        sock.listen(BACKLOG_LIMIT)
+    except OSError as error:
+        raise Refused(f"cannot listen on {address} (supervisor.http.listen): {error.strerror}") from None
     return sock
 
 

@@ -7,6 +7,7 @@ import pwd
 import resource
 from collections.abc import Mapping
 
+from holdfast.config.env_file import read_env_file
 from holdfast.config.model import Service
 from holdfast.process.options import DEVNULL, Plan, make_plan
 
@@ -45,7 +46,8 @@ def marks(name: str, incarnation: int, around: Surroundings) -> dict[str, str]:
 
 
 def make_service_plan(spec: Service, incarnation: int, around: Surroundings, given: Given = NOTHING) -> Plan:
-    """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take."""
+    """The checked request.  ValueError, OSError: a user that has gone, a value that the kernel does not take, an
+    env_file that is not there."""
     env = dict(around.environ)
     user = spec.user
     group = spec.group
@@ -61,6 +63,8 @@ def make_service_plan(spec: Service, incarnation: int, around: Surroundings, giv
             groups = []
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
+    for path in spec.env_file:
+        env.update(read_env_file(path))
     env.update(spec.env)
     env.update(marks(spec.name, incarnation, around))
     if spec.type == "notify" or spec.fd_store_max:

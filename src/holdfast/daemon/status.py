@@ -1,128 +1,172 @@
-"""What the API shows: one structure a thing, the same names everywhere."""
+"""What the API shows: one structure a thing, the same names everywhere.  Each field says what it means: the OpenAPI
+document and the reference in docs/api.md are made from it."""
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 
-class LastExit(msgspec.Struct, frozen=True):
-    code: int | None
-    signal: str | None  # "SIGKILL"
-    cause: str  # in words: "exited with code 1", "killed by SIGKILL", "keeper lost", "could not start: ..."
+def means(text: str) -> Meta:
+    return Meta(description=text)
 
 
-class TreeStatus(msgspec.Struct, frozen=True):
-    processes: int
-    cpu_seconds: float
-    memory_bytes: int
+class LastExit(Struct, frozen=True):
+    """How a main process ended."""
+
+    code: Annotated[int | None, means("its exit code; null: a signal ended it, or nobody knows")]
+    signal: Annotated[str | None, means('the signal that ended it, as "SIGKILL"')]
+    cause: Annotated[str, means('in words: "exited with code 1", "killed by SIGKILL", "could not start: …"')]
 
 
-class LogStatus(msgspec.Struct, frozen=True):
-    path: str
-    lost_bytes: int
-    dropped_bytes: int
-    error: str | None
+class TreeStatus(Struct, frozen=True):
+    """Everything that a service has started and that lives."""
+
+    processes: Annotated[int, means("how many")]
+    cpu_seconds: Annotated[float, means("processor time that these have used")]
+    memory_bytes: Annotated[int, means("their resident memory together")]
 
 
-class Frozen(msgspec.Struct, frozen=True):
-    what: str  # keeper | main | anchor
+class LogStatus(Struct, frozen=True):
+    """What becomes of a service's output."""
+
+    path: Annotated[str, means("the file that is being written")]
+    lost_bytes: Annotated[int, means("that could not be written: the disk was full")]
+    dropped_bytes: Annotated[int, means("that would have gone past the cap")]
+    error: Annotated[str | None, means("why nothing can be written now")]
+
+
+class Frozen(Struct, frozen=True):
+    """Who is stopped (SIGSTOP, a debugger) and does nothing until `kill -CONT`."""
+
+    what: Annotated[str, means("`keeper`, `main` or `anchor`")]
     pid: int
 
 
-class ServiceStatus(msgspec.Struct, frozen=True):
-    name: str
-    state: str
-    ready: bool
-    pid: int | None
-    incarnation: int
-    uptime_seconds: float | None
-    restarts: int
-    last_exit: LastExit | None
-    tree: TreeStatus | None
-    held_by: str | None  # "keeper 1234: subreaper walk" ... what holds the tree
-    reason: str  # why it is in this state
-    waiting_for: list[str]
-    status_text: str  # sd_notify STATUS=
-    on_owner_loss: str
-    log: LogStatus | None
-    frozen: list[Frozen] = []  # who of it is stopped (SIGSTOP) and does nothing until `kill -CONT`
+class ServiceStatus(Struct, frozen=True):
+    """A service as it is now."""
+
+    name: Annotated[str, means("its name in the configuration")]
+    state: Annotated[
+        str, means("`stopped`, `starting`, `running`, `backoff`, `stopping`, `exited`, `fatal`")
+    ]
+    ready: Annotated[bool, means("what requires it may start")]
+    pid: Annotated[int | None, means("of the main process, while it lives")]
+    incarnation: Annotated[int, means("which start of this service it is; never used again")]
+    uptime_seconds: Annotated[float | None, means("since the main process was started")]
+    restarts: Annotated[int, means("how often it was started again by itself")]
+    last_exit: Annotated[LastExit | None, means("how the main process ended last")]
+    tree: Annotated[TreeStatus | None, means("everything it has started")]
+    held_by: Annotated[str | None, means('what holds the tree together: "keeper 1234, as subreaper"')]
+    reason: Annotated[str, means("why it is in this state")]
+    waiting_for: Annotated[list[str], means("names of the services that it waits for")]
+    status_text: Annotated[str, means("what it says of itself (`STATUS=` of sd_notify)")]
+    on_owner_loss: Annotated[str, means("what happens to it when everybody who supervises is gone")]
+    log: Annotated[LogStatus | None, means("what becomes of its output, while it runs")]
+    frozen: Annotated[list[Frozen], means("who of it is stopped (SIGSTOP): its `keeper`, its `main` process")] = []
 
 
-class SupervisorStatus(msgspec.Struct, frozen=True):
+class SupervisorStatus(Struct, frozen=True):
+    """The supervisor itself."""
+
     pid: int
-    state: str  # adopting | running | stopping
-    anchor_pid: int | None
-    restarts: int
+    state: Annotated[str, means("`adopting`, `running`, `stopping`")]
+    anchor_pid: Annotated[int | None, means("who starts it again; null: nobody does")]
+    restarts: Annotated[int, means("how often the anchor has started it again")]
     uptime_seconds: float
-    version: str
-    config: str
+    version: Annotated[str, means("of holdfast")]
+    config: Annotated[str, means("the file that `up` has read")]
     run_dir: str
     log_dir: str
-    services: int
-    last_event: int  # its seq
-    found: int = 0  # services that were left by an earlier supervisor
-    adopted: int = 0  # how many of them are looked after: taken over, or their end is known
-    frozen: list[Frozen] = []  # the anchor, when it is stopped
+    services: Annotated[int, means("how many")]
+    last_event: Annotated[int, means("the `seq` of the newest event")]
+    found: Annotated[int, means("services that an earlier supervisor had left when this one started")] = 0
+    adopted: Annotated[int, means("of how many of them it is known what has become: taken over, or ended")] = 0
+    frozen: Annotated[list[Frozen], means("the `anchor`, when it is stopped (SIGSTOP)")] = []
 
 
-class Left(msgspec.Struct, frozen=True):
+class Left(Struct, frozen=True):
     """Services that run on with nobody."""
 
-    services: int
-    kept: dict[str, str]  # of these, what `on_owner_loss` says where it is not `keep`: it does not come to that
+    services: Annotated[int, means("how many")]
+    kept: Annotated[
+        dict[str, str], means("of these, what `on_owner_loss` says where it is not `keep`: it does not come to that")
+    ]
 
 
-class UpgradeStatus(msgspec.Struct, frozen=True):
+class UpgradeStatus(Struct, frozen=True):
+    """From one version to the next."""
+
     version: str
     next_version: str
-    services: int  # that run
-    last_event: int  # its seq: `upgraded` comes after it
+    services: Annotated[int, means("how many run")]
+    last_event: Annotated[int, means("its `seq`: `upgraded` comes after it")]
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(Struct, frozen=True):
+    """What came of a command for one service."""
+
     name: str
-    outcome: str  # done | unchanged | gone | failed | timed_out | refused
+    outcome: Annotated[
+        str,
+        means(
+            "`done`, `unchanged` (it was so already), `asked` (with `wait` false), `gone` (the incarnation), `failed`, "
+            "`timed_out` or `refused`"
+        ),
+    ]
     message: str
-    service: ServiceStatus | None
+    service: Annotated[
+        ServiceStatus | None, means("after it; null: it was not in the configuration any more, and is forgotten now")
+    ]
 
 
-class EventRecord(msgspec.Struct, frozen=True):
-    seq: int
-    time: float  # unix seconds
-    service: str  # "" for the supervisor itself
+class EventRecord(Struct, frozen=True):
+    """Something that has happened."""
+
+    seq: Annotated[int, means("a number that grows")]
+    time: Annotated[float, means("seconds since 1970")]
+    service: Annotated[str, means('"" for the supervisor itself')]
     incarnation: int | None
-    event: str  # starting, spawned, ready, exited, emptied, stopped, backoff, fatal, ...
-    text: str
+    event: Annotated[str, means("a word: `starting`, `spawned`, `ready`, `exited`, `emptied`, `backoff`, `fatal`, …")]
+    text: Annotated[str, means("for people")]
 
 
-class StopSummary(msgspec.Struct, frozen=True):
-    signal: str  # "SIGTERM"
-    scope: str
+class StopSummary(Struct, frozen=True):
+    """How a tree was stopped."""
+
+    signal: Annotated[str, means('as "SIGTERM"')]
+    scope: Annotated[str, means("`main`, `group` or `tree`")]
     grace_seconds: float
-    seconds: float  # until the tree was empty, or the stop gave up
-    signalled: int
-    killed: int
-    survivors: list[str]  # "name (pid)"
+    seconds: Annotated[float, means("until the tree was empty, or the stop gave up")]
+    signalled: Annotated[int, means("how many processes")]
+    killed: Annotated[int, means("how many of them by SIGKILL")]
+    survivors: Annotated[list[str], means('"name (pid)" of those that could not be killed')]
 
 
-class HistoryRecord(msgspec.Struct, frozen=True):
-    service: str  # "" for the supervisor itself
+class HistoryRecord(Struct, frozen=True):
+    """One incarnation, past or present. Times in seconds since 1970, null where it has not come to that."""
+
+    service: Annotated[str, means('"" for the supervisor itself')]
     incarnation: int
-    boot: str  # boot id: numbers begin anew with each
+    boot: Annotated[str, means("the boot id: with another one, numbers have begun anew")]
     pid: int | None
-    why: str  # it was started
-    started_at: float | None  # unix seconds, here and below
+    why: Annotated[str, means("it was started")]
+    started_at: float | None
     ready_at: float | None
-    ended_at: float | None  # its main process
-    empty_at: float | None  # its tree
-    asked: str  # why its end was asked for, and by whom; "": by nobody
-    cause: str | None  # how it ended, in words; None: it runs
-    code: int | None
+    ended_at: Annotated[float | None, means("its main process")]
+    empty_at: Annotated[float | None, means("its tree")]
+    asked: Annotated[str, means('why its end was asked for, and by whom; "": by nobody')]
+    cause: Annotated[str | None, means("how it ended, in words; null: it lives")]
+    code: Annotated[int | None, means("of the main process, as `signal` and `core`")]
     signal: str | None
     core: bool
-    usage: dict[str, float] | None  # of the main process
-    tree_usage: dict[str, float] | None  # summed over its tree
-    stop: StopSummary | None
-    adopted: int  # by so many supervisors that came later
+    usage: Annotated[
+        dict[str, float] | None,
+        means("of the main process, as getrusage(2): `user_seconds`, `system_seconds`, `max_rss_bytes`, …"),
+    ]
+    tree_usage: Annotated[dict[str, float] | None, means("of all that its keeper reaped; null: nobody knows")]
+    stop: Annotated[StopSummary | None, means("if it was stopped")]
+    adopted: Annotated[int, means("by so many supervisors that came later")]
     log_lost_bytes: int
     log_dropped_bytes: int

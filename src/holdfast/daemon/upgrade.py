@@ -150,6 +150,8 @@ class Upgrade:
             command += ["--anchor", anchor.facts]
             for number in (ANCHOR_FD, LOCK_FD, *([CALLER_FD] if anchor.caller_waits else [])):
                 os.set_inheritable(number, True)
+            if anchor.http >= 0:
+                os.set_inheritable(anchor.http, True)
         os.execve(sys.executable, command, environment)
 
 
