@@ -23,7 +23,8 @@ from holdfast.process import _native
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WRAP: list[str] = []  # what a keeper is run under (valgrind)
-CODES = {"u16": "H", "u32": "I", "i32": "i", "u64": "Q", "char[16]": "16s", "char[64]": "64s", "char[160]": "160s"}
+CODES = {"u16": "H", "u32": "I", "i32": "i", "u64": "Q"}
+CODES |= {"char[16]": "16s", "char[64]": "64s", "char[160]": "160s", "char[240]": "240s"}
 PATIENCE = 30.0
 
 

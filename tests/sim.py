@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from holdfast.config.model import Service, StartBudget
-from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Spawn, Stop, Tell
+from holdfast.engine.effects import WHATS, Effect, Finish, Forget, Record, Save, Serve, Spawn, Stop, Tell
 from holdfast.engine.engine import Engine
 from holdfast.engine.events import (
     BecameReady,
@@ -57,10 +57,10 @@ def targets(*names: str) -> tuple[tuple[str, int | None], ...]:
 class CheckedEngine(Engine):
     """An engine that fails a test when it leaves its table."""
 
-    def _apply(self, unit, given, news):
+    def apply(self, unit, given, news):
         before = unit.phase
         row = TABLE.get((before, given))
-        super()._apply(unit, given, news)
+        super().apply(unit, given, news)
         if row is None:
             assert (before, given) in IGNORED
             assert unit.phase is before
@@ -95,7 +95,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.graph = Graph(self.specs)
-        self.trees: dict[str, Tree] = {}
+        self.trees: dict[str, Tree] = {}  # that which serves
+        self.beside: dict[tuple[str, int], Tree] = {}  # its successor, and those that are on their way out
         self.last: dict[str, int] = {}  # the highest number that each ever had
         self.completed: dict[str, Exit] = {}  # oneshots that have run to their end, and how that was
         self.prepared: set[str] = set()  # their pre_start has succeeded, and main was not started yet
@@ -176,13 +177,29 @@ class World:
         self.log.append(("new", dict(self.specs), self.now, self.budget))
         for name, exit in (ended or {}).items():
             self._gone(name, self.trees.pop(name), exit)
+        for name, number in sorted(self.beside):  # the newest that lives is the service's
+            before = self.trees.get(name)
+            if number == self.records[name].next and name not in (ended or {}):
+                assert before is not None
+                self.beside[name, before.incarnation] = before
+                self.trees[name] = self.beside.pop((name, number))
+        for tree in self.beside.values():
+            tree.spawned, tree.stopped, tree.lost = True, False, False
         for name, tree in self.trees.items():
             tree.taken |= not tree.spawned
             tree.spawned, tree.stopped, tree.lost = True, False, False
             tree.said_ready = self.records[name].ready_at is not None
         for name, record in self.records.items():
             tree = self.trees.get(name)
+            if tree is not None and tree.incarnation != record.incarnation:
+                definition = record.next_definition if tree.incarnation == record.next else record.definition
+                record = replace(
+                    record, incarnation=tree.incarnation, live=True, stopping=False, ready_at=None,
+                    definition=definition,
+                )  # fmt: skip
+                tree.said_ready = False
             found = {
+                "retired": tuple(number for each, number in self.beside if each == name),
                 "alive": tree is not None,
                 "ready": record.ready_at is not None,
                 "exit": (ended or {}).get(name) if tree is None else tree.exit,
@@ -212,14 +229,18 @@ class World:
     # ---- the truth
 
     def _learn(self, event: Event) -> None:
-        tree = self.trees.get(getattr(event, "name", ""))
-        if tree is None or tree.incarnation != getattr(event, "incarnation", None):
+        name, number = getattr(event, "name", ""), getattr(event, "incarnation", None)
+        tree = self.tree(name, number)
+        if tree is None:
             return
-        name = event.name
+        serves = self.trees.get(name) is tree
         match event:
             case Spawned():
                 tree.spawned = True
             case SpawnFailed():
+                if not serves:
+                    del self.beside[name, number]
+                    return
                 del self.trees[name]
                 if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start:
                     self.uncleaned |= {name} if self.specs[name].post_stop else set()
@@ -231,9 +252,15 @@ class World:
                 tree.lost = tree.lost or tree.exit is None  # with a status, it ended as that says
             case Emptied(survivors=survivors):
                 tree.stuck = survivors > 0
-                if not survivors:
+                if not survivors and not serves:
+                    del self.beside[name, number]
+                elif not survivors:
                     del self.trees[name]
                     self._gone(name, tree, None if tree.lost else tree.exit)
+
+    def tree(self, name: str, number: int | None) -> Tree | None:
+        tree = self.trees.get(name)
+        return tree if tree and tree.incarnation == number else self.beside.get((name, number))
 
     def _gone(self, name: str, tree: Tree, exit: Exit | None) -> None:
         if tree.step == "main":
@@ -275,6 +302,11 @@ class World:
                     self._check_spawn(name, incarnation, step, saved)
                 case Stop(name=name, incarnation=incarnation):
                     self._check_stop(name, incarnation)
+                case Serve(name=name, incarnation=incarnation):
+                    before = self.trees.pop(name, None)
+                    if before is not None:
+                        self.beside[name, before.incarnation] = before
+                    self.trees[name] = self.beside.pop((name, incarnation))
                 case Tell():
                     assert effect.what in WHATS
                     told.add(effect.name)
@@ -282,6 +314,7 @@ class World:
                 case Forget(name=name):
                     assert name not in self.specs
                     assert name not in self.trees
+                    assert name not in {each for each, _ in self.beside}
                     self.forgotten.append(name)
                     if name in self.graph.requires:
                         self.graph.remove(name)
@@ -291,43 +324,58 @@ class World:
                     self.finished.append(status)
                     assert not self.uncleaned - set(self.trees)
                     assert len(self.finished) == 1
-                    assert all(tree.stuck for tree in self.trees.values())
+                    assert all(tree.stuck for tree in (*self.trees.values(), *self.beside.values()))
         self.uncleaned -= self.prepared  # what it requires has gone meanwhile: pre_start is to run again
         self.prepared.clear()
         self.check_views(told)
 
     def _check_spawn(self, name: str, incarnation: int, step: str, saved: Mapping[str, Record]) -> None:
-        assert name not in self.trees, f"{name}: a second tree"
         assert incarnation > self.last.get(name, 0), f"{name}: a number was used again"
-        record = saved[name]
-        assert (record.incarnation, record.live, record.step) == (incarnation, True, step), f"{name}: not on record"
+        record, tree = saved[name], Tree(incarnation, self.specs[name], step=step)
         assert not self.finished
-        self.trees[name] = Tree(incarnation, self.specs[name], step=step)
         self.last[name] = incarnation
+        if name in self.trees:
+            assert self.specs[name].restart_order == "start-first", f"{name}: a second tree"
+            assert name not in {each for each, _ in self.beside}, f"{name}: a third tree"
+            assert (record.next, record.live, step) == (incarnation, True, "main"), f"{name}: not on record"
+            assert self.is_ready(name)
+            self._check_start(name)
+            self.beside[name, incarnation] = tree
+            self.spawns.append((self.now, name, incarnation))
+            return
+        assert (record.incarnation, record.live, record.step) == (incarnation, True, step), f"{name}: not on record"
+        self.trees[name] = tree
         if step == "post_stop":  # whatever becomes of the others
             assert self.specs[name].post_stop
             self.uncleaned.discard(name)
             return
+        assert name not in {each for each, _ in self.beside}, f"{name}: a second tree"
         assert (step == "pre_start") == bool(self.specs[name].pre_start and name not in self.prepared)
         self.prepared.discard(name)
         assert name not in self.uncleaned or step == "main", f"{name}: its post_stop was left out"
-        for other in self.graph.requires[name]:
-            assert self.is_ready(other), f"{name} is started, but {other} is not ready"
-            assert self.view(other).ready
-        assert not self.engine.closing
+        self._check_start(name)
         self.completed.pop(name, None)
         self.spawns.append((self.now, name, incarnation))
         if record.restarts > self.restarts_of.get(name, 0):
             self.restarts.append(self.now)
         self.restarts_of[name] = record.restarts
 
+    def _check_start(self, name: str) -> None:
+        for other in self.graph.requires[name]:
+            assert self.is_ready(other), f"{name} is started, but {other} is not ready"
+            assert self.view(other).ready
+        assert not self.engine.closing
+
     def _check_stop(self, name: str, incarnation: int) -> None:
-        tree = self.trees[name]
-        assert tree.incarnation == incarnation
+        tree = self.tree(name, incarnation)
+        assert tree is not None
         assert tree.spawned, f"{name}: stopped before its start was answered"
         assert not tree.stopped, f"{name}: stopped twice"
         tree.stopped = True
         self.stops.append((self.now, name))
+        if self.trees.get(name) is not tree:
+            assert incarnation in self.records[name].retired or self.engine.closing, f"{name}: it is not on record"
+            return
         reason = self.view(name).reason if self.specs.get(name) is not None else ""
         timed_out = "in time" in reason or reason.startswith("unhealthy")
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
@@ -350,7 +398,7 @@ class World:
                 assert view.state in (State.RUNNING, State.EXITED)
             assert (view.state is State.RUNNING) <= view.ready
             if view.wake_at is not None:
-                assert view.state in (State.BACKOFF, State.STARTING) or view.step == "post_stop"
+                assert view.state in (State.BACKOFF, State.STARTING) or view.step == "post_stop" or view.replacing
             assert not view.waiting_for or view.state in (State.STARTING, State.STOPPED, State.STOPPING)
             assert tree is None or tree.incarnation == view.incarnation
             assert (tree is not None and tree.stuck) <= (view.state is State.FATAL)
@@ -358,6 +406,10 @@ class World:
             if view.state is not self.states.get(name, view.state):
                 assert name in told, f"{name}: {self.states[name]} -> {view.state}, and nobody was told"
             self.states[name] = view.state
+            stuck = {number for (each, number), tree in self.beside.items() if each == name and tree.stuck}
+            beside = {number for each, number in self.beside if each == name} - stuck
+            phase = self.engine.units[name].phase
+            assert set(view.retired) == (beside - {self.last[name]} if phase is Phase.REPLACING else beside), view
             record = self.records.get(name)
             if record is not None:  # what a supervisor after us must know
                 assert record.incarnation == view.incarnation
@@ -437,8 +489,8 @@ class Sim(World):
 
     def _over(self, event: Event) -> bool:
         """Whether it happened otherwise: a process ends once."""
-        tree = self.trees.get(getattr(event, "name", ""))
-        if tree is None or tree.incarnation != event.incarnation:
+        tree = self.tree(getattr(event, "name", ""), getattr(event, "incarnation", None))
+        if tree is None:
             return isinstance(event, (Exited, Emptied, BecameReady))
         return isinstance(event, Exited) and tree.exit is not None
 
@@ -471,4 +523,4 @@ class Sim(World):
 
 
 def phase_of(world: World, name: str) -> Phase:
-    return world.engine._units[name].phase
+    return world.engine.units[name].phase

@@ -26,14 +26,18 @@ from helpers_wire import marked, raw_record, read_spec, wait_until
 from holdfast.daemon import anchor as client
 
 SPEC = read_spec(anchor=True)
-RECORDS = ("READY", "FAREWELL", "ANCHOR_QUERY", "ANCHOR_HELLO")
+RECORDS = ("READY", "FAREWELL", "ANCHOR_QUERY", "DEPOSIT", "WITHDRAW", "TAKE", "DEPOSITED", "ANCHOR_HELLO")
 # Version 1, written once: whatever speaks it must go on reading them.
 GOLDEN = {
     "READY": ({}, "2000000008000000 0000000000000000"),
     "FAREWELL": ({"status": -7}, "2100000008000000 f9ffffff00000000"),
     "ANCHOR_QUERY": ({"id": 5}, "2200000008000000 0500000000000000"),
+    "DEPOSIT": ({"key": b"a b"}, "23000000f0000000 612062" + "00" * 237),
+    "WITHDRAW": ({"key": b"a b"}, "24000000f0000000 612062" + "00" * 237),
+    "TAKE": ({"index": 7}, "2500000008000000 0700000000000000"),
+    "DEPOSITED": ({"index": 7, "key": b"a b"}, "61000000f8000000 0700000000000000 612062" + "00" * 237),
     "ANCHOR_HELLO": (
-        {"version": 1, "pid": 4242, "restarts": 3, "started_at_ns": 1_750_000_000 * 10**9 + 1},
+        {"version": 1, "pid": 4242, "restarts": 3, "deposits": 0, "started_at_ns": 1_750_000_000 * 10**9 + 1},
         "6000000018000000 01000000921000000300000000000000 0100ef64ba3f4918",
     ),
 }
@@ -44,7 +48,7 @@ GOLDEN = {
 
 def test_the_tables_are_the_structures_of_the_code(tmp_path):
     require("gcc")
-    kinds = {"u32": "uint32_t", "i32": "int32_t", "u64": "uint64_t"}
+    kinds = {"u32": "uint32_t", "i32": "int32_t", "u64": "uint64_t", "char[240]": "char[240]"}
     lines = ['#include "anchor_wire.h"', "#include <stddef.h>", "#define SAME(a, b) _Static_assert((a) == (b), #a)"]
     for name in RECORDS:
         record, struct = SPEC.records[name], f"struct {SPEC.records[name].struct_name}"
@@ -679,6 +683,73 @@ def test_pid_1_cannot_be_killed_from_inside(tmp_path):
         assert a.wait() == 13
 
 
+DEPOSITS = r"""
+import os, socket, struct, sys
+anchor = socket.socket(fileno=3)
+restarts, most = struct.unpack_from("<8xIiII", anchor.recv(65536))[2:]
+def say(tag, body, *fds):
+    data = struct.pack("<HHI", tag, 0, len(body)) + body
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+    anchor.sendmsg([data], rights)
+def key(text):
+    return text.encode().ljust(240, b"\0")
+def take(index):
+    say(37, struct.pack("<II", index, 0))
+    data, fds, _, _ = socket.recv_fds(anchor, 65536, 4)
+    tag, _, size, at, _, name = struct.unpack("<HHIII240s", data)
+    assert (tag, size, at, len(fds)) == (97, 248, index, bool(name[0])), (tag, size, at, fds, name)
+    return name.rstrip(b"\0").decode(), fds
+def all_of_them():
+    found = {}
+    while (taken := take(len(found)))[0]:
+        found[taken[0]] = os.readlink(f"/proc/self/fd/{taken[1][0]}")
+        os.close(taken[1][0])
+    return found
+def opened(name):
+    return os.open(name, os.O_RDONLY)
+if restarts == 0:
+    assert most == 512 and all_of_them() == {}
+    say(35, key("one"), opened("/"))
+    say(35, key("two"), opened("/dev"))
+    say(35, key("one"), opened("/usr"))  # replaced
+    say(35, key("three"), opened("/"))
+    say(36, key("three"))
+    say(36, key("never there"))
+    say(35, key("nothing along"))
+    say(35, key(""), opened("/"))
+    say(35, b"x" * 240, opened("/"))
+    say(35, b"short", opened("/"))
+    say(35, key("two of them"), opened("/proc"), opened("/"))
+    say(32, bytes(8), opened("/"))  # READY brings nothing
+    say(63, bytes(8), opened("/"), opened("/"), opened("/"))
+    assert all_of_them() == {"one": "/usr", "two": "/dev", "two of them": "/proc"}, all_of_them()
+elif restarts == 1:
+    assert all_of_them() == {"one": "/usr", "two": "/dev", "two of them": "/proc"}
+    say(36, key("one"))
+    for number in range(600):  # more than it keeps
+        say(35, key(f"many {number}"), opened("/"))
+    found = all_of_them()
+    assert len(found) == 512 and "many 509" in found and "many 510" not in found and found["two"] == "/dev"
+    assert take(2 ** 32 - 1) == ("", [])
+    for name in found:
+        say(36, key(name))
+    say(35, key("last"), opened("/"))
+else:
+    assert all_of_them() == {"last": "/"}
+    links = [os.readlink(f"/proc/{os.getppid()}/fd/{n}") for n in os.listdir(f"/proc/{os.getppid()}/fd")]
+    assert links.count("/") == 1 and not {"/usr", "/dev", "/proc"} & set(links), links
+    say(33, struct.pack("<iI", 17, 0))
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_deposits_are_kept_for_the_next_supervisor(tmp_path):
+    """Whatever is sent: what is no deposit leaves nothing open."""
+    with AnchorProcess(tmp_path, command=[sys.executable, "-I", "-S", "-c", DEPOSITS]) as a:
+        assert a.wait() == 17, a.said()
+
+
 def children_of(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
@@ -710,6 +781,7 @@ def test_scenarios_under_sanitizers(tmp_path, monkeypatch):
             (test_a_stop_in_a_pause_starts_a_supervisor_at_once,),
             (test_descriptors_of_a_supervisor_are_those_listed,),
             (test_what_loses_its_parent_is_reaped,),
+            (test_deposits_are_kept_for_the_next_supervisor,),
             (test_the_supervisor_can_ask_who_is_there, "256"),
             (test_a_supervisor_that_does_not_read_its_answers_holds_nobody_up,),
             (test_a_stranger_is_left_alone,),

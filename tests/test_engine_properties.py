@@ -57,6 +57,7 @@ def graphs(draw):
                 name,
                 type=type,
                 ready=draw(st.sampled_from([None, Ready(tcp="80")])) if type == "simple" else None,
+                restart_order=draw(st.sampled_from(["stop-first", "start-first"])),
                 restart=draw(st.sampled_from(POLICIES)),
                 requires=tuple(draw(st.lists(earlier, max_size=2, unique=True))) if place else (),
                 after=tuple(draw(st.lists(earlier, max_size=1))) if place else (),
@@ -69,11 +70,18 @@ def graphs(draw):
             )
         )
     needed = {other for each in result for other in each.requires}
-    for place, each in enumerate(result):
+    for place, each in enumerate(map(valid, result)):
+        result[place] = each
         if each.type == "oneshot" and not each.essential and each.name not in needed and draw(st.booleans()):
             overlap = draw(st.sampled_from(["skip", "queue", "restart"]))
             result[place] = replace(each, schedule=Schedule(every=60.0, overlap=overlap))
     return services(*draw(st.permutations(result)))
+
+
+def valid(spec):
+    """Without `start-first` where a file could not have it."""
+    fits = spec.type != "oneshot" and not spec.pre_start and not spec.post_stop
+    return spec if fits else replace(spec, restart_order="stop-first")
 
 
 def changed(draw, specs):
@@ -90,7 +98,8 @@ def changed(draw, specs):
             after=tuple(filter(result.__contains__, spec.after)),
         )  # fmt: skip
         if what == "restart":
-            spec = msgspec.structs.replace(spec, nice=draw(st.integers(0, 2)))
+            order = draw(st.sampled_from(["stop-first", "start-first"]))
+            spec = msgspec.structs.replace(spec, nice=draw(st.integers(0, 2)), restart_order=order)
         elif what == "type":
             spec = msgspec.structs.replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot"])))
         elif what == "apply":
@@ -101,7 +110,7 @@ def changed(draw, specs):
         elif what == "edges" and earlier:
             requires = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True))
             spec = msgspec.structs.replace(spec, requires=tuple(requires), after=())
-        result[name] = spec
+        result[name] = valid(spec)
     return services(*draw(st.permutations(list(result.values())))) or services(service("a"))
 
 
@@ -250,6 +259,35 @@ class EngineMachine(RuleBasedStateMachine):
         if name is not None:
             self.world.handle(KeeperLost(name, number))
 
+    # ---- trees beside the one that serves
+
+    @rule(data=st.data())
+    def start_first(self, data):
+        """A restart of one that serves, so that there is a second tree soon."""
+        names = [name for name, tree in sorted(self.world.trees.items()) if self.world.specs.get(name) and tree.spawned]
+        names = [name for name in names if self.world.specs[name].restart_order == "start-first"]
+        if names:
+            self.world.handle(RestartAsked(targets(data.draw(st.sampled_from(names)))))
+
+    @rule(data=st.data(), what=st.integers(0, 9), exit=st.sampled_from(EXITS))
+    def something_of_one_beside(self, data, what, exit):
+        if not self.world.beside:
+            return
+        name, number = data.draw(st.sampled_from(sorted(self.world.beside)))
+        tree = self.world.beside[name, number]
+        if tree.exit is not None or tree.lost:
+            self.world.handle(Emptied(name, number, 2 if what == 0 else 0))
+        elif what == 1:
+            self.world.handle(KeeperLost(name, number))
+        elif what == 2:
+            self.world.handle(Emptied(name, number))  # its end was missed
+        elif what == 3:
+            self.world.handle(BecameReady(name, number))
+        elif not tree.spawned:
+            self.world.handle(SpawnFailed(name, number, "no", False) if what == 4 else Spawned(name, number))
+        else:
+            self.world.handle(Exited(name, number, exit) if what < 7 else BecameReady(name, number))
+
     @rule(data=st.data(), seconds=st.sampled_from([-1.0, 50.0, 200.0]))
     def more_time_is_asked_for(self, data, seconds):
         name, number = self.pick(data, lambda tree: tree.spawned)
@@ -262,6 +300,8 @@ class EngineMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.world.specs)))
         number = self.world.view(name).incarnation
         number -= name in self.world.trees
+        if self.world.tree(name, number) is not None:
+            return  # not gone: on its way out, beside its successor
         event = (
             Spawned(name, number),
             SpawnFailed(name, number, "late", False),
@@ -342,6 +382,21 @@ class EngineMachine(RuleBasedStateMachine):
             ):
                 world.handle(Exited(name, number, Exit(0, None)))
             elif not stopping and spec is not None and spec.awaits and not tree.said_ready:
+                world.handle(BecameReady(name, number))
+            else:
+                continue
+            some = True
+        for name, number in sorted(world.beside):
+            tree = world.tree(name, number)
+            if tree is None or world.trees.get(name) is tree:
+                continue  # meanwhile it is gone, or serves
+            if tree.exit is not None or tree.lost or tree.stuck:
+                world.handle(Emptied(name, number))
+            elif not tree.spawned:
+                world.handle(Spawned(name, number))
+            elif tree.stopped:
+                world.handle(Exited(name, number, TERMINATED))
+            elif not tree.said_ready:
                 world.handle(BecameReady(name, number))
             else:
                 continue

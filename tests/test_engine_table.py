@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pathlib
 import random
@@ -12,6 +13,7 @@ from sim import KILLED, SUCCESS, service
 
 from holdfast.config.model import Backoff, Schedule
 from holdfast.engine import actions, table
+from holdfast.engine.beside import Beside
 from holdfast.engine.effects import WHATS, Tell
 from holdfast.engine.events import (
     BecameReady,
@@ -86,6 +88,8 @@ def lives(phase):
             continue
         if phase is Phase.SCHEDULED and not overlap:
             continue
+        if phase is Phase.REPLACING and (asked or not wanted or type == "oneshot" or step != "main" or before):
+            continue
         if step == "pre_start" and phase is Phase.RUNNING:
             continue
         if phase in table.UP and asked:
@@ -107,7 +111,12 @@ def lives(phase):
         unit.failures = limit if step == "post_stop" else 0  # that was counted before
         if phase in (Phase.ENDING, Phase.STUCK):
             unit.exit = ended
-        yield unit
+        for beside in ("neither", "starting", "started", "retired"):
+            if (phase is Phase.REPLACING) == (beside in ("starting", "started")):
+                each = copy.copy(unit)
+                each.next = Beside(2, spawned=beside == "started") if phase is Phase.REPLACING else None
+                each.retired = {0: Beside(0)} if beside == "retired" else {}
+                yield each
 
 
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name)
@@ -124,7 +133,7 @@ def reached(phase, given, action):
     found = set()
     for news in NEWS.get(given, ["asked to"]):
         for closing in (True, False) if given in (Input.EMPTIED, Input.SPAWN_FAILED, Input.CLOSE) else (False,):
-            if phase in (Phase.SPAWNING, *table.UP) and closing:
+            if phase in (Phase.SPAWNING, *table.UP, Phase.REPLACING) and closing:
                 continue  # a shutdown has them leave
             for unit in lives(phase):
                 world = Alone(closing)

@@ -84,7 +84,7 @@ BAD_BODIES = {
     "cut in the strings": GOOD[:-8],
     "not a multiple of 8": GOOD[:-1],
     "last byte not zero": GOOD[:-1] + b"x",
-    "unknown option": patched("options", 1 << 11),
+    "unknown option": patched("options", 1 << 31),
     "all options": patched("options", 2**32 - 1),
     "loss 3": patched("on_owner_loss", 3),
     "stop signal 0": patched("stop_signal", 0),
@@ -830,3 +830,15 @@ def test_socketpair_is_what_we_think():
         a.send(b"two")
         a.close()
         assert [b.recv(100), b.recv(100), b.recv(100)] == [b"one", b"two", b""]
+
+
+def test_listen_pid_needs_a_place_in_the_environment():
+    no_room = {"stage": 14, "error": errno.EINVAL, "name": "FAILED"}
+    for env in ((), ("LISTEN_PID=1",), ("LISTEN_PIDS=0000000000", "XLISTEN_PID=0000000000")):
+        with RawKeeper() as k:
+            assert k.spawn("/bin/true", env=env, options=2048) == no_room, env
+    with RawKeeper() as k:
+        shell = 'exec test "$$" = "$LISTEN_PID"'
+        env = ("A=b", "LISTEN_PID=0000000000")
+        assert k.spawn("/bin/sh", "-c", shell, env=env, options=2048)["name"] == "SPAWNED"
+        assert k.wait_for("EXITED")[1]["status"] == 0

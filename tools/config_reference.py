@@ -38,6 +38,8 @@ WORDS = {
     "cron": "five fields",
     "zone": "name",
     "signal": "signal's name",
+    "listen": "address",
+    "fd_name": "string",
     "loopback": "address and port",
     "token_file": "path",
     "hosts": "list of names",
@@ -71,6 +73,9 @@ def rows(keys: Keys, prefix: str = "") -> list[str]:
         elif key.about.form == "table":
             assert isinstance(key.type, type)
             result += rows(keys_of(key.type), f"{prefix}{name}.")
+        elif key.about.form == "tables":
+            result.append(f"| `{prefix}{name}` | list of tables | `[]` | {key.about.text} |")
+            result += rows(keys_of(get_args(key.type)[0]), f"{prefix}{name}[].")
         else:
             result.append(f"| `{prefix}{name}` | {type_words(key)} | {default(key)} | {key.about.text} |")
     return result

@@ -1,7 +1,8 @@
 /* From clone to exec.  In: a plan in plain C.  Out: a running program, or stage and errno.
  *
  * PERMITTED in the child (everything from child_main down): raw system calls through hf_syscall,
- * reads of the plan, writes to its own stack and to *result.  FORBIDDEN: libc calls (errno, locks
+ * reads of the plan, writes to its own stack, to *result and, with HF_LISTEN_PID, over that one value of
+ * the plan's environment.  FORBIDDEN: libc calls (errno, locks
  * and set*id broadcasts belong to the parent, whose other threads go on running), allocation,
  * anything that returns past child_main.  The memory is the parent's; the descriptor table is a copy.
  */
@@ -136,6 +137,33 @@ static long set_rlimit(uint32_t which, uint64_t soft, uint64_t hard)
     return HF_CALL4(SYS_prlimit64, 0, which, &value, NULL);
 }
 
+/* Nobody knows the number before there is a process, and after the exec it is too late: the value is written over
+ * where it lies.  Who asked for it has put one there with room for any number. */
+static long write_listen_pid(char *const *envp)
+{
+    static const char name[] = "LISTEN_PID=";
+    for (; *envp; envp++) {
+        size_t at = 0;
+        while (name[at] && (*envp)[at] == name[at])
+            at++;
+        if (name[at])
+            continue;
+        char *value = *envp + at, digits[12];
+        size_t room = 0, n = 0;
+        while (value[room])
+            room++;
+        for (long pid = HF_CALL0(SYS_getpid); pid > 0; pid /= 10)
+            digits[n++] = (char)('0' + pid % 10);
+        if (n > room)
+            return -EINVAL;
+        for (at = 0; at < n; at++)
+            value[at] = digits[n - 1 - at];
+        value[n] = '\0';
+        return 0;
+    }
+    return -EINVAL;
+}
+
 #define TRY(stage_, call) do { long r_ = (call); if (r_ < 0) { \
     result->error = (int)-r_; result->stage = (stage_); return 127; } } while (0)
 
@@ -192,6 +220,8 @@ static int child_main(void *raw)
         if (HF_CALL0(SYS_getppid) != arg->parent)
             TRY(HF_STAGE_PDEATHSIG, -ESRCH);
     }
+    if (o & HF_LISTEN_PID)
+        TRY(HF_STAGE_EXEC, write_listen_pid(plan->envp));
     /* No handler of the parent's may run here once signals are open. */
     if (!arg->handlers_cleared)
         reset_handlers();

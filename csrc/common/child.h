@@ -36,8 +36,9 @@ enum hf_plan_option {
     HF_CLOSE_FDS = 256,     /* everything above 2 that is not passed becomes close-on-exec */
     HF_RESTORE_SIGNALS = 512, /* SIGPIPE and SIGXFSZ, which Python ignores, back to default */
     HF_IGNORE_SIGCHLD = 1024, /* the keeper took SIGCHLD over; the owner had it ignored */
+    HF_LISTEN_PID = 2048,   /* the environment's LISTEN_PID, which has room for it, becomes the child's number */
     HF_TERMINAL = 4096,     /* descriptor 0 is a terminal, and becomes that of the new session */
-    HF_OPTIONS_ALL = 2047 + 4096,
+    HF_OPTIONS_ALL = 8191,
 };
 
 struct hf_rlimit {

@@ -4,7 +4,7 @@
  *
  * The listed descriptors (lock, listening sockets) stay open here, so that they outlive every supervisor; each
  * gets them at the same numbers, those of `once` only the first.  Descriptor 3 of a supervisor is its end of a
- * socket to us.  Keepers whose supervisor died are our children; whatever else falls to us is reaped, also as
+ * socket to us, over which it may leave more descriptors here (deposits.h).  Keepers whose supervisor died are our children; whatever else falls to us is reaped, also as
  * PID 1.  No policy and no services here: even a stop goes through a supervisor, for only that one
  * knows what has to be stopped.
  *
@@ -13,6 +13,7 @@
  */
 #define _GNU_SOURCE
 #include "anchor_wire.h"
+#include "deposits.h"
 #include "run.h"
 
 #include <errno.h>
@@ -154,7 +155,7 @@ static void finish_answer(void)
         hf_give_back(hf_run_buffer, sizeof hf_run_buffer);
 }
 
-static void obey(const char *request, size_t size)
+static void obey(const char *request, size_t size, int *fd)
 {
     size_t at = 0;
     struct hf_record record;
@@ -175,6 +176,8 @@ static void obey(const char *request, size_t size)
             answer->head = (struct hf_members){.id = query.id};
             hf_tree_walk(list_member);
             finish_answer();
+        } else {
+            hf_deposits_obey(&record, body, fd, anchor.channel);
         }
     }
 }
@@ -184,15 +187,26 @@ static void receive(void)
 {
     char request[1024]; /* more than a packet of ours has; what is cut off is malformed, and so skipped */
     while (anchor.channel >= 0 && !anchor.answer) {
-        ssize_t n = recv(anchor.channel, request, sizeof request, MSG_DONTWAIT);
+        union { struct cmsghdr align; char space[CMSG_SPACE(sizeof(int))]; } ancillary;
+        int fds[2] = {-1, -1}; /* padding makes room for another */
+        struct iovec piece = {request, sizeof request};
+        struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = ancillary.space,
+                                 .msg_controllen = sizeof ancillary.space};
+        ssize_t n = recvmsg(anchor.channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (n < 0 && (errno == EINTR || errno == ECONNRESET)) /* it left something unread; told once */
             continue;
         if (n < 0 && errno == EAGAIN)
             return;
+        struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+        if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len <= CMSG_LEN(sizeof fds))
+            memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
         if (n <= 0)
             close_channel();
         else
-            obey(request, (size_t)n);
+            obey(request, (size_t)n, fds);
+        for (int i = 0; i < 2; i++)
+            if (fds[i] >= 0)
+                close(fds[i]);
     }
 }
 
@@ -207,7 +221,7 @@ static int start(void)
         return hf_complain(125, "cannot start the supervisor", NULL, errno);
     /* In the socket before anybody reads it: a supervisor knows at once whether it has an anchor. */
     struct hf_anchor_hello hello = {.version = HF_WIRE_VERSION, .pid = getpid(), .restarts = anchor.restarts,
-                                    .started_at_ns = anchor.began_at_ns};
+                                    .deposits = HF_DEPOSITS_MAX, .started_at_ns = anchor.began_at_ns};
     char packet[64];
     size_t size = 0;
     hf_wire_put(packet, sizeof packet, &size, HF_ANCHOR_HELLO, &hello, sizeof hello);

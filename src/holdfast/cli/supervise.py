@@ -116,6 +116,7 @@ async def _supervise(config: Config, anchor: Anchor, upgraded_from: str | None) 
     )
     take_events_over(supervisor.events, places.run_dir, upgraded_from is not None)
     supervisor.lost.anchor = anchor
+    supervisor.sockets.take_back(anchor)
     journal = _keep_journal(supervisor)
     _listen_to_signals(supervisor)
     loop.set_exception_handler(lambda _, context: supervisor.events.add("error", _explain(context)))

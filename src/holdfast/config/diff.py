@@ -23,6 +23,7 @@ from .units import duration_text, size_text
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
+    "restart_order", "fd_store_max",
 ))  # fmt: skip
 
 def applied(running: Service, wanted: Service) -> Service:
@@ -121,10 +122,13 @@ def _words(value: object, form: str) -> str:
 
 def _told(struct: msgspec.Struct) -> dict[str, Any]:
     values = ((key, default, getattr(struct, key)) for key, default in _defaults(type(struct)))
-    return {
-        key: _told(value) if isinstance(value, msgspec.Struct) else value
-        for key, default, value in values if value != default
-    }  # fmt: skip
+    return {key: _plain(value) for key, default, value in values if value != default}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return _told(value) if isinstance(value, msgspec.Struct) else value
 
 
 @functools.cache

@@ -23,7 +23,7 @@ N = TypeVar("N", int, float)
 
 OWN_VARIABLES = (
     "HOLDFAST_SERVICE", "HOLDFAST_INCARNATION", "HOLDFAST_SUPERVISOR", "HOLDFAST_EXIT_CODE", "HOLDFAST_EXIT_SIGNAL",
-    "NOTIFY_SOCKET",
+    "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
 )  # fmt: skip
 BYTE_LIMITS = ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")
 TIME_LIMITS = {"cpu": 1, "rttime": 1_000_000}  # units of the kernel per second
@@ -61,7 +61,7 @@ def kind(value: object) -> str:
     return names.get(type(value), "a date or time")
 
 
-def _string(value: object, around: Around) -> str:
+def string(value: object, around: Around) -> str:
     """Any string of a file: variables replaced, nothing in it that no system call takes."""
     if not isinstance(value, str):
         raise Wrong(f"must be a string, not {kind(value)}")
@@ -166,7 +166,7 @@ def command(value: object, key: Key, around: Around) -> tuple[str, ...]:
     for at, word in enumerate(words):
         if not isinstance(word, str):
             raise Wrong(f"word {at + 1} must be a string, not {kind(word)}", "write it in quotes")
-    result = tuple(_string(word, around) for word in words)
+    result = tuple(string(word, around) for word in words)
     if not result or not result[0].strip():
         raise Wrong("is empty", "name the program to run")
     return result
@@ -189,7 +189,7 @@ def _shell_words(text: str) -> list[str]:
 
 
 def path(value: object, key: Key, around: Around) -> str:
-    text = _string(value, around)
+    text = string(value, around)
     if not text:
         raise Wrong("is empty", 'the directory of the file is "."')
     if text.startswith("~"):
@@ -216,7 +216,7 @@ def _variable(name: str, value: object, around: Around) -> str:
         raise Wrong("is set by the supervisor itself")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise Wrong(f"must be a string, not {kind(value)}", "write it in quotes")
-    return _string(value, around)
+    return string(value, around)
 
 
 class Several(Exception):
@@ -258,7 +258,7 @@ def _identity(
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Wrong(f"must be a name or a number, not {kind(value)}")
     if isinstance(value, str):
-        value = _string(value, around)
+        value = string(value, around)
         try:
             look_up(value)
         except (KeyError, ValueError):  # ValueError: what no name can contain
@@ -274,8 +274,8 @@ def _identity(
 def umask(value: object, key: Key, around: Around) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         # TOML's 022 is an error and 22 is no octal: a string can only be read in one way.
-        raise Wrong("must be a string of octal digits, not an integer", 'such as umask = "022"')
-    text = _string(value, around)
+        raise Wrong("must be a string of octal digits, not an integer", f'such as {key.field} = "022"')
+    text = string(value, around)
     if not text or len(text) > 4 or set(text) - set("01234567") or int(text, 8) > 0o777:
         raise Wrong(f"{one_line(text)} is no mask", 'octal digits up to "777", such as "022"')
     return int(text, 8)
@@ -356,7 +356,7 @@ def stop_signal(value: object, key: Key, around: Around) -> int:
 
 
 def loopback(value: object, key: Key, around: Around) -> str:
-    text = _string(value, around)
+    text = string(value, around)
     try:
         host, port = tcp.split(text)
         local = tcp.is_local(host)

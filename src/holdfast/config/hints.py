@@ -14,7 +14,6 @@ LATER = {
     "oom_score_adj": "choom in the command does it",
     "ready_timeout": "ready = { timeout = ... } is",
     "resources": "rlimits are",
-    "sockets": "",
 }
 
 # Tables of the file that are not built.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -22,11 +22,12 @@ from .links import Links
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Schedule, Service, Supervisor, keys_of
 from .places import find
 from .probe_forms import PROBE_FORMS, wrong_probes
+from .socket_forms import SOCKET_FORMS, twice, wrong_sockets
 from .sources import DIRECTORY, At, Source, read_all
 from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 from .tcp import HOW_TO_MAKE_ONE
 
-FORMS = {**PLAIN_FORMS, **PROBE_FORMS}
+FORMS = {**PLAIN_FORMS, **PROBE_FORMS, **SOCKET_FORMS}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
 TABLES_OF_OTHERS = ("service", "group")  # in conf.d
@@ -73,6 +74,8 @@ class _Files:
             links = Links(services, self.replicas, self.places, self.wrong)
             self.read_groups(links)
             services = links.resolved({**self.replicas, **self.groups})
+            for name, message, hint in twice(filter(None, services.values())):
+                self.wrong(self.places[name] / "sockets", message, hint)
         if self.wrongs or self.unread:
             raise ConfigError(self.problems())
         specs = {name: spec for name, spec in services.items() if spec}
@@ -233,9 +236,28 @@ class _Files:
                     value = {key.about.short: value}
                 inner = around._replace(shell=False)  # it speaks of the service's own command alone
                 values[key.field] = key.type(**self.table(key.type, value, at / name, inner))
+            elif key.about.form == "tables":
+                values[key.field] = self.tables(key, value, at / name, around._replace(shell=False))
             else:
                 self.value(key, value, at / name, around, values)
         return values
+
+    def tables(self, key: Key, value: object, at: At, around: Around) -> tuple[msgspec.Struct, ...]:
+        """A list of tables; one that lacks what must be given is left out."""
+        if not isinstance(value, list):
+            self.wrong(at, f"must be a list of tables, not {kind(value)}", "[{ … }]")
+            return ()
+        struct = get_args(key.type)[0]
+        result = []
+        for index, each in enumerate(value):
+            before = len(self.wrongs)
+            fields = self.table(struct, each, at / str(index + 1), around)
+            for field in msgspec.structs.fields(struct):
+                if field.required and len(self.wrongs) == before and field.name not in fields:
+                    self.wrong(at / str(index + 1), f"has no {field.name}")
+            if len(self.wrongs) == before:
+                result.append(struct(**fields))
+        return tuple(result)
 
     def value(self, key: Key, value: object, at: At, around: Around, values: dict[str, Any]) -> None:
         try:
@@ -282,7 +304,7 @@ class _Files:
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
-        for key, message, hint in wrong_probes(spec):
+        for key, message, hint in (*wrong_probes(spec), *wrong_sockets(spec)):
             self.wrong(at / key, message, hint)
         if spec.pty and spec.stdin == "pipe":
             self.wrong(at / "stdin", "is the terminal's where pty = true", "leave `stdin` out")

@@ -1,191 +1,72 @@
 """What a `holdfast.toml` says, resolved: the specs that engine and daemon work with.
 
-The structs below are the one table of keys and defaults.  Loader, JSON Schema and docs/configuration.md are made from
-it: each field carries an `About`, which names the form of its text (forms.py) and says what it means.
+The structs below, and those of parts.py, are the one table of keys and defaults.  Loader, JSON Schema and
+docs/configuration.md are made from it: each field carries an `About`, which names the form of its text (forms.py) and
+says what it means.
 """
 
 from __future__ import annotations
 
 import functools
 import typing
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-KB, MB, GB = 1000, 1000**2, 1000**3
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
+from .parts import (
+    BACKLOG,
+    COUNT_MAX,
+    FD_STORE_MAX,
+    NAME_LENGTH_MAX,
+    PROBE_KINDS,
+    REPLICAS_MAX,
+    SECONDS_MAX,
+    SERVICE_NAME,
+    SOCKET_MODE,
+    SOCKETS_MAX,
+    About,
+    Backoff,
+    Health,
+    Log,
+    OnOwnerLoss,
+    Probe,
+    Ready,
+    Restart,
+    RestartOrder,
+    Schedule,
+    Scope,
+    Socket,
+    Stdin,
+    Type,
+)
 
-SECONDS_MAX = 366 * 24 * 3600  # no duration of a service is longer than a year
-COUNT_MAX = 1_000_000
-ROTATE_COUNT_MAX = 10_000
-REPLICAS_MAX = 1000
-SIZE_MAX = 1024 * 1024 * 1024 * 1024 * 1024
-ROTATE_SIZE_LEAST = 1024
-PROBE_FD_MAX = 255
-NAME_LENGTH_MAX = 64
-SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
-
-Type = Literal["simple", "notify", "oneshot"]
-Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
-Scope = Literal["main", "group", "tree"]
-OnOwnerLoss = Literal["keep", "stop", "kill"]
-Overlap = Literal["skip", "queue", "restart"]
-Stdin = Literal["null", "pipe"]
-
-
-class About(NamedTuple):
-    """How a key is written and what it means."""
-
-    form: str  # name of a form in forms.py; "table" for a struct of its own
-    text: str
-    low: float | None = None
-    high: float | None = None
-    key: str = ""  # dotted, where the text nests it differently from the struct
-    without: str = ""  # what holds where the default is no constant
-    short: str = ""  # of a table: the key that is meant by a string in its place
-
-
-class Backoff(msgspec.Struct, frozen=True):
-    """How long a restart waits.  Durations in seconds."""
-
-    first: Annotated[float, About("duration", "Wait before the first restart.", 0, SECONDS_MAX)] = 0.0
-    then: Annotated[float, About("duration", "Wait before the second restart.", 0, SECONDS_MAX)] = 0.1
-    factor: Annotated[float, About("number", "Each further wait is this many times the one before.", 1, 100)] = 2.0
-    max: Annotated[float, About("duration", "No wait is longer.", 0, SECONDS_MAX)] = 60.0
-    jitter: Annotated[float, About("number", "Each wait is made longer or shorter by up to this part of it.", 0, 1)] = (
-        0.1
-    )
-    reset_after: Annotated[
-        float,
-        About("duration", "A life of this length clears the wait and the count of `start_limit`.", 0, SECONDS_MAX),
-    ] = 1.0
-
-
-class Log(msgspec.Struct, frozen=True):
-    """What becomes of a service's output.  Sizes in bytes."""
-
-    rotate_size: Annotated[
-        int,
-        About(
-            "size",
-            "A file of this size is closed, at the end of a line, and the next begun.",
-            ROTATE_SIZE_LEAST,
-            SIZE_MAX,
-            "rotate.size",
-        ),
-    ] = 16 * MIB
-    rotate_count: Annotated[
-        int,
-        About("integer", "Closed files that are kept; older ones are removed.", 1, ROTATE_COUNT_MAX, "rotate.count"),
-    ] = 8
-    cap: Annotated[
-        int,
-        About(
-            "size",
-            "All files of the service together. What would go past it is dropped, counted and shown, so keep it above "
-            "what rotation keeps: `size` times (`count` + 1), twice that with `merge = false`.",
-            ROTATE_SIZE_LEAST,
-            SIZE_MAX,
-        ),
-    ] = 512 * MIB  # above what rotation keeps, with two streams, too: else nothing would make room again
-    timestamps: Annotated[bool, About("boolean", "Write the time before each line.")] = False
-    merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: stderr has files of its own.")] = (
-        True
-    )
-
-
-class Probe(msgspec.Struct, frozen=True):
-    """How it is found out whether a service is well: one of these.  notify, fd and log are heard, the others asked."""
-
-    notify: Annotated[bool, About("boolean", "It says so itself: `READY=1`; for health `WATCHDOG=1` (sd_notify).")] = (
-        False
-    )
-    fd: Annotated[
-        int | None, About("integer", "It writes a newline to this descriptor.", 3, PROBE_FD_MAX, without="none")
-    ] = None
-    tcp: Annotated[
-        str | None,
-        About(
-            "address", 'Somebody listens there: `"127.0.0.1:8080"`, `"8080"`, `"[::1]:80"`, `"unix:/run/x.sock"`.',
-            without="none",
-        ),
-    ] = None  # fmt: skip
-    http: Annotated[
-        str | None,
-        About("url", "A GET of this URL is answered with a status from 200 to 399.", without="none"),
-    ] = None
-    command: Annotated[
-        tuple[str, ...] | None,
-        About(
-            "command", "This command, run as the service (user, directory, environment, limits), ends with code 0.",
-            without="none",
-        ),
-    ] = None  # fmt: skip
-    log: Annotated[
-        str | None, About("regex", "A line of its output matches this regular expression.", without="none")
-    ] = None
-
-    @property
-    def kind(self) -> str:
-        """The one that is given; "": none."""
-        return next((kind for kind in PROBE_KINDS if getattr(self, kind) not in (False, None)), "")
-
-
-PROBE_KINDS = Probe.__struct_fields__
-
-
-class Ready(Probe, frozen=True):
-    """When a service counts as ready.  Durations in seconds."""
-
-    timeout: Annotated[
-        float, About("duration", "It must be ready so long after its start, else it is stopped.", 0.01, SECONDS_MAX)
-    ] = 90.0
-    interval: Annotated[
-        float, About("duration", "Pause before it is asked again (tcp, http, command).", 0.01, SECONDS_MAX)
-    ] = 0.25
-
-
-class Health(Probe, frozen=True):
-    """Whether a service that is ready is well.  Durations in seconds."""
-
-    interval: Annotated[
-        float,
-        About("duration", "It is asked so often; notify, fd and log must be heard once in each.", 0.01, SECONDS_MAX),
-    ] = 10.0
-    timeout: Annotated[
-        float, About("duration", "An answer that takes longer is a failure (tcp, http, command).", 0.01, SECONDS_MAX)
-    ] = 5.0
-    failures: Annotated[
-        int, About("integer", "So many failures in a row: it is stopped, and `restart` decides.", 1, COUNT_MAX)
-    ] = 3
-class Schedule(msgspec.Struct, frozen=True):
-    """When a oneshot runs, by the clock on the wall.  Durations in seconds."""
-
-    cron: Annotated[
-        str | None, About("cron", "Minute, hour, day of the month, month, day of the week.", without="none")
-    ] = None
-    every: Annotated[
-        float | None,
-        About("duration", "Instead of `cron`: the same times of every day, counted from 1970 in UTC.", 1, SECONDS_MAX,
-              without="none"),
-    ] = None  # fmt: skip
-    overlap: Annotated[
-        Overlap,
-        About("choice", "When the run before is not over: `skip` this one, `queue` it (one), or `restart` the run."),
-    ] = "skip"
-    jitter: Annotated[
-        float, About("duration", "Each run begins later by up to this, and before the next time.", 0, SECONDS_MAX)
-    ] = 0.0
-    catch_up: Annotated[
-        bool, About("boolean", "Run once at the start, or after a suspension, when times have passed meanwhile.")
-    ] = False
-    timezone: Annotated[
-        str | None, About("zone", 'Whose clock `cron` goes by, such as `"Europe/Berlin"`.', without="the machine's")
-    ] = None
-
-    @property
-    def given(self) -> bool:
-        return bool(self.cron or self.every)
+__all__ = [
+    "About",
+    "BACKLOG",
+    "Backoff",
+    "Config",
+    "Group",
+    "Health",
+    "Http",
+    "Key",
+    "Keys",
+    "Log",
+    "NAME_LENGTH_MAX",
+    "PROBE_KINDS",
+    "Probe",
+    "Ready",
+    "SERVICE_NAME",
+    "SOCKETS_MAX",
+    "SOCKET_MODE",
+    "Schedule",
+    "Service",
+    "Socket",
+    "StartBudget",
+    "Supervisor",
+    "decode",
+    "encode",
+    "keys_of",
+]
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -247,6 +128,19 @@ class Service(msgspec.Struct, frozen=True):
         dict[str, tuple[int, int]],
         About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),
     ] = {}  # -1: unlimited
+    sockets: Annotated[
+        tuple[Socket, ...],
+        About("tables", "Sockets that are opened for it and held over its restarts and those of the supervisor."),
+    ] = ()
+    fd_store_max: Annotated[
+        int,
+        About(
+            "integer",
+            "Descriptors that it may leave with the supervisor (`FDSTORE=1` of sd_notify) for its next start.",
+            0,
+            FD_STORE_MAX,
+        ),
+    ] = 0
     replicas: Annotated[
         int | None,
         About(
@@ -304,6 +198,14 @@ class Service(msgspec.Struct, frozen=True):
             "one that was stopped by hand stays so over a restart of the supervisor), `never`.",
         ),
     ] = "on-failure"
+    restart_order: Annotated[
+        RestartOrder,
+        About(
+            "choice",
+            "What `holdfast restart` does: `stop-first`, or `start-first`: the new process is started beside the old "
+            "one, which is stopped when the new one is ready, and serves on if that fails.",
+        ),
+    ] = "stop-first"
     backoff: Annotated[Backoff, About("table", "How long a restart waits.")] = Backoff()
     start_limit: Annotated[
         int,
@@ -377,7 +279,8 @@ class Service(msgspec.Struct, frozen=True):
     @property
     def speaks(self) -> bool:
         """Whether it is given the socket of sd_notify."""
-        return any(each is not None and each.notify for each in (self.awaits, self.health)) or self.watchdog is not None
+        asked = any(each is not None and each.notify for each in (self.awaits, self.health))
+        return asked or self.watchdog is not None or self.fd_store_max > 0
 
 
 class Group(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import Wrong, one_line
 from .forms import Around, kind
-from .forms import _string as plain_string
+from .forms import string as plain_string
 from .model import PROBE_KINDS, Key, Probe, Service
 
 LOCALHOST = "127.0.0.1"

@@ -57,6 +57,8 @@ _FORMS: dict[str, Schema] = {
     "address": _STRING,
     "url": {"type": "string", "pattern": r"^(http://|\$\{)"},
     "regex": _STRING,
+    "listen": _STRING,
+    "fd_name": _STRING,
     "names": {"type": "array", "items": {"type": "string", "pattern": r"^[A-Za-z0-9_*?\[][][A-Za-z0-9._*?!:-]*$"}},
     "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
     "token_file": _STRING,
@@ -73,7 +75,7 @@ _FORMS: dict[str, Schema] = {
 def default_text(key: Key) -> object:
     """The default as the file would have it; None where it is no constant."""
     value, form = key.default, key.about.form
-    if value is None or value is msgspec.NODEFAULT:
+    if value is None or value == "" or value is msgspec.NODEFAULT:
         return None
     if isinstance(value, msgspec.Struct):
         return {}
@@ -83,6 +85,8 @@ def default_text(key: Key) -> object:
     if form == "size":
         assert isinstance(value, int)
         return units.size_text(value)
+    if form == "umask":
+        return f"{value:04o}"
     if form == "number":
         assert isinstance(value, float)
         return int(value) if value.is_integer() else value
@@ -113,6 +117,8 @@ def _table(keys: Keys, definitions: dict[str, Schema]) -> Schema:
             assert isinstance(key.type, type)
             reference = _reference(key.type, definitions)
             properties[name] = {"anyOf": [_STRING, reference]} if key.about.short else {"allOf": [reference]}
+        elif key.about.form == "tables":
+            properties[name] = {"type": "array", "items": _reference(get_args(key.type)[0], definitions)}
         else:
             properties[name] = _of_key(key)
         properties[name]["description"] = key.about.text

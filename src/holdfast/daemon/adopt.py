@@ -48,6 +48,7 @@ class _Found:
         self.copy: Copy | None = None
         self.said: list[told.Event] = []
         self.unreachable = ""  # why its keeper does not take us
+        self.retired: list[Copy] = []  # earlier incarnations that were on their way out, beside it
         self.strays: list[int] = []  # earlier incarnations without a keeper, of which something is left
         self.ended: Exit | None = None  # from its report
         self.lost = False  # nobody is there, and nothing was left to say how it ended
@@ -84,7 +85,7 @@ async def adopt(supervisor: Supervisor) -> None:
     for name in supervisor.store.names():
         if each := _find(supervisor, name, held):
             found.append(each)
-            held += each.copy is not None
+            held += (each.copy is not None) + len(each.retired)
     # All together, and before anything is started: none of them must run beside its successor.
     await asyncio.gather(*(_sweep(supervisor, each.record.name, number) for each in found for number in each.strays))
     supervisor.found = len(found)
@@ -102,16 +103,27 @@ def _find(supervisor: Supervisor, name: str, held: int) -> _Found | None:
     """None: nothing is left of it.  `held`: so many copies were found before."""
     store = supervisor.store
     record, numbers = store.record(name), store.incarnations(name)
+    told = record
+    if record is not None and record.next in numbers and os.path.exists(store.report(name, record.next)):
+        numbers.remove(record.next)  # the successor has ended: who served before serves on
+        supervisor.clean(name, record.next)
     if record is None:
         if not numbers:
             store.forget(name)
             return None
         record = Record(name, incarnation=numbers[0], live=True, reason="its record was lost")
     elif numbers and numbers[0] > record.incarnation:  # it could not be written: a full disk, say
-        record = replace(record, incarnation=numbers[0], live=True, stopping=False, ready_at=None)
+        definition = record.next_definition if numbers[0] == record.next else record.definition
+        record = replace(
+            record, incarnation=numbers[0], live=True, stopping=False, ready_at=None, definition=definition
+        )  # fmt: skip
     found = _Found(record)
     for number in numbers:
-        if number != record.incarnation and not _end_stray(supervisor, name, number, held):
+        if number == record.incarnation:
+            continue
+        if copy := told and _connect_retired(supervisor, told, number, held + len(found.retired)):
+            found.retired.append(copy)
+        elif not _end_stray(supervisor, name, number, held):
             found.strays.append(number)
     try:
         found.copy = _connect(supervisor, name, record.incarnation, held)
@@ -129,6 +141,19 @@ def _connect(supervisor: Supervisor, name: str, incarnation: int, held: int) -> 
         supervisor.keep_spare_descriptors(held + 1)
     tree = HeldTree.attach(address)
     return Copy(name, incarnation, tree, os.path.join(supervisor.config.supervisor.log_dir, name))
+
+
+def _connect_retired(supervisor: Supervisor, record: Record, number: int, held: int) -> Copy | None:
+    """One that has a successor, or was to have one: it is to end with its grace.  None: it is no such, or does not take
+    us, and is a stray as any other."""
+    spec = supervisor.config.services.get(record.name)
+    started_first = spec is not None and spec.restart_order == "start-first"
+    if not (started_first or record.next or number in record.retired):
+        return None
+    try:
+        return _connect(supervisor, record.name, number, held)
+    except OSError:
+        return None
 
 
 def _end_stray(supervisor: Supervisor, name: str, incarnation: int, held: int) -> bool:
@@ -254,7 +279,10 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
     now = asyncio.get_running_loop().time()
     ready = record.ready_at is not None
     supervisor.chronicle.found(record)
-    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now)
+    retired = tuple(each.incarnation for each in found.retired)
+    supervisor.engine.adopt(name, record, alive=alive, ready=ready, exit=ended, now=now, retired=retired)
+    for each in found.retired:
+        supervisor.hold(each)
     if found.unreachable:
         supervisor.unreached[name] = found.unreachable
         supervisor.events.add("frozen", f"held by {found.unreachable}; it counts as alive", name, incarnation)

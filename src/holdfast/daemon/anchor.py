@@ -6,6 +6,7 @@ started by hand has no anchor: then there is nobody to tell, and `pid` says so.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -15,13 +16,15 @@ import struct
 import time
 from typing import NamedTuple
 
+from holdfast.process import _native
 from holdfast.process.status import Member
 
 # Where the anchor leaves what outlives a supervisor, and the pipe of `up --detach` (for the first one only).
 ANCHOR_FD, LOCK_FD, CONTROL_FD, NOTIFY_FD, CALLER_FD, ATTACH_FD = 3, 4, 5, 6, 7, 8
 HTTP_FD = 9  # where [supervisor.http] asks for it
 
-READY, FAREWELL, ANCHOR_QUERY, MEMBERS, ANCHOR_HELLO = 32, 33, 34, 73, 96
+READY, FAREWELL, ANCHOR_QUERY, DEPOSIT, WITHDRAW, TAKE = 32, 33, 34, 35, 36, 37
+MEMBERS, ANCHOR_HELLO, DEPOSITED = 73, 96, 97
 VERSION = 1
 MEMBERS_MAX = 256
 PACKET = 65536
@@ -29,6 +32,9 @@ _HEAD = struct.Struct("<HHI")
 _HELLO = struct.Struct("<IiIIQ")
 _MEMBERS = struct.Struct("<IIII")
 _MEMBER = struct.Struct("<iI16s")
+_DEPOSITED = struct.Struct("<II240s")
+KEY_SIZE = 240  # of a deposit, with a NUL
+TAKE_LIMIT = 5.0  # seconds for the anchor to give back what was left with it
 
 # Blocked by the anchor at our start: none of them finds us without a handler.
 SIGNALS = frozenset(
@@ -54,6 +60,7 @@ class Anchor:
     pid: int | None = None
     restarts: int = 0
     started_at: float = 0.0
+    deposits_max = 0  # descriptors that it keeps for its supervisors
 
     def __init__(self, sock: socket.socket | None = None) -> None:
         self._sock = sock
@@ -92,7 +99,7 @@ class Anchor:
         if hello is None:
             return cls()
         anchor = cls(socket.socket(fileno=fd))
-        _version, anchor.pid, anchor.restarts, _, started_at_ns = hello
+        _version, anchor.pid, anchor.restarts, anchor.deposits_max, started_at_ns = hello
         anchor.started_at = started_at_ns / 1e9
         return anchor
 
@@ -100,17 +107,18 @@ class Anchor:
     def _known(cls, fd: int, facts: str) -> Anchor:
         sock = socket.socket(fileno=fd)
         anchor = cls(sock)
-        restarts, _, started_at = facts.partition(":")
+        restarts, started_at, *more = facts.split(":")
         # Who made the socket, as the kernel says.
         anchor.pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         anchor.restarts, anchor.started_at = int(restarts), float(started_at)
+        anchor.deposits_max = int(more[0]) if more else 0
         anchor._last_id = time.monotonic_ns() // 1_000_000 % (1 << 31)  # answers to earlier questions are not ours
         return anchor
 
     @property
     def facts(self) -> str:
         """What was in the hello, for `find` in the same process."""
-        return f"{self.restarts}:{self.started_at}"
+        return f"{self.restarts}:{self.started_at}:{self.deposits_max}"
 
     def fileno(self) -> int:
         """Readable when an answer has come; -1 without an anchor."""
@@ -164,6 +172,60 @@ class Anchor:
                     self._take(body, found)
         return found
 
+    # ---- what outlives us
+
+    def deposit(self, key: str, fd: int) -> None:
+        """Leave a copy of a descriptor with the anchor, for our successors; one of this key is replaced.  OSError: it
+        cannot be sent now.  How many are kept, `deposits_max`, is to be heeded: one too many is dropped there."""
+        if self._sock and self.deposits_max:
+            packet = _HEAD.pack(DEPOSIT, 0, KEY_SIZE) + _key(key)
+            socket.send_fds(self._sock, [packet], [fd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def withdraw(self, key: str) -> None:
+        """The anchor shall let go of it."""
+        self._tell(WITHDRAW, _key(key))
+
+    def take_back(self) -> dict[str, int]:
+        """What was left with the anchor, which has it still: key -> a descriptor of ours.  For a start, before
+        anything else is asked.  TimeoutError, OSError: the anchor does not answer, or we have no descriptors left."""
+        found: dict[str, int] = {}
+        while self._sock and len(found) < self.deposits_max:
+            index = len(found)
+            self._tell(TAKE, struct.pack("<II", index, 0))
+            try:
+                while (key := self._await(index, found)) is None:
+                    pass
+            except OSError:
+                for fd in found.values():
+                    os.close(fd)
+                raise
+            if not key:
+                break
+        return found
+
+    def _await(self, index: int, found: dict[str, int]) -> str | None:
+        """The next packet: the key that it brings, "" where no more are there; None when it is about something else."""
+        assert self._sock
+        if not _native.poll(self._sock.fileno(), 1, int(TAKE_LIMIT * 1e9)):
+            raise TimeoutError(f"the anchor does not answer within {TAKE_LIMIT:g} s")
+        packet, fds, _, _ = socket.recv_fds(self._sock, PACKET, 1, socket.MSG_DONTWAIT)
+        if not packet:
+            raise ConnectionError("the anchor has ended")
+        for tag, body in _records(packet):
+            if tag == DEPOSITED:
+                at, _, data = _DEPOSITED.unpack_from(body)
+                key = os.fsdecode(data.split(b"\0")[0])
+                if at == index and (fds or not key):
+                    if key:
+                        os.set_inheritable(fds[0], False)
+                        found[key] = fds.pop()
+                    return key
+                if at == index:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        for fd in fds:
+            os.close(fd)
+        return None
+
     def close(self) -> None:
         """Let go of the descriptor.  The anchor goes by our exit, not by this."""
         if self._caller >= 0:
@@ -189,6 +251,13 @@ class Anchor:
                 self._sock.send(_HEAD.pack(tag, 0, len(body)) + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError:
                 pass  # its socket is never full of our few words: it has ended, and so will we
+
+
+def _key(key: str) -> bytes:
+    data = os.fsencode(key)
+    if not 0 < len(data) < KEY_SIZE:
+        raise ValueError(f"a key of a deposit has 1 to {KEY_SIZE - 1} bytes: {key!r}")
+    return data.ljust(KEY_SIZE, b"\0")
 
 
 def _hello(fd: int) -> tuple[int, int, int, int, int] | None:

@@ -70,9 +70,11 @@ class Chronicle:
 
     def begin(self) -> None:
         """Start-up is over: what an earlier supervisor has not written down any more is closed."""
-        live, ended = set(), dict(self._recorded)
+        live: set[tuple[str, int]] = set()
+        ended = dict(self._recorded)
         for view in self._supervisor.engine.views():
             key = view.name, view.incarnation
+            live.update((view.name, number) for number in view.retired)
             if view.live:
                 live.add(key)
             if view.last_exit is not None and not (view.live and view.last_exit_of == view.incarnation):

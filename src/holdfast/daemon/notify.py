@@ -37,6 +37,7 @@ class Message(NamedTuple):
     keeper_pid: int
     pid: int
     fields: dict[str, str]
+    fds: list[int]  # that came with FDSTORE=1, for the receiver to close
 
 
 class NotifySocket:
@@ -84,7 +85,8 @@ class NotifySocket:
                         os.close(pidfd)
                 fields = _parse(data)
                 if keeper:
-                    messages.append(Message(keeper, pid, fields))
+                    stored, fds = (fds, []) if fields.get("FDSTORE") == "1" else ([], fds)
+                    messages.append(Message(keeper, pid, fields, stored))
                 else:
                     self.refused += 1
             finally:
@@ -106,6 +108,10 @@ class NotifySocket:
             self._to_close = to_close
         self._given += 1
         self._to_close.put(fd)
+
+    def dispose(self, fd: int) -> None:
+        """Close a descriptor that somebody has sent, in the thread for that."""
+        self._dispose(fd, believed=False)
 
     def _close_all(self, to_close: queue.SimpleQueue[int]) -> None:
         while True:

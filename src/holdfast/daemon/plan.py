@@ -15,6 +15,7 @@ from holdfast.engine.events import Exit
 from holdfast.process.options import DEVNULL, Plan, make_plan
 
 from .show import signal_name
+from .sockets import NOTHING, Given
 
 # What the supervisor got for itself and a service must not take for its own.
 PRIVATE = ("NOTIFY_", "LISTEN_", "HOLDFAST_")
@@ -59,9 +60,10 @@ def exit_variables(ended: Exit | None) -> dict[str, str]:
 
 
 def make_service_plan(
-    spec: Service, incarnation: int, around: Surroundings, step: Step = "main", ended: Exit | None = None
-) -> Plan:
-    """The checked request.  `ended`: for post_stop, how main has.
+    spec: Service, incarnation: int, around: Surroundings, step: Step = "main", ended: Exit | None = None,
+    given: Given = NOTHING,
+) -> Plan:  # fmt: skip
+    """The checked request.  `ended`: for post_stop, how main has; `given`: for main, what it gets to listen on.
 
     ValueError, OSError: a user that has gone, a value that the kernel does not take, an
     env_file that is not there."""
@@ -73,6 +75,9 @@ def make_service_plan(
             options["env"]["NOTIFY_SOCKET"] = around.notify_address
         if spec.watchdog is not None:
             options["env"]["WATCHDOG_USEC"] = str(round(spec.watchdog * 1e6))
+        if given.fds:  # sd_listen_fds(3); the number is written into its place where it is known: in the process
+            listening = {"LISTEN_FDS": str(len(given.fds)), "LISTEN_FDNAMES": ":".join(given.names)}
+            options["env"].update(listening, LISTEN_PID="0" * 10)
         fds = [each.fd for each in (spec.awaits, spec.health) if each and each.fd is not None]
     elif step == "post_stop":
         options["env"].update(exit_variables(ended))
@@ -83,6 +88,7 @@ def make_service_plan(
         stdout=DEVNULL,  # the keeper puts the pipes of its log in their place
         stderr=DEVNULL,
         pass_fds=fds,
+        listen_fds=given.fds,
         on_owner_loss=spec.on_owner_loss,
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,

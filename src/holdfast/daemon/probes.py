@@ -137,7 +137,7 @@ class Probes:
         if spec is None:
             return
         view = self._supervisor.engine.view(key[0])
-        if view.incarnation != key[1] or view.step != "main":
+        if key[1] not in (view.incarnation, view.next) or view.step != "main":
             return  # a `pre_start` or `post_stop` is nobody to ask; or it is over already
         awaits, health = spec.awaits, spec.health
         if not ready:
@@ -241,8 +241,8 @@ class Probes:
     # ---- both
 
     async def _ask(self, probe: Probe, limit: float, key: Key, spec: Service) -> Answer:
-        copy = self._supervisor.copies.get(key[0])
-        main_pid = copy.pid if copy and copy.incarnation == key[1] else None
+        copy = self._supervisor.copy_of(*key)
+        main_pid = copy.pid if copy else None
         async with self._slots:
             return await ask(probe, limit, spec, self._supervisor.around, main_pid or 0)
 

@@ -35,7 +35,9 @@ from .plan import Surroundings, command_of, make_service_plan, marks
 from .probes import Probes
 from .processes import is_below
 from .scheduler import Scheduler
+from .sockets import NOTHING, Sockets
 from .store import Store
+from .stored import Stored
 from .systemd import Manager
 from .terminals import Terminals
 from .update import Updates
@@ -72,7 +74,8 @@ class Supervisor:
         self.started = time.monotonic()
         self.events = EventLog()
         self.store = Store(config.supervisor.run_dir)
-        self.copies: dict[str, Copy] = {}
+        self.copies: dict[str, Copy] = {}  # those that serve
+        self.beside: dict[tuple[str, int], Copy] = {}  # their successors, and those that are on their way out
         self.retired: dict[str, Service] = {}  # taken out of the configuration while we run: how they are to stop
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
@@ -99,6 +102,8 @@ class Supervisor:
         self.updates = Updates(self)
         self.manager = Manager(self, around.own)
         self.terminals = Terminals(self)
+        self.sockets = Sockets(self)
+        self.stored = Stored(self)
 
     # ---- the one way in
 
@@ -119,6 +124,7 @@ class Supervisor:
                 self._perform(effect)
         finally:
             self._stepping = False
+        self.sockets.begin()
         self.chronicle.begin()
         self.probes.begin()
         self._step()
@@ -158,10 +164,11 @@ class Supervisor:
         gone = {name: spec for name, spec in self.config.services.items() if name not in config.services}
         self.retired = {name: spec for name, spec in {**self.retired, **gone}.items() if name not in config.services}
         before, self.config = self.config.services, config
-        for name, copy in self.copies.items():
-            spec, old = config.services.get(name), before.get(name)
+        for copy in self.all_copies():
+            spec, old = config.services.get(copy.name), before.get(copy.name)
             if spec and old and spec.on_owner_loss != old.on_owner_loss:
                 copy.set_on_owner_loss(spec.on_owner_loss)
+        self.sockets.apply()  # before anything starts: an address may be another service's now
         self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
         for name, spec in config.services.items():
             if name in before and before[name].health != spec.health:
@@ -191,11 +198,14 @@ class Supervisor:
             self._spawn(effect)
         elif isinstance(effect, fx.Stop):
             self._stop(effect.name, effect.incarnation)
+        elif isinstance(effect, fx.Serve):
+            self._serve(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Tell):
             copy = self.copies.get(effect.name)
             text = f"pid {copy.pid}" if effect.what == "ready" and copy and copy.pid else effect.text
             self.events.add(effect.what, text, effect.name, effect.incarnation)
             self.probes.tell(effect)
+            self.sockets.heed(effect.name)
         elif isinstance(effect, fx.Forget):
             self.store.forget(effect.name)
             self.retired.pop(effect.name, None)
@@ -209,14 +219,29 @@ class Supervisor:
             # The services go on; what is lost is what a supervisor after us would have known.
             self.events.add("error", f"cannot write the record: {error}", record.name, record.incarnation)
 
+    def _serve(self, name: str, incarnation: int) -> None:
+        if name in self.copies:
+            before = self.copies.pop(name)
+            self.beside[name, before.incarnation] = before
+        if (name, incarnation) in self.beside:
+            self.copies[name] = self.beside.pop((name, incarnation))
+
+    def copy_of(self, name: str, incarnation: int) -> Copy | None:
+        copy = self.copies.get(name)
+        return copy if copy and copy.incarnation == incarnation else self.beside.get((name, incarnation))
+
+    def all_copies(self) -> list[Copy]:
+        return [*self.copies.values(), *self.beside.values()]
+
     def _spawn(self, effect: fx.Spawn) -> None:
         name, incarnation, step = effect.name, effect.incarnation, effect.step
         spec = self.config.services[name]
         log_path = self.log_path(name)
         try:
-            self.keep_spare_descriptors(len(self.copies) + (name not in self.copies))
+            self.keep_spare_descriptors(len(self.copies) + len(self.beside) + 1)
             os.makedirs(log_path, 0o750, exist_ok=True)
-            plan = make_service_plan(spec, incarnation, self.around, step, self.engine.view(name).last_exit)
+            given = self.sockets.give(spec) if step == "main" else NOTHING
+            plan = make_service_plan(spec, incarnation, self.around, step, self.engine.view(name).last_exit, given)
             if step == "main":
                 self.probes.prepare(spec, incarnation, log_path, plan)
             tree = HeldTree.start(
@@ -242,12 +267,12 @@ class Supervisor:
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if copies * DESCRIPTORS_OF_ONE > limit - SPARE_DESCRIPTORS:
+        if copies * DESCRIPTORS_OF_ONE + len(self.sockets) + len(self.stored) > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
-        copy = self.copies.get(name)
-        if copy is None or copy.incarnation != incarnation:
+        copy = self.copy_of(name, incarnation)
+        if copy is None:
             # Its end is already on the way; or its keeper could not be reached yet, and hears it then.
             self._unheard.add((name, incarnation))
             return
@@ -261,7 +286,10 @@ class Supervisor:
 
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
-        self.copies[copy.name] = copy
+        if self.engine.view(copy.name).incarnation == copy.incarnation:
+            self.copies[copy.name] = copy
+        else:
+            self.beside[copy.name, copy.incarnation] = copy
         copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
@@ -343,8 +371,7 @@ class Supervisor:
                 await self._end_lost_copy(copy)
                 return
             await asyncio.sleep(0.01)
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         copy.close()
         await self.reach(copy.name, copy.incarnation)
 
@@ -354,8 +381,7 @@ class Supervisor:
             status = copy.tree.recover_status()
             if status is not None:
                 self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         await self.settle_lost(copy.name, copy.incarnation, survivors)
         copy.close()
         self.clean(copy.name, copy.incarnation)
@@ -375,7 +401,7 @@ class Supervisor:
         self.post(ev.Emptied(name, incarnation, 0))
 
     def _keepers(self) -> set[int]:
-        return {copy.tree.keeper_pid for copy in (*self.copies.values(), *self.strays)}
+        return {copy.tree.keeper_pid for copy in (*self.all_copies(), *self.strays)}
 
     def run_task(self, work: Coroutine[None, None, None]) -> None:
         """Run work beside everything else; it is cancelled at the end."""
@@ -388,10 +414,15 @@ class Supervisor:
         if not copy.closed:
             self._loop.remove_reader(copy.tree.fileno())
         copy.close()
-        if self.copies.get(copy.name) is copy:
-            del self.copies[copy.name]
+        self._drop(copy)
         self.strays.discard(copy)
         self.clean(copy.name, copy.incarnation)
+
+    def _drop(self, copy: Copy) -> None:
+        if self.copies.get(copy.name) is copy:
+            del self.copies[copy.name]
+        elif self.beside.get((copy.name, copy.incarnation)) is copy:
+            del self.beside[copy.name, copy.incarnation]
 
     def clean(self, name: str, incarnation: int) -> None:
         """Remove the files of an incarnation of which nothing is left."""
@@ -425,10 +456,12 @@ class Supervisor:
         """Give the trees up without stopping them: their on_owner_loss rules."""
         if self.left.done():
             keep_running(self)
-        for copy in [*self.copies.values(), *self.strays]:
+        for copy in [*self.all_copies(), *self.strays]:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
+        self.sockets.close()
+        self.stored.close()
         self.voices.close()
         self.probes.close()
         self.scheduler.close()

@@ -51,7 +51,8 @@ def keep_running(supervisor: Supervisor, keep: bool = True) -> list[str]:
     """Tell the keepers that trees go on without us, whatever `on_owner_loss` says; or, without keep, what it says.
     Names of those that cannot be told: frozen for so long that their socket is full."""
     deaf = []
-    for name, copy in supervisor.copies.items():
+    for copy in supervisor.all_copies():
+        name = copy.name
         configured = supervisor.on_owner_loss(name)
         if configured != "keep":
             try:

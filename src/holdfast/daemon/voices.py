@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from holdfast.engine import events as ev
@@ -34,7 +35,7 @@ class Voices:
 
     def _on_notify(self) -> None:
         assert self._notify is not None
-        by_keeper = {copy.tree.keeper_pid: copy for copy in self._supervisor.copies.values()}
+        by_keeper = {copy.tree.keeper_pid: copy for copy in self._supervisor.all_copies()}
         for message in self._notify.receive(set(by_keeper)):
             self._on_message(by_keeper[message.keeper_pid], message)
         # Everybody may write to this socket: nobody shall fill the log with that, or drive other events out.
@@ -68,7 +69,18 @@ class Voices:
         if fields.get("READY") == "1" and copy.reloading:
             copy.reloading = False
             self._supervisor.events.add("reloaded", "it says that it is ready again", name, incarnation)
+        if message.fds:
+            self._supervisor.stored.put(name, incarnation, message.fds, fields)
+        if fields.get("FDSTOREREMOVE") == "1" and "FDNAME" in fields:
+            self._supervisor.stored.remove(name, fields["FDNAME"])
         self._supervisor.probes.said(name, incarnation, fields)
+
+    def dispose(self, fd: int) -> None:
+        """Close a descriptor of a service's making: not in this thread."""
+        if self._notify is not None:
+            self._notify.dispose(fd)
+        else:
+            os.close(fd)
 
     def close(self) -> None:
         if self._notify is not None:

@@ -6,13 +6,12 @@ enters a phase, and gives effects to the `World`.  No clock, no input or output.
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
-from typing import Protocol
 
 from ..config.diff import definition
 from . import restart
-from .effects import Effect, Spawn, Step, Stop, Tell
+from .beside import dismiss_next, give_next_up, hand_over, replace_, replace_anew, serve_on, succeed
+from .effects import Spawn, Step, Stop
 from .events import (
     COULD_NOT_START,
     KEEPER_LOST,
@@ -26,30 +25,16 @@ from .events import (
     Exit,
     Exited,
     NotReadyYet,
-    Observed,
-    Seconds,
     SpawnFailed,
     TimeExtended,
 )
 from .service import NOT_CONFIGURED, Unit
 from .table import LEAVING, Phase
+from .world import NOT_READY, News, World, because, enter_ready, tell
+
+__all__ = ["dismiss_next", "hand_over", "replace_", "replace_anew", "serve_on", "succeed"]  # for the table
 
 POST_STOP_TRIES = 3  # to start it, where that fails for a reason that may pass
-
-NOT_READY = "not ready yet"
-News = Observed | str  # what comes with an input: the event, or for the others a few words of why
-
-
-class World(Protocol):
-    """What an action may use of the engine."""
-
-    now: Seconds
-    rng: random.Random
-    closing: bool  # the supervisor ends: nothing starts any more
-    finished: bool  # Finish was given: nobody waits for a `post_stop` any more
-
-    def emit(self, effect: Effect) -> None: ...
-    def save(self, unit: Unit) -> None: ...
 
 
 def come(unit: Unit, world: World, news: News) -> None:
@@ -61,7 +46,7 @@ def come(unit: Unit, world: World, news: News) -> None:
 
 def want(unit: Unit, world: World, news: News) -> None:
     if not (unit.wanted and unit.asked):
-        _tell(unit, world, "wanted", f"{news}: starts again when its tree is empty")
+        tell(unit, world, "wanted", f"{news}: starts again when its tree is empty")
         unit.next_why = str(news)
     unit.clear()
     unit.wanted = unit.asked = True
@@ -69,7 +54,7 @@ def want(unit: Unit, world: World, news: News) -> None:
 
 def unwant(unit: Unit, world: World, news: News) -> None:
     if unit.wanted:
-        _tell(unit, world, "wanted", f"{news}: stays stopped")
+        tell(unit, world, "wanted", f"{news}: stays stopped")
     unit.wanted = False
 
 
@@ -90,11 +75,12 @@ def resign(unit: Unit, world: World, news: News) -> None:
 
 
 def yield_(unit: Unit, world: World, news: News) -> None:
+    give_next_up(unit, world, str(news))
     unit.asked = True
     unit.next_why = str(news)  # if it is to come back: what brings it down brings it up again
     unit.become(Phase.CANCELLED if unit.phase is Phase.SPAWNING else Phase.HOLDING, world.now, str(news))
     if unit.phase is Phase.CANCELLED:
-        _tell(unit, world, "stopping", f"{news}, as soon as its start is answered")
+        tell(unit, world, "stopping", f"{news}, as soon as its start is answered")
 
 
 def rest(unit: Unit, world: World, news: News) -> None:
@@ -117,12 +103,12 @@ def redo(unit: Unit, world: World, news: News) -> None:
 def block(unit: Unit, world: World, news: News) -> None:
     unit.main_next = False
     unit.become(Phase.BLOCKED, world.now)
-    _tell(unit, world, "stopped", str(news))
+    tell(unit, world, "stopped", str(news))
 
 
 def queue(unit: Unit, world: World, news: News) -> None:
     unit.become(Phase.QUEUED, world.now, "start budget")
-    _tell(unit, world, "backoff", "waits for the start budget")
+    tell(unit, world, "backoff", "waits for the start budget")
 
 
 def spawn(unit: Unit, world: World, news: News) -> None:
@@ -143,14 +129,14 @@ def spawn(unit: Unit, world: World, news: News) -> None:
 
 
 def run(unit: Unit, world: World, news: News) -> None:
-    _tell(unit, world, "spawned", "")
+    tell(unit, world, "spawned", "")
     if unit.step == "pre_start":
         unit.become(Phase.UNREADY, world.now)
         unit.wake_at = world.now + unit.spec.ready_timeout
         return
     awaits = unit.spec.awaits
     if unit.early or (awaits is None and unit.spec.type != "oneshot"):
-        _be_ready(unit, world)
+        enter_ready(unit, world)
         return
     unit.become(Phase.UNREADY, world.now, "runs to its end" if awaits is None else NOT_READY)
     if awaits is not None:
@@ -158,7 +144,7 @@ def run(unit: Unit, world: World, news: News) -> None:
 
 
 def hold(unit: Unit, world: World, news: News) -> None:
-    _tell(unit, world, "spawned", "")
+    tell(unit, world, "spawned", "")
     unit.become(Phase.HOLDING, world.now, unit.reason)
 
 
@@ -169,7 +155,7 @@ def stop(unit: Unit, world: World, news: News) -> None:
 
 def time_out(unit: Unit, world: World, news: News) -> None:
     if unit.step == "main":
-        unit.cause, reason = _because(READY_TIMEOUT, unit.doubts), _because("was not ready in time", unit.doubts)
+        unit.cause, reason = because(READY_TIMEOUT, unit.doubts), because("was not ready in time", unit.doubts)
     else:
         unit.cause, reason = f"{unit.step} {NOT_DONE}", f"{unit.step} was {NOT_DONE}"
     unit.become(Phase.ENDING, world.now, reason)
@@ -179,12 +165,12 @@ def time_out(unit: Unit, world: World, news: News) -> None:
 def doubt(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, NotReadyYet)
     unit.doubts = news.why
-    unit.reason = _because(NOT_READY, unit.doubts)
+    unit.reason = because(NOT_READY, unit.doubts)
 
 
 def condemn(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, BecameUnhealthy)
-    unit.cause = unit.cause or _because(UNHEALTHY, news.why)
+    unit.cause = unit.cause or because(UNHEALTHY, news.why)
     unit.become(Phase.ENDING, world.now, unit.cause)
     _stop(unit, world)
 
@@ -197,7 +183,7 @@ def fail(unit: Unit, world: World, news: News) -> None:
     about = "" if unit.step == "main" else f"{unit.step}: "
     unit.last_exit = Exit(None, None, cause=f"{COULD_NOT_START}: {about}{news.reason}")
     unit.last_exit_of = unit.incarnation
-    _tell(unit, world, "exited", unit.last_exit.words)
+    tell(unit, world, "exited", unit.last_exit.words)
     if not (unit.asked or not unit.wanted or world.closing):
         unit.failures += 1
     unit.exit, unit.start_failed = unit.last_exit, "for now" if news.temporary else "for good"
@@ -208,13 +194,13 @@ def fail(unit: Unit, world: World, news: News) -> None:
 
 
 def clean(unit: Unit, world: World, news: News) -> None:
-    _tell(unit, world, "spawned", "")
+    tell(unit, world, "spawned", "")
     unit.wake_at = world.now + unit.spec.ready_timeout
 
 
 def skip_cleaning(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, SpawnFailed)
-    _tell(unit, world, "exited", f"post_stop {COULD_NOT_START}: {news.reason}")
+    tell(unit, world, "exited", f"post_stop {COULD_NOT_START}: {news.reason}")
     if news.temporary and unit.incarnation - unit.last_exit_of < POST_STOP_TRIES:
         _clean_up(unit, world)
     else:
@@ -225,12 +211,12 @@ def overlap(unit: Unit, world: World, news: News) -> None:
     """A time of its schedule has come while the run before is not over."""
     how = unit.spec.schedule.overlap
     if not unit.wanted or how == "skip":
-        _tell(unit, world, "skipped", f"{news}: the run before is not over")
+        tell(unit, world, "skipped", f"{news}: the run before is not over")
     elif how == "restart" and unit.phase not in LEAVING:
         renew(unit, world, news)
     elif not unit.asked:
         unit.queued, unit.next_why = True, str(news)
-        _tell(unit, world, "wanted", f"{news}: runs again when this run is over")
+        tell(unit, world, "wanted", f"{news}: runs again when this run is over")
 
 
 def note_ready(unit: Unit, world: World, news: News) -> None:
@@ -239,7 +225,7 @@ def note_ready(unit: Unit, world: World, news: News) -> None:
 
 def be_ready(unit: Unit, world: World, news: News) -> None:
     if unit.spec.awaits is not None and unit.step == "main":
-        _be_ready(unit, world)
+        enter_ready(unit, world)
 
 
 def extend(unit: Unit, world: World, news: News) -> None:
@@ -265,7 +251,7 @@ def note_exit(unit: Unit, world: World, news: News) -> None:
         return
     assert unit.exit is not None
     about = "" if unit.step == "main" or unit.exit.cause.startswith(unit.step) else f"{unit.step}: "
-    _tell(unit, world, "exited", about + unit.exit.words)
+    tell(unit, world, "exited", about + unit.exit.words)
 
 
 def lose(unit: Unit, world: World, news: News) -> None:
@@ -276,7 +262,7 @@ def lose(unit: Unit, world: World, news: News) -> None:
 def note_loss(unit: Unit, world: World, news: News) -> None:
     if unit.exit is None:
         _ended(unit, world, Exit(None, None, cause=KEEPER_LOST))
-    _tell(unit, world, "lost", KEEPER_LOST)
+    tell(unit, world, "lost", KEEPER_LOST)
 
 
 def settle(unit: Unit, world: World, news: News) -> None:
@@ -284,11 +270,11 @@ def settle(unit: Unit, world: World, news: News) -> None:
     if news.survivors:
         text = f"{news.survivors} of the processes of incarnation {unit.incarnation} outlived KILL"
         unit.become(Phase.STUCK, world.now, text)
-        _tell(unit, world, "survived", text)
+        tell(unit, world, "survived", text)
         return
     if unit.exit is None:
         _ended(unit, world, Exit(None, None, cause=unit.cause or UNKNOWN))
-    _tell(unit, world, "emptied", "")
+    tell(unit, world, "emptied", "")
     if unit.prepared and not (unit.asked or not unit.wanted or world.closing):
         unit.main_next = True
         unit.become(Phase.WAITING, world.now)  # and on at once, unless what it requires has gone meanwhile
@@ -305,7 +291,8 @@ def settle(unit: Unit, world: World, news: News) -> None:
 
 
 def _spawn(unit: Unit, world: World, step: Step, phase: Phase, reason: str = "") -> None:
-    unit.incarnation += 1
+    unit.last += 1
+    unit.incarnation = unit.last
     unit.step = step
     unit.early = unit.main_next = False
     unit.ready_at = unit.exit = None
@@ -313,7 +300,7 @@ def _spawn(unit: Unit, world: World, step: Step, phase: Phase, reason: str = "")
     unit.become(phase, world.now, reason)
     world.save(unit)
     world.emit(Spawn(unit.spec.name, unit.incarnation, unit.why, step))
-    _tell(unit, world, "starting", unit.why if step == "main" else f"{step}: {unit.why}")
+    tell(unit, world, "starting", unit.why if step == "main" else f"{step}: {unit.why}")
 
 
 def _end_step(unit: Unit, world: World) -> None:
@@ -349,29 +336,15 @@ def _decide(unit: Unit, world: World) -> None:
         _give_up_for_good(unit, world, Phase.EXITED, "ended", text)
 
 
-def _because(what: str, why: str) -> str:
-    return f"{what} ({why})" if why else what
-
-
-def _tell(unit: Unit, world: World, what: str, text: str) -> None:
-    world.emit(Tell(unit.spec.name, unit.incarnation or None, what, text))
-
-
 def _rest(unit: Unit, world: World, reason: str) -> None:
     unit.become(Phase.STOPPED, world.now, reason)
-    _tell(unit, world, "stopped", reason)
-
-
-def _be_ready(unit: Unit, world: World) -> None:
-    unit.ready_at = world.now
-    unit.become(Phase.RUNNING, world.now)
-    _tell(unit, world, "ready", "")
+    tell(unit, world, "stopped", reason)
 
 
 def _stop(unit: Unit, world: World) -> None:
     world.save(unit)
     world.emit(Stop(unit.spec.name, unit.incarnation, unit.reason))
-    _tell(unit, world, "stopping", unit.reason)
+    tell(unit, world, "stopping", unit.reason)
 
 
 def _ended(unit: Unit, world: World, ended: Exit) -> None:
@@ -415,9 +388,9 @@ def _again(unit: Unit, world: World) -> None:
         return
     unit.become(Phase.BACKOFF, world.now, words)
     unit.wake_at = world.now + wait
-    _tell(unit, world, "backoff", f"{words}; starts again in {wait:.3g}s")
+    tell(unit, world, "backoff", f"{words}; starts again in {wait:.3g}s")
 
 
 def _give_up_for_good(unit: Unit, world: World, phase: Phase, what: str, text: str) -> None:
     unit.become(Phase.SCHEDULED if unit.spec.schedule.given else phase, world.now, text)
-    _tell(unit, world, what, text)
+    tell(unit, world, what, text)

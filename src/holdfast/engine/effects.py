@@ -47,6 +47,10 @@ class Record:
     scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
     queued: bool = False  # one came while it ran: it runs again
     definition: str = ""  # digest of what that incarnation was started with; "": nobody knows
+    next: int = 0  # its successor, which is being started beside it; 0: none
+    next_definition: str = ""  # digest of what that one was started with
+    retired: tuple[int, ...] = ()  # trees before it that are on their way out
+    last: int = 0  # the highest number given, where that is higher than these
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Serve:
+    """From now on this incarnation, which was started beside another, is the service's; the other is on its way out."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """For the event stream and the log.  `what` is one of WHATS; `incarnation` None where there is none yet."""
 
@@ -100,7 +112,7 @@ class Finish:
     status: int
 
 
-Effect: TypeAlias = Save | Spawn | Stop | Tell | Forget | Finish
+Effect: TypeAlias = Save | Spawn | Stop | Serve | Tell | Forget | Finish
 
 # What a Tell can say, in the order of a life.
 WHATS = (
@@ -109,6 +121,7 @@ WHATS = (
     "spawned",
     "ready",
     "extended",
+    "kept",  # it serves on, for its successor has failed
     "exited",
     "lost",
     "stopping",

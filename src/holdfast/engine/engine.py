@@ -14,8 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from ..config.model import Service, StartBudget
-from . import actions
-from .actions import News
+from . import actions, beside, replan
 from .effects import Effect, Finish, Forget, Record, Save, Tell
 from .events import (
     UNKNOWN,
@@ -42,9 +41,11 @@ from .events import (
     Woken,
 )
 from .graph import Graph
+from .replan import asked
 from .restart import Bucket
-from .service import NOT_CONFIGURED, WAITING, WITH_SUPERVISOR, ServiceView, Unit
+from .service import NOT_CONFIGURED, WITH_SUPERVISOR, ServiceView, Unit
 from .table import LEAVING, LIVE, TABLE, Input, Phase
+from .world import News
 
 INPUTS: dict[type[Observed], Input] = {
     Spawned: Input.SPAWNED,
@@ -70,15 +71,15 @@ class Engine:
         self.now = now
         self.rng = random.Random(seed)
         self.closing = False
-        self._graph = Graph(specs)
-        self._units = {name: Unit(spec, now) for name, spec in specs.items()}
-        self._bucket = Bucket(budget)
+        self.graph = Graph(specs)
+        self.units = {name: Unit(spec, now) for name, spec in specs.items()}
+        self.bucket = Bucket(budget)
         self._queue: deque[Unit] = deque()  # who waits for the budget; those that do no more are skipped
         self._turn: Unit | None = None  # whose turn it is
         self._timers: list[tuple[Seconds, int, Unit]] = []  # those that are no more meant are skipped
         self._timer_count = 0
-        self._forgotten: dict[str, int] = {}  # last numbers: who comes back goes on from there
-        self._changed: deque[Unit] = deque()
+        self.forgotten: dict[str, int] = {}  # last numbers: who comes back goes on from there
+        self.changed: deque[Unit] = deque()
         self._touched: dict[Unit, None] = {}
         self._effects: list[Effect] = []
         self._ended: list[tuple[Unit, Exit | None, bool]] = []  # what ended while no supervisor was there
@@ -91,7 +92,7 @@ class Engine:
     @property
     def order(self) -> list[str]:
         """Names in start order; they stop in the reverse."""
-        return list(self._graph.order)
+        return list(self.graph.order)
 
     def next_wake(self) -> Seconds | None:
         """When Woken is due; ask again after each `handle`."""
@@ -99,36 +100,40 @@ class Engine:
             heapq.heappop(self._timers)
         times = [self._timers[0][0]] if self._timers else []
         if self._first_in_queue():
-            times.append(self._bucket.next_at())
+            times.append(self.bucket.next_at())
         return min(times, default=None)
 
     def view(self, name: str) -> ServiceView:
         """KeyError: there is no such service."""
-        return self._units[name].view()
+        return self.units[name].view()
 
     def views(self) -> list[ServiceView]:
         """All services, in start order."""
-        return [self._units[name].view() for name in self._graph.order]
+        return [self.units[name].view() for name in self.graph.order]
 
     def is_gone(self, name: str, incarnation: int | None) -> bool:
         """Whether a command for this incarnation comes too late: it is not the one that lives."""
-        unit = self._units[name]
+        unit = self.units[name]
         return incarnation is not None and not (unit.live and unit.incarnation == incarnation)
 
     # ---- start-up
 
-    def adopt(self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds) -> None:
+    def adopt(
+        self, name: str, record: Record, *, alive: bool, ready: bool, exit: Exit | None, now: Seconds,
+        retired: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         """Before `begin`: what start-up found of one service.  `alive`: its tree is not empty; `ready`: it was, by what
         its spec awaits; `exit`: how its main process ended, if it has.  A name that is not in the configuration is
-        stopped and forgotten."""
+        stopped and forgotten.  `retired`: earlier incarnations of which there is something; they are stopped, too."""
         self.now = now
-        unit = self._units.get(name)
+        unit = self.units.get(name)
         if unit is None:
-            unit = self._units[name] = Unit(Service(name=name, command=(), restart="never"), now)
+            unit = self.units[name] = Unit(Service(name=name, command=(), restart="never"), now)
             unit.foreign = True
-            self._graph.add(name)
+            self.graph.add(name)
         unit.restore(record, alive=alive, ready=ready, now=now)
-        unit.saved = unit.durable(False)
+        unit.retired.update(beside.given_back(retired))
+        unit.saved = unit.durable(False) if tuple(unit.retired) == record.retired and not record.next else None
         self._account(unit)
         if unit.live and (exit is not None or not alive):
             self._ended.append((unit, exit, alive))
@@ -136,7 +141,7 @@ class Engine:
     def begin(self, now: Seconds) -> list[Effect]:
         """Once: start what is wanted, go on with what was under way, end what is not wanted any more."""
         self.now = now
-        units = [self._units[name] for name in self._graph.order]
+        units = [self.units[name] for name in self.graph.order]
         for unit, exit, alive in self._ended:
             name, incarnation = unit.spec.name, unit.incarnation
             if exit is not None:
@@ -144,20 +149,25 @@ class Engine:
             if not alive:
                 self._observe(unit, Emptied(name, incarnation))
         self._ended.clear()
-        self._replace({unit.spec.name: unit for unit in units if unit.wanted and unit.outdated})
+        replan.renew(self, {unit.spec.name: unit for unit in units if unit.wanted and unit.outdated})
+        for unit in units:
+            for each in list(unit.retired.values()):
+                beside.retire(unit, self, each, "was on its way out")
+            if unit.saved is None:  # who serves is another one than the record says
+                self.save(unit)
         for unit in units:
             self._heed_essential(unit)
         for unit in units:
             if unit.wanted and unit.phase is Phase.STOPPED and not self.closing:
-                self._apply(unit, Input.START, WITH_SUPERVISOR)
+                self.apply(unit, Input.START, WITH_SUPERVISOR)
         for unit in reversed(units):
             if unit.live and (unit.asked or not unit.wanted):
                 why = unit.reason if unit.asked and unit.reason else "was to be stopped"  # who asked is on record
                 why = NOT_CONFIGURED if unit.foreign else why
-                self._apply(unit, Input.HALT, why)
+                self.apply(unit, Input.HALT, why)
             elif unit.cause:  # its stop may not have been heard
-                self._apply(unit, Input.UNHEALTHY, BecameUnhealthy(unit.spec.name, unit.incarnation, ""))
-        self._changed.extend(units)
+                self.apply(unit, Input.UNHEALTHY, BecameUnhealthy(unit.spec.name, unit.incarnation, ""))
+        self.changed.extend(units)
         return self._flush()
 
     # ---- events
@@ -173,36 +183,66 @@ class Engine:
             case RestartAsked(targets, by):
                 self._restart(self._meant(targets, starts=True), by)
             case PlanChanged(specs, budget, by):
-                self._change_plan(specs, budget, by)
+                if self.closing:
+                    self.emit(Tell("", None, "refused", "the supervisor ends"))
+                else:
+                    self.bucket.budget = budget
+                    replan.change(self, specs, by)
             case ShutdownAsked(by):
                 self._close(0, by)
             case Woken():
                 while self._timers and self._timers[0][0] <= now:
                     at, _, unit = heapq.heappop(self._timers)
                     if unit.wake_at == at:
-                        self._apply(unit, Input.DUE, "")
+                        self.apply(unit, Input.DUE, "")
             case ScheduleDue(name, at, text):
-                due = self._units.get(name)
+                due = self.units.get(name)
                 if due is not None and due.spec.schedule.given and at != due.scheduled and not self.closing:
                     due.scheduled = at
-                    self._apply(due, Input.ELAPSED, f"scheduled for {text}" if text else "its schedule")
+                    self.apply(due, Input.ELAPSED, f"scheduled for {text}" if text else "its schedule")
             case _:
-                known = self._units.get(event.name)
+                known = self.units.get(event.name)
                 if known is not None and known.live and known.incarnation == event.incarnation:
                     self._observe(known, event)
+                elif known is not None and known.has_beside(event.incarnation):
+                    self._observe_beside(known, event)
         return self._flush()
 
     def _observe(self, unit: Unit, event: Observed) -> None:
         if isinstance(event, Emptied) and unit.phase not in (Phase.ENDING, Phase.STUCK):
             missed = Exited(event.name, event.incarnation, Exit(None, None, cause=UNKNOWN))
-            self._apply(unit, Input.EXITED, missed)
-        self._apply(unit, INPUTS[type(event)], event)
+            self.apply(unit, Input.EXITED, missed)
+        if unit.incarnation == event.incarnation:
+            self.apply(unit, INPUTS[type(event)], event)
+        else:  # its successor has taken its place
+            self._observe_beside(unit, event)
+
+    def _observe_beside(self, unit: Unit, event: Observed) -> None:
+        """Of the trees of a service, this is not the one that serves."""
+        means = beside.observe(unit, self, event)
+        self._account(unit)
+        self._touched[unit] = None
+        self.changed.append(unit)
+        if means is not None:
+            self.apply(unit, *means)
+        if unit.retired:
+            return
+        if unit.phase is Phase.WAITING:
+            unit.entered = True
+        elif unit.once_more:
+            why, name = unit.once_more, unit.spec.name
+            if self._can_replace(unit):
+                self.apply(unit, Input.REPLACE, why)
+                return
+            unit.once_more = ""
+            for other in self.graph.above([name]):
+                self.apply(self.units[other], Input.RESTART if other == name else Input.HALT, why)
 
     def _meant(self, targets: Targets, *, starts: bool = False) -> dict[str, Unit]:
         """Those that the command can reach; the others are refused, and one that is gone is passed over."""
         found = {}
         for name, incarnation in targets:
-            unit = self._units.get(name)
+            unit = self.units.get(name)
             if unit is None or (starts and unit.foreign):
                 self.emit(Tell(name, None, "refused", "not in the configuration"))
             elif self.is_gone(name, incarnation):
@@ -214,90 +254,49 @@ class Engine:
         return found
 
     def _start(self, named: Mapping[str, Unit], by: str) -> None:
-        self._raise(named, Input.START, _asked("asked to start", by))
+        self._raise(named, Input.START, asked("asked to start", by))
 
     def _restart(self, named: Mapping[str, Unit], by: str) -> None:
-        self._clear_above(named, _asked("what it requires is restarted", by))
-        self._raise(named, Input.RESTART, _asked("asked to restart", by))
+        named = self.replace(named, named, asked("asked to restart", by))
+        self.clear_above(named, asked("what it requires is restarted", by))
+        self._raise(named, Input.RESTART, asked("asked to restart", by))
 
-    def _clear_above(self, named: Mapping[str, Unit], why: str) -> None:
+    def clear_above(self, named: Mapping[str, Unit], why: str) -> None:
         """What stands on a tree that goes comes down with it, and comes back.  Where there is no tree nothing does."""
-        for name in self._graph.above(name for name, unit in named.items() if unit.holds):
+        for name in self.graph.above(name for name, unit in named.items() if unit.holds):
             if name not in named:
-                self._apply(self._units[name], Input.HALT, why)
+                self.apply(self.units[name], Input.HALT, why)
+
+    def replace(self, named: Mapping[str, Unit], going: Mapping[str, Unit], why: str) -> dict[str, Unit]:
+        """Start successors beside those of which that can be done; returns the others, which stop first.  `going`: all
+        that is to stop or to be replaced; who stands on one that stops does so, too."""
+        able = {name for name, unit in named.items() if self._can_replace(unit)}
+        able.difference_update(self.graph.above(set(going) - able))
+        for name in [name for name in named if name in able]:
+            self.apply(named[name], Input.REPLACE, why)
+        return {name: unit for name, unit in named.items() if name not in able}
+
+    def _can_replace(self, unit: Unit) -> bool:
+        """Whether its successor can be started beside it, or is."""
+        ready = all(self.units[name].ready for name in self.graph.requires[unit.spec.name])
+        served = unit.phase in (Phase.RUNNING, Phase.REPLACING)
+        return ready and served and unit.spec.restart_order == "start-first" and not (unit.asked or unit.foreign)
 
     def _raise(self, named: Mapping[str, Unit], given: Input, why: str) -> None:
         """The named ones, and of what they require that which would not come by itself."""
-        for name in self._graph.below(named):
-            unit = self._units[name]
+        for name in self.graph.below(named):
+            unit = self.units[name]
             if name in named:
-                self._apply(unit, given, why)
+                self.apply(unit, given, why)
             elif unit.down:
-                self._apply(unit, Input.START, f"what requires it was {why}")
+                self.apply(unit, Input.START, f"what requires it was {why}")
 
     def _stop(self, named: Mapping[str, Unit], by: str) -> None:
-        for name in self._graph.above(named):
+        for name in self.graph.above(named):
             if name in named:
-                self._apply(self._units[name], Input.STOP, _asked("asked to stop", by))
+                self.apply(self.units[name], Input.STOP, asked("asked to stop", by))
             else:
-                self._apply(self._units[name], Input.HALT, _asked("what it requires is stopped", by))
-
-    # ---- another plan
-
-    def _change_plan(self, specs: Mapping[str, Service], budget: StartBudget, by: str) -> None:
-        """Those that are gone from it stop, in order, and are forgotten; those that are new start; what runs with
-        another definition is replaced.  Nobody else is touched, but those that stand on them."""
-        if self.closing:
-            self.emit(Tell("", None, "refused", "the supervisor ends"))
-            return
-        self._bucket.budget = budget
-        changed, added, removed = {}, {}, {}
-        for name, spec in specs.items():
-            unit = self._units.get(name)
-            if unit is None:
-                unit = self._units[name] = added[name] = Unit(spec, self.now)
-                unit.next_why = _asked("new in the configuration", by)
-                unit.incarnation = self._forgotten.get(name, 0)
-            elif unit.foreign:  # it was about to be forgotten
-                unit.foreign, unit.wanted = False, True
-                unit.take(spec)
-                changed[name] = unit
-            elif unit.take(spec) and unit.wanted:
-                changed[name] = unit
-        for name, unit in self._units.items():
-            if name not in specs:
-                removed[name] = unit
-                unit.leave_plan(self._units)
-        self._graph = Graph({**specs, **{name: unit.spec for name, unit in removed.items()}})
-        self._count_anew()
-        # Who is on its way out may have got others to stand on it.
-        leaving = {name: unit for name, unit in self._units.items() if unit.phase in (Phase.CANCELLED, Phase.HOLDING)}
-        self._clear_above({**leaving, **removed, **changed}, _asked("what it requires was changed", by))
-        for name in reversed(self._graph.order):
-            if name in removed:
-                self._apply(removed[name], Input.STOP, _asked(NOT_CONFIGURED, by))
-        self._replace(changed, by)
-        for name in self._graph.order:
-            if name in added and not added[name].spec.schedule.given:
-                self._apply(added[name], Input.START, added[name].next_why)
-
-    def _replace(self, outdated: Mapping[str, Unit], by: str = "") -> None:
-        """Their definition is another one than that which they were started with."""
-        why = _asked("its definition has changed", by)
-        self._clear_above(outdated, _asked("what it requires was changed", by))
-        for name in self._graph.order:
-            if name in outdated:
-                unit = outdated[name]
-                self.emit(Tell(name, unit.incarnation or None, "outdated", why))
-                self._apply(unit, Input.RESTART, why)
-
-    def _count_anew(self) -> None:
-        """The graph is another one: who is occupied, and who waits for whom."""
-        for name in reversed(self._graph.order):
-            unit = self._units[name]
-            unit.occupied = unit.holds + sum(self._units[other].occupied > 0 for other in self._graph.required_by[name])
-            unit.entered |= unit.phase in WAITING
-            self._changed.append(unit)
+                self.apply(self.units[name], Input.HALT, asked("what it requires is stopped", by))
 
     def _close(self, status: int, why: str) -> None:
         if self.closing:
@@ -305,8 +304,8 @@ class Engine:
         self.closing = True
         self._status = status
         self.emit(Tell("", None, "shutdown", "everything stops"))
-        for name in reversed(self._graph.order):
-            self._apply(self._units[name], Input.CLOSE, _asked("the supervisor ends", why))
+        for name in reversed(self.graph.order):
+            self.apply(self.units[name], Input.CLOSE, asked("the supervisor ends", why))
 
     def _heed_essential(self, unit: Unit) -> None:
         if unit.spec.essential and unit.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and not unit.asked:
@@ -320,21 +319,21 @@ class Engine:
     def save(self, unit: Unit) -> None:
         """Save the record, if it says something new.  A shutdown writes what has ended, not that it is to end: if we
         are killed on the way, the next supervisor finds what is wanted.  A post_stop is an incarnation to be found."""
-        if self.closing and unit.holds and unit.phase is not Phase.CLEANING:
+        if self.closing and unit.live and unit.holds and unit.phase is not Phase.CLEANING:
             return
         durable = unit.durable(self.closing)
         if durable != unit.saved:
             unit.saved = durable
             self.emit(Save(unit.record(self.closing)))
 
-    def _apply(self, unit: Unit, given: Input, news: News) -> None:
+    def apply(self, unit: Unit, given: Input, news: News) -> None:
         row = TABLE.get((unit.phase, given))
         if row is None:
             return
         getattr(actions, row.action)(unit, self, news)
         self._account(unit)
         self._touched[unit] = None
-        self._changed.append(unit)
+        self.changed.append(unit)
 
     def _account(self, unit: Unit) -> None:
         """Keep the timers and the counts of trees in step with the unit."""
@@ -342,7 +341,7 @@ class Engine:
             self._timer_count += 1
             heapq.heappush(self._timers, (unit.wake_at, self._timer_count, unit))
         unit.timed = unit.wake_at
-        holds = unit.phase in LIVE and unit.phase is not Phase.STUCK
+        holds = (unit.phase in LIVE and unit.phase is not Phase.STUCK) or bool(unit.awaited)
         if holds == unit.holds:
             return
         unit.holds = holds
@@ -353,27 +352,27 @@ class Engine:
             each = todo.pop()
             before, each.occupied = each.occupied, each.occupied + step
             if (before == 0) != (each.occupied == 0):
-                self._changed.append(each)
-                todo += [self._units[name] for name in self._graph.requires[each.spec.name]]
+                self.changed.append(each)
+                todo += [self.units[name] for name in self.graph.requires[each.spec.name]]
 
     def _flush(self) -> list[Effect]:
         while True:
-            while self._changed:
-                self._notice(self._changed.popleft())
+            while self.changed:
+                self._notice(self.changed.popleft())
             self._turn = None
             first = self._first_in_queue()
-            if first is None or self._bucket.next_at() > self.now:
+            if first is None or self.bucket.next_at() > self.now:
                 break
             self._turn = self._queue.popleft()
-            self._apply(first, Input.DUE, "")
+            self.apply(first, Input.DUE, "")
         for unit in self._touched:
-            if self._units.get(unit.spec.name) is unit:
+            if self.units.get(unit.spec.name) is unit:
                 self.save(unit)
         self._touched.clear()
         if self.closing and not self._live and not self.finished:
             self.finished = True
-            for name in self._graph.order:
-                self.save(self._units[name])  # what was down already has another record now
+            for name in self.graph.order:
+                self.save(self.units[name])  # what was down already has another record now
             self.emit(Finish(self._status))
         effects, self._effects = self._effects, []
         return effects
@@ -385,27 +384,32 @@ class Engine:
         if unit.entered:
             unit.entered = False
             self._enter(unit)
-        graph = self._graph
+        graph = self.graph
         if name not in graph.requires:
             return  # forgotten
         for other in graph.required_by[name]:
-            self._tell_upward(self._units[other], unit, required=True)
+            self._tell_upward(self.units[other], unit, required=True)
         for other in graph.before[name]:
-            self._tell_upward(self._units[other], unit, required=False)
+            self._tell_upward(self.units[other], unit, required=False)
         for other in (*graph.requires[name], *graph.after[name]):
-            self._tell_downward(self._units[other], unit, required=other in graph.requires[name])
-        if unit.foreign and not unit.live:
-            del self._units[name]
-            self._forgotten[name] = unit.incarnation
+            self._tell_downward(self.units[other], unit, required=other in graph.requires[name])
+        if unit.foreign and not unit.live and not unit.retired:
+            del self.units[name]
+            self.forgotten[name] = unit.last
             graph.remove(name)
             self.emit(Tell(name, None, "forgotten", NOT_CONFIGURED))
             self.emit(Forget(name))
 
     def _enter(self, unit: Unit) -> None:
         """The phase is new: who does it wait for?"""
-        name, graph, units = unit.spec.name, self._graph, self._units
+        name, graph, units = unit.spec.name, self.graph, self.units
         told = unit.waits  # nobody, but when it is the graph that is new
-        if unit.phase is Phase.WAITING:
+        if unit.phase is Phase.WAITING and unit.retired:
+            reason = f"waits for the end of incarnation {min(unit.retired)}"
+            if unit.reason != reason:
+                unit.reason = reason
+                self.emit(Tell(name, unit.incarnation, "waiting", reason))
+        elif unit.phase is Phase.WAITING:
             down = [units[other] for other in graph.requires[name] if units[other].down]
             if down:
                 self._withhold(unit, down)
@@ -418,12 +422,12 @@ class Engine:
         elif unit.phase is Phase.BLOCKED:
             unit.waits = {other for other in graph.requires[name] if units[other].down}
             if not unit.waits:
-                self._apply(unit, Input.CLEARED, "")
+                self.apply(unit, Input.CLEARED, "")
         elif unit.phase is Phase.HOLDING:
             unit.waits = {other for other in graph.required_by[name] if units[other].occupied}
             unit.waits.update(other for other in graph.before[name] if units[other].phase in LEAVING)
             if not unit.waits:
-                self._apply(unit, Input.CLEARED, "")
+                self.apply(unit, Input.CLEARED, "")
         elif unit.phase is Phase.QUEUED:
             self._queue.append(unit)
         if unit.waits and unit.waits != told and unit.phase in (Phase.WAITING, Phase.HOLDING):
@@ -444,7 +448,7 @@ class Engine:
             if other.down:
                 unit.waits.add(other.spec.name)
             elif self._waits_no_more(unit, other):
-                self._apply(unit, Input.CLEARED, "")
+                self.apply(unit, Input.CLEARED, "")
 
     def _tell_downward(self, unit: Unit, other: Unit, *, required: bool) -> None:
         """`unit` stops after `other`, which has changed."""
@@ -453,7 +457,7 @@ class Engine:
         if other.occupied if required else other.phase in LEAVING:
             unit.waits.add(other.spec.name)
         elif self._waits_no_more(unit, other):
-            self._apply(unit, Input.CLEARED, "")
+            self.apply(unit, Input.CLEARED, "")
 
     def _waits_no_more(self, unit: Unit, other: Unit) -> bool:
         """Whether `other` was the last one that it waited for."""
@@ -463,25 +467,23 @@ class Engine:
         return not unit.waits
 
     def _withhold(self, unit: Unit, down: Iterable[Unit]) -> None:
-        self._apply(unit, Input.WITHHELD, f"requires {', '.join(each.spec.name for each in down)}: down")
+        self.apply(unit, Input.WITHHELD, f"requires {', '.join(each.spec.name for each in down)}: down")
 
     # ---- the start budget
 
     def _go(self, unit: Unit) -> None:
         """Nothing else is in its way; a restart takes from the budget, in turn."""
-        if unit.restart and not ((unit is self._turn or not self._first_in_queue()) and self._bucket.take(self.now)):
-            self._apply(unit, Input.RATIONED, "")
+        if unit.retired:
+            return  # all is looked at again when those have gone
+        if unit.restart and not ((unit is self._turn or not self._first_in_queue()) and self.bucket.take(self.now)):
+            self.apply(unit, Input.RATIONED, "")
         else:
-            self._apply(unit, Input.CLEARED, "")
+            self.apply(unit, Input.CLEARED, "")
 
     def _first_in_queue(self) -> Unit | None:
         while self._queue and self._queue[0].phase is not Phase.QUEUED:
             self._queue.popleft()
         return self._queue[0] if self._queue else None
-
-
-def _asked(what: str, by: str) -> str:
-    return f"{what} ({by})" if by else what
 
 
 def _status_of(unit: Unit) -> int:

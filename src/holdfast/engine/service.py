@@ -9,6 +9,7 @@ import msgspec
 
 from ..config.diff import applied, definition
 from ..config.model import Service
+from .beside import Beside
 from .effects import Record, StartFailed, Step
 from .events import Exit, Seconds
 from .table import LEAVING, LIVE, Phase, State
@@ -47,6 +48,9 @@ class ServiceView:
     last_exit_of: int  # the incarnation that ended so
     scheduled: float  # the last time of its schedule that came
     due: bool  # it waits for the next one
+    replacing: bool = False  # asked to restart, start-first, and not there yet
+    next: int = 0  # its successor, which is being started; 0: none
+    retired: tuple[int, ...] = ()  # trees of earlier incarnations that are still awaited
 
 
 class Unit:
@@ -54,9 +58,9 @@ class Unit:
 
     __slots__ = (
         "asked", "cause", "definition", "doubts", "early", "entered", "exit", "failures", "foreign", "holds",
-        "incarnation", "last_exit", "last_exit_of", "main_next", "next_spec", "next_why", "occupied", "phase", "queued",
-        "ready_at", "reason", "restart", "restarts", "saved", "scheduled", "since", "spec", "start_failed", "step",
-        "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "incarnation", "last", "last_exit", "last_exit_of", "main_next", "next", "next_spec", "next_why", "occupied",
+        "once_more", "phase", "queued", "ready_at", "reason", "restart", "restarts", "retired", "saved", "scheduled",
+        "since", "spec", "start_failed", "step", "streak", "timed", "waits", "wake_at", "wanted", "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
@@ -70,6 +74,7 @@ class Unit:
         self.since = now
         self.reason = ""
         self.wake_at: Seconds | None = None
+        self.last = 0  # the highest number given
         self.incarnation = self.failures = self.streak = self.restarts = 0
         self.last_exit: Exit | None = None
         self.last_exit_of = 0
@@ -86,6 +91,10 @@ class Unit:
         self.cause = ""  # of the exit to come
         self.doubts = ""  # why it is not ready yet, if that was said
         self.why = ""  # it was started
+        # Beside it, where `restart_order` is start-first.
+        self.next: Beside | None = None
+        self.retired: dict[int, Beside] = {}
+        self.once_more = ""  # why it is to be replaced as soon as none of those is left
         # Kept by the engine.
         self.foreign = False  # not in the configuration: to be stopped and forgotten
         self.entered = False  # the phase is new: who it waits for is still to be found
@@ -103,7 +112,7 @@ class Unit:
 
     @property
     def ready(self) -> bool:
-        return self.phase is Phase.RUNNING or (self.phase is Phase.EXITED and self.completed)
+        return self.phase in (Phase.RUNNING, Phase.REPLACING) or (self.phase is Phase.EXITED and self.completed)
 
     @property
     def completed(self) -> bool:
@@ -137,6 +146,14 @@ class Unit:
         """Its pre_start has succeeded: main comes next."""
         return self.step == "pre_start" and self.exit is not None and self.exit.succeeded((0,))
 
+    def has_beside(self, incarnation: int) -> bool:
+        return incarnation in self.retired or (self.next is not None and self.next.incarnation == incarnation)
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Trees on their way out; not those that KILL could not end."""
+        return tuple(number for number, each in self.retired.items() if not each.stuck)
+
     def view(self) -> ServiceView:
         waits = tuple(sorted(self.waits)) if self.phase in WAITING else ()
         reason = self.reason
@@ -149,6 +166,7 @@ class Unit:
             self.spec.name, self.phase.state, self.ready, self.wanted, self.live, self.incarnation, self.failures,
             self.restarts, self.last_exit, self.succeeded, waits, self.since, self.wake_at, reason, self.why,
             self.step, self.last_exit_of, self.scheduled, self.phase is Phase.SCHEDULED,
+            bool(self.next or self.once_more), self.next.incarnation if self.next else 0, self.awaited,
         )  # fmt: skip
 
     # ---- what is on disk
@@ -156,15 +174,17 @@ class Unit:
     def durable(self, closing: bool) -> object:
         """Changes when the record has to be written.  While a tree lives, its keeper is the record of what becomes of
         it; so a restart is one Save."""
+        beside = self.last, self.next and self.next.incarnation, *self.retired
         if self.live:
             ready_at = self.ready_at if self.spec.awaits is not None else None
             stuck = self.phase is Phase.STUCK
-            return self.incarnation, self.wanted, self.asked, ready_at, self.cause, stuck, self.queued
+            return self.incarnation, self.wanted, self.asked, ready_at, self.cause, stuck, self.queued, *beside
         if closing:
-            return self.wanted or self.spec.restart != "unless-stopped", self.incarnation, self.restarts, self.last_exit
+            wanted = self.wanted or self.spec.restart != "unless-stopped"
+            return wanted, self.incarnation, self.restarts, self.last_exit, *beside
         pending = self.wanted and self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED, Phase.SCHEDULED)
         state = None if pending else self.phase.state  # `begin` starts it from any of these
-        return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at
+        return state, self.wanted, self.incarnation, self.failures, self.streak, self.last_exit, self.wake_at, *beside
 
     def record(self, closing: bool) -> Record:
         """For disk.  When the supervisor ends in order the next one begins anew: all are wanted but those that were
@@ -193,6 +213,10 @@ class Unit:
             scheduled=self.scheduled,
             queued=self.queued and self.live,
             definition=self.definition,
+            next=self.next.incarnation if self.next else 0,
+            next_definition=self.next.definition if self.next else "",
+            retired=tuple(self.retired),
+            last=self.last if self.last > self.incarnation else 0,
         )
 
     def restore(self, record: Record, *, alive: bool, ready: bool, now: Seconds) -> None:
@@ -200,6 +224,7 @@ class Unit:
         event."""
         self.wanted = record.wanted and not self.foreign
         self.incarnation, self.reason = record.incarnation, record.reason
+        self.last = max(record.incarnation, record.next, record.last, *record.retired)
         self.failures, self.streak, self.restarts = record.failures, record.streak, record.restarts
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
@@ -244,15 +269,22 @@ class Unit:
             return False  # a run is not begun anew: the next one is another
         return self.definition not in ("", definition(self.spec))
 
+    @property
+    def following(self) -> Service:
+        """What it is started with the next time."""
+        return self.next_spec or self.spec
+
     def take(self, spec: Service) -> bool:
         """Follow another definition, as far as that goes at once; whether the rest calls for a new start.  So does
-        one that is essential now and has ended: its end was none for all the others."""
+        one that is essential now and has ended: its end was none for all the others; and a successor of another
+        definition."""
         ended = self.phase in (Phase.EXITED, Phase.FATAL) and spec.essential and not self.spec.essential
         unscheduled = self.phase is Phase.SCHEDULED and not spec.schedule.given
         self.spec = applied(self.spec, spec)
         self.next_spec = None if self.spec == spec else spec
         changed = self.next_spec is not None and not spec.schedule.given  # a run of a schedule is not begun anew
-        return ended or unscheduled or changed
+        other = self.next is not None and self.next.definition != definition(self.following)
+        return ended or unscheduled or changed or other
 
     def leave_plan(self, known: Collection[str]) -> None:
         """It is in no configuration any more.  It stops in its old place, among those that are `known`."""
@@ -268,5 +300,6 @@ class Unit:
     def become(self, phase: Phase, now: Seconds, reason: str = "") -> None:
         if phase.state is not self.phase.state:
             self.since = now
+            self.once_more = ""
         self.phase, self.reason, self.wake_at, self.entered = phase, reason, None, True
         self.waits = set()

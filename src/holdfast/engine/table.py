@@ -33,6 +33,7 @@ class Phase(enum.Enum):
     SPAWNING = State.STARTING, "the start is under way"
     UNREADY = State.STARTING, "its program runs, but is not ready (`ready`) or not done (`oneshot`, `pre_start`)"
     RUNNING = State.RUNNING, "its program runs and is ready"
+    REPLACING = State.RUNNING, "its successor is being started (`start-first`); it serves until that is ready"
     BACKOFF = State.BACKOFF, "waits for the end of its back-off"
     QUEUED = State.BACKOFF, "waits for the start budget"
     CANCELLED = State.STOPPING, "asked to stop while the start is under way: the answer is awaited"
@@ -69,6 +70,9 @@ class Input(enum.Enum):
     LOST = "KeeperLost"
     EMPTIED = "Emptied"
     ELAPSED = "ScheduleDue"
+    REPLACE = "asked to restart, `start-first`"
+    NEXT_READY = "its successor is ready"
+    NEXT_FAILED = "its successor has failed"
 
 
 class Row(NamedTuple):
@@ -82,7 +86,7 @@ DOWN = (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.EXITED, P.FATAL)
 COMING = (P.WAITING, P.BACKOFF, P.QUEUED)  # on its way up, with no tree
 UP = (P.UNREADY, P.RUNNING)
 LEAVING = (P.CANCELLED, P.HOLDING, P.ENDING, P.CLEANING)
-LIVE = (P.SPAWNING, *UP, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
+LIVE = (P.SPAWNING, *UP, P.REPLACING, *LEAVING, P.STUCK)  # a tree of the incarnation may exist
 # What an end can lead to: asked for, or by policy.
 AFTER = (P.STOPPED, P.WAITING, P.BACKOFF, P.EXITED, P.FATAL, P.SCHEDULED)
 
@@ -139,6 +143,20 @@ ROWS: Rows = (
     (I.ELAPSED, (P.SPAWNING,), "overlap", (P.SPAWNING, P.CANCELLED)),
     (I.ELAPSED, (P.UNREADY,), "overlap", (P.UNREADY, P.HOLDING)),
     (I.ELAPSED, LEAVING, "overlap", ()),
+    # With two trees.  Those before the present one that are on their way out are no matter of phases (beside.py).
+    (I.REPLACE, (P.RUNNING,), "replace_", (P.RUNNING, P.REPLACING)),
+    (I.REPLACE, (P.REPLACING,), "replace_anew", (P.RUNNING, P.REPLACING)),
+    (I.NEXT_READY, (P.REPLACING,), "hand_over", (P.RUNNING,)),
+    (I.NEXT_FAILED, (P.REPLACING,), "serve_on", (P.RUNNING,)),
+    (I.DUE, (P.REPLACING,), "dismiss_next", (P.RUNNING,)),
+    (I.RESTART, (P.REPLACING,), "renew", (P.HOLDING,)),
+    (I.STOP, (P.REPLACING,), "resign", (P.HOLDING,)),
+    (I.HALT, (P.REPLACING,), "yield_", (P.HOLDING,)),
+    (I.CLOSE, (P.REPLACING,), "yield_", (P.HOLDING,)),
+    (I.EXITED, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
+    (I.LOST, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
+    (I.SPAWN_FAILED, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
+    (I.UNHEALTHY, (P.REPLACING,), "succeed", (P.SPAWNING, P.UNREADY)),
 )
 
 TABLE: dict[tuple[Phase, Input], Row] = {
@@ -151,7 +169,7 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.STOP, (P.STOPPED,), "it is stopped"),
     (I.HALT, (P.STOPPED, P.BLOCKED, P.SCHEDULED, P.FATAL), "it is down"),
     (I.ELAPSED, (P.STOPPED,), "it was stopped by hand, and its schedule with it"),
-    (I.ELAPSED, (P.RUNNING,), "no oneshot is ever there"),
+    (I.ELAPSED, (P.RUNNING, P.REPLACING), "no oneshot is ever there"),
     (I.ELAPSED, (P.STUCK,), "nothing is started beside what is left of it"),
     (I.HALT, (P.WAITING,), "it waits for what it requires, and follows that"),
     (I.HALT, (*LEAVING, P.STUCK), "its end is under way; it starts again only when what it requires is ready"),
@@ -160,7 +178,10 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     (I.CLEARED, tuple(p for p in P if p not in (P.BLOCKED, P.WAITING, P.HOLDING)), "it waits for nobody"),
     (I.WITHHELD, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
     (I.RATIONED, tuple(p for p in P if p is not P.WAITING), "nothing is about to be started"),
-    (I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY, P.CLEANING)), "it waits for no time"),
+    (
+        I.DUE, tuple(p for p in P if p not in (P.BACKOFF, P.QUEUED, P.UNREADY, P.CLEANING, P.REPLACING)),
+        "it waits for no time",
+    ),
     (I.SPAWNED, (*UP, P.HOLDING, P.ENDING, P.STUCK), "that is known"),
     (I.SPAWN_FAILED, (P.STUCK,), "there is something of it"),
     (I.READY, (P.RUNNING,), "that is known"),
@@ -173,9 +194,18 @@ IGNORED_ROWS: tuple[tuple[Input, tuple[Phase, ...], str], ...] = (
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.SPAWNED, I.SPAWN_FAILED, I.READY)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.EXTENDED, I.EXITED, I.LOST, I.EMPTIED)),
     *((given, IDLE, "nothing of that incarnation is left") for given in (I.NOT_YET, I.UNHEALTHY)),
-    (I.NOT_YET, (P.SPAWNING, P.RUNNING), "it is too early, or too late, to matter"),
+    (I.NOT_YET, (P.SPAWNING, P.RUNNING, P.REPLACING), "it is too early, or too late, to matter"),
     (I.UNHEALTHY, (P.SPAWNING, P.UNREADY), "its health matters when it is ready"),
     *((given, (*LEAVING, P.STUCK), "its end is under way") for given in (I.NOT_YET, I.UNHEALTHY)),
+    (I.START, (P.REPLACING,), "it is up"),
+    *((given, (P.REPLACING,), "that is known") for given in (I.SPAWNED, I.READY)),
+    (I.EXTENDED, (P.REPLACING,), "it is ready"),
+    (I.EMPTIED, (P.REPLACING,), "its end was missed: the engine takes it as Exited before"),
+    (I.REPLACE, tuple(p for p in P if p not in (P.RUNNING, P.REPLACING)), "asked to restart, it stops first"),
+    *(
+        (given, tuple(p for p in P if p is not P.REPLACING), "it has no successor")
+        for given in (I.NEXT_READY, I.NEXT_FAILED)
+    ),
 )
 IGNORED: dict[tuple[Phase, Input], str] = {
     (phase, given): why for given, phases, why in IGNORED_ROWS for phase in phases

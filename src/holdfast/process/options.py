@@ -65,6 +65,7 @@ FDS_MAX = 240  # descriptors passed to one process, stdio included
 # Bits of the wire (csrc/common/child.h).
 NEW_SESSION, SET_PGID, SET_UMASK, SET_UID, SET_GID = 1, 2, 4, 8, 16
 SET_GROUPS, SET_NICE, CLOSE_FDS, RESTORE_SIGNALS = 32, 64, 256, 512
+LISTEN_PID = 2048
 
 
 def signal_number(value: int | str) -> int:
@@ -301,8 +302,12 @@ def make_plan(
     grace: Seconds = GRACE,
     address: StrPath | None = None,
     private: bool = True,
+    listen_fds: Sequence[int] = (),
 ) -> Plan:
-    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError."""
+    """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError.
+
+    `listen_fds` become the descriptors from 3 on, and LISTEN_PID, for which `env` has a place (any ten digits), the
+    number of the process, as sd_listen_fds(3) wants it."""
     plan = Plan()
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
@@ -367,10 +372,12 @@ def make_plan(
     plan.grace = grace
     grace_ms = milliseconds("grace", grace)
     extra = _pass_fds(pass_fds) if pass_fds else []
+    if listen_fds:
+        options |= LISTEN_PID
     try:
         sources, targets, closed = _stdio(plan, (stdin, stdout, stderr))
-        plan.fds = sources + extra
-        targets += extra
+        plan.fds = [*sources, *extra, *listen_fds]
+        targets += [*extra, *range(3, 3 + len(listen_fds))]
         plan.body = _native.spawn_body(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
             targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
