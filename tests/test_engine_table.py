@@ -11,6 +11,7 @@ import re
 import pytest
 from sim import KILLED, SUCCESS, service
 
+from holdfast.config.diff import definition
 from holdfast.config.model import Backoff, Schedule
 from holdfast.engine import actions, table
 from holdfast.engine.beside import Beside
@@ -114,7 +115,9 @@ def lives(phase):
         for beside in ("neither", "starting", "started", "retired"):
             if (phase is Phase.REPLACING) == (beside in ("starting", "started")):
                 each = copy.copy(unit)
-                each.next = Beside(2, spawned=beside == "started") if phase is Phase.REPLACING else None
+                told = definition(spec) if beside == "started" else "another"
+                each.next = Beside(2, spawned=beside == "started", definition=told)
+                each.next = each.next if phase is Phase.REPLACING else None
                 each.retired = {0: Beside(0)} if beside == "retired" else {}
                 yield each
 
