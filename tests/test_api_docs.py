@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 
+import msgspec
 import pytest
 from conftest import require
 from helpers_api import ServedTcp
@@ -27,6 +28,7 @@ from holdfast.daemon.status import (
     ServiceStatus,
     StopSummary,
     SupervisorStatus,
+    UpdateStatus,
 )
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs/api.md").read_text()
@@ -50,6 +52,12 @@ def same(shown, real):
     if isinstance(shown, dict):
         return shown.keys() == real.keys() and all(same(value, real[key]) for key, value in shown.items())
     return shown == real
+
+
+def test_the_answer_to_an_update():
+    (text,) = re.findall(r"```json\n(.*?)```", PAGE, flags=re.S)
+    answer = msgspec.json.decode(text, type=UpdateStatus)
+    assert same(json.loads(text), msgspec.to_builtins(answer))  # all fields, and no others
 
 
 def test_curl(served):

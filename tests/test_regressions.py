@@ -266,3 +266,4 @@ def test_a_service_that_is_ready_before_its_supervisor_listens_is_believed(tmp_p
         os.close(ours.lock_fd)
         ours.control.close()
         ours.notify.close()
+        ours.attach.close()

@@ -150,6 +150,8 @@ def test_what_is_run_under_any_clock(schedule, steps, catch_up, zone, start):
     runs = []
 
     def take(now, handled, *, on_time):
+        if handled > now + SET_BACK:  # the clock was wrong before: its times come again
+            runs.clear()
         seen = look(ours, handled, now, catch_up=catch_up)
         assert seen.handled >= min(handled, now)
         if seen.run is not None:

@@ -26,6 +26,7 @@ from helpers_terminal import (
     signal_process,
     state,
 )
+from helpers_wait import wait_for
 
 RUN = f"{IN_SHELL} run --grace 2s --"
 PYTHON = shlex.quote(sys.executable)
@@ -552,7 +553,8 @@ def test_without_the_witness_the_command_is_still_told():
     with Terminal(SHELLS["dash"]) as t:
         t.send(f"{RUN} sh -c 'echo up; exec sleep 99'\n")
         t.expect("up\n")
-        witness = [pid for pid in t.marked.members() if comm(pid) == "hf-witness"]
+        # It takes its name when the command may run already.
+        witness = wait_for(lambda: [pid for pid in t.marked.members() if comm(pid) == "hf-witness"])
         signal_process(witness[0], signal.SIGKILL)
         poll_until(lambda: witness[0] not in t.marked.members())
         signal_process(t.foreground(), signal.SIGTERM)
