@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config import diff
-from holdfast.config.model import Backoff, Health, Log, Ready, Schedule, Service, keys_of
+from holdfast.config.model import Backoff, Health, Log, Ready, Schedule, Service, Socket, keys_of
 
 BASE = Service(name="web", command=("serve", "--port 80"), cwd="/")
 OTHER = {
@@ -21,7 +21,8 @@ OTHER = {
     "stop_scope": "main", "grace": 1.5, "log": Log(cap=10_000_000), "essential": True, "on_owner_loss": "stop",
     "ready": Ready(tcp="80"), "health": Health(tcp="80"), "watchdog": 3.0, "replicas": 3, "env_file": ("/x.env",),
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
-    "reload_command": ("reload",),
+    "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
+    "restart_order": "start-first", "stdin": "pipe", "pty": True,
 }  # fmt: skip
 
 

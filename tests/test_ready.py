@@ -70,7 +70,7 @@ restart = "never"
 """
     with Running(tmp_path, services) as up:
         assert up.until("x", state="exited")["last_exit"]["code"] == 0
-        assert "x@1 ready" in up.output.read_text()
+        wait_for(lambda: "x@1 ready" in up.output.read_text())
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "supervisor killed"])
