@@ -305,7 +305,7 @@ def test_every_event_is_on_the_page():
         for path in sorted((DOCS.parent / "src" / "holdfast" / folder).glob("*.py"))
     )
     told = (
-        r'(?:_tell\(\s*unit, world, |Tell\((?:"")?[^"()]*(?:\([^()]*\))?[^"()]*|events\.add\(\s*|Phase\.\w+, |'
+        r'(?:\btell\(\s*unit, world, |Tell\((?:"")?[^"()]*(?:\([^()]*\))?[^"()]*|events\.add\(\s*|Phase\.\w+, |'
         r'"", None, )'
         r'"(\w+)"'
     )

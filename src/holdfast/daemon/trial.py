@@ -55,6 +55,8 @@ class Trial:
             view = self._engine.view(name)
         except KeyError:
             return 0
+        if view.replacing:  # its successor is, and not one that was given up for that
+            return max(view.incarnation, *view.retired, 0)
         return view.incarnation - (view.live and view.state in (State.STARTING, State.RUNNING))
 
     def _reason(self, name: str) -> str:
@@ -110,14 +112,16 @@ class Trial:
         if not view.wanted:
             return "done", "stopped meanwhile"
         newer = view.incarnation - self.open[name]
-        if newer > 1 or view.state is State.BACKOFF or (newer and view.state is State.STARTING and not view.live):
+        if newer > 1 or view.state is State.BACKOFF or (newer > 0 and view.state is State.STARTING and not view.live):
             return "failed", ended
         if view.state in (State.STOPPED, State.FATAL):
             return "failed", view.reason
         if view.state is State.EXITED:
             return ("done" if view.succeeded else "failed"), view.reason
-        if not newer or not view.ready:
+        if not view.ready or view.replacing:
             return None
+        if newer <= 0:
+            return "failed", view.reason  # its successor has
         if self.rollback and name not in self._returning:
             proved_at = view.since + self.new.services[name].backoff.reset_after
             if now < proved_at:
