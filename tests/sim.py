@@ -221,7 +221,7 @@ class World:
                 tree.spawned = True
             case SpawnFailed():
                 del self.trees[name]
-                if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start:
+                if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start and not self.finished:
                     self.uncleaned |= {name} if self.specs[name].post_stop else set()
             case BecameReady():
                 tree.said_ready = True
@@ -238,8 +238,8 @@ class World:
     def _gone(self, name: str, tree: Tree, exit: Exit | None) -> None:
         if tree.step == "main":
             self.uncleaned.discard(name)
-        if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop:
-            self.uncleaned.add(name)
+        if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop and not self.finished:
+            self.uncleaned.add(name)  # finished: what KILL could not end is nobody's any more
         record = self.records[name]
         if tree.step == "pre_start" and exit == SUCCESS and record.wanted and not record.stopping:
             self.prepared.add(name)
@@ -328,7 +328,7 @@ class World:
         assert not tree.stopped, f"{name}: stopped twice"
         tree.stopped = True
         self.stops.append((self.now, name))
-        reason = self.view(name).reason if self.specs.get(name) is not None else ""
+        reason = self.view(name).reason
         timed_out = "in time" in reason or reason.startswith("unhealthy")
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:

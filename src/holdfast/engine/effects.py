@@ -47,6 +47,7 @@ class Record:
     scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
     queued: bool = False  # one came while it ran: it runs again
     definition: str = ""  # digest of what that incarnation was started with; "": nobody knows
+    oneshot: bool = False  # that incarnation is to end by itself
 
 
 @dataclass(frozen=True, slots=True)
