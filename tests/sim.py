@@ -278,6 +278,9 @@ class World:
                 case Tell():
                     assert effect.what in WHATS
                     told.add(effect.name)
+                    if effect.what in ("waiting", "stopped") and effect.name in self.prepared:
+                        self.prepared.remove(effect.name)  # not at once: pre_start is to run again
+                        self.uncleaned.discard(effect.name)
                     self.tells.append((self.now, effect))
                 case Forget(name=name):
                     assert name not in self.specs
