@@ -242,7 +242,7 @@ class World:
                     del self.beside[name, number]
                     return
                 del self.trees[name]
-                if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start:
+                if tree.step == "main" and self.specs.get(name) and self.specs[name].pre_start and not self.finished:
                     self.uncleaned |= {name} if self.specs[name].post_stop else set()
             case BecameReady():
                 tree.said_ready = True
@@ -265,8 +265,8 @@ class World:
     def _gone(self, name: str, tree: Tree, exit: Exit | None) -> None:
         if tree.step == "main":
             self.uncleaned.discard(name)
-        if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop:
-            self.uncleaned.add(name)
+        if tree.step != "post_stop" and name in self.specs and self.specs[name].post_stop and not self.finished:
+            self.uncleaned.add(name)  # finished: what KILL could not end is nobody's any more
         record = self.records[name]
         if tree.step == "pre_start" and exit == SUCCESS and record.wanted and not record.stopping:
             self.prepared.add(name)
@@ -310,6 +310,9 @@ class World:
                 case Tell():
                     assert effect.what in WHATS
                     told.add(effect.name)
+                    if effect.what in ("waiting", "stopped") and effect.name in self.prepared:
+                        self.prepared.remove(effect.name)  # not at once: pre_start is to run again
+                        self.uncleaned.discard(effect.name)
                     self.tells.append((self.now, effect))
                 case Forget(name=name):
                     assert name not in self.specs
@@ -376,7 +379,7 @@ class World:
         if self.trees.get(name) is not tree:
             assert incarnation in self.records[name].retired or self.engine.closing, f"{name}: it is not on record"
             return
-        reason = self.view(name).reason if self.specs.get(name) is not None else ""
+        reason = self.view(name).reason
         timed_out = "in time" in reason or reason.startswith("unhealthy")
         assert self.records[name].stopping or timed_out or self.engine.closing, f"{name}: the intent is not on record"
         if name in self.graph.required_by and not timed_out:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 
-import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -78,6 +77,9 @@ def graphs(draw):
     return services(*draw(st.permutations(result)))
 
 
+WHAT_CHANGES = ["", "", "", "gone", "restart", "apply", "type", "edges", "steps", "schedule"]
+
+
 def valid(spec):
     """Without `start-first` where a file could not have it."""
     fits = spec.type != "oneshot" and not spec.pre_start and not spec.post_stop
@@ -88,29 +90,39 @@ def changed(draw, specs):
     """Another file: some are gone, some new, some written otherwise.  Edges go to earlier letters, as before."""
     result = {}
     for place, name in enumerate(NAMES):
-        spec, what = specs.get(name), draw(st.sampled_from(["", "", "", "gone", "restart", "apply", "type", "edges"]))
+        spec, what = specs.get(name), draw(st.sampled_from(WHAT_CHANGES))
         if what == "gone" or (spec is None and what != "restart"):
             continue
         earlier = [each for each in NAMES[:place] if each in result]
         spec = spec or service(name)
-        spec = msgspec.structs.replace(
+        spec = replace(
             spec, requires=tuple(filter(result.__contains__, spec.requires)),
             after=tuple(filter(result.__contains__, spec.after)),
         )  # fmt: skip
         if what == "restart":
             order = draw(st.sampled_from(["stop-first", "start-first"]))
-            spec = msgspec.structs.replace(spec, nice=draw(st.integers(0, 2)), restart_order=order)
+            spec = replace(spec, nice=draw(st.integers(0, 2)), restart_order=order)
         elif what == "type":
-            spec = msgspec.structs.replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot"])))
+            spec = replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot"])), ready=None)
         elif what == "apply":
-            spec = msgspec.structs.replace(
+            spec = replace(
                 spec, restart=draw(st.sampled_from(POLICIES)), essential=draw(st.booleans()),
                 success_exit_codes=draw(st.sampled_from([(0,), (0, 3)])), start_limit=draw(st.sampled_from([0, 1, 3])),
             )  # fmt: skip
         elif what == "edges" and earlier:
             requires = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True))
-            spec = msgspec.structs.replace(spec, requires=tuple(requires), after=())
+            spec = replace(spec, requires=tuple(requires), after=())
+        elif what == "steps":
+            steps = st.sampled_from([(), ("prepare",)]), st.sampled_from([(), ("clean",)])
+            spec = replace(spec, pre_start=draw(steps[0]), post_stop=draw(steps[1]), nice=draw(st.integers(0, 1)))
+        elif what == "schedule":
+            every = draw(st.sampled_from([50.0, 60.0]))
+            spec = replace(spec, type="oneshot", ready=None, schedule=Schedule(every=every))
         result[name] = valid(spec)
+    needed = {other for each in result.values() for other in each.requires}
+    for name, spec in result.items():
+        if spec.type != "oneshot" or spec.essential or name in needed:
+            result[name] = replace(spec, schedule=Schedule())
     return services(*draw(st.permutations(list(result.values())))) or services(service("a"))
 
 
@@ -318,21 +330,18 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def supervisor_dies(self, data):
+        self.world.supervisor_dies(ended=self.ended_meanwhile(data))
+
+    def ended_meanwhile(self, data):
         ended = {}
         for name, tree in sorted(self.world.trees.items()):
             if data.draw(st.integers(0, 3)) == 0:
                 ended[name] = tree.exit or data.draw(st.sampled_from([*EXITS, None])) if tree.spawned else None
-        self.world.supervisor_dies(ended=ended)
+        return ended
 
     @rule(data=st.data())
-    @precondition(lambda self: len(self.world.specs) > 1)
     def supervisor_dies_and_the_file_has_changed(self, data):
-        """One that nothing else needs is taken out of the configuration."""
-        specs = dict(self.world.specs)
-        needed = {other for spec in specs.values() for other in (*spec.requires, *spec.after)}
-        free = sorted(set(specs) - needed)
-        del specs[data.draw(st.sampled_from(free))]
-        self.world.supervisor_dies(specs=specs)
+        self.world.supervisor_dies(specs=changed(data.draw, self.world.specs), ended=self.ended_meanwhile(data))
 
     @rule(data=st.data(), budget=st.sampled_from([StartBudget(1, 0.5), StartBudget(1, 0.5), StartBudget(2, 1.0)]))
     def plan_changes(self, data, budget):

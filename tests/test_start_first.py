@@ -39,7 +39,8 @@ WAYS = {
 def service(tmp_path, how: str, *lines: str) -> str:
     ready, text = WAYS[how]
     program = python(tmp_path, "web", PROGRAM.replace("HOW", text))
-    return "\n".join(("[service.web]", f"command = {program}", f"ready = {ready}", 'restart_order = "start-first"', *lines))
+    order = 'restart_order = "start-first"'
+    return "\n".join(("[service.web]", f"command = {program}", f"ready = {ready}", order, *lines))
 
 
 @pytest.mark.parametrize("how", [how for how in WAYS if how != "tcp"])

@@ -114,7 +114,7 @@ def queue(unit: Unit, world: World, news: News) -> None:
 def spawn(unit: Unit, world: World, news: News) -> None:
     if unit.next_spec is not None:
         unit.spec, unit.next_spec = unit.next_spec, None
-    unit.definition = definition(unit.spec)
+    unit.definition, unit.oneshot = definition(unit.spec), unit.spec.type == "oneshot"
     if unit.main_next:
         _spawn(unit, world, "main", Phase.SPAWNING)
         return
@@ -202,7 +202,7 @@ def skip_cleaning(unit: Unit, world: World, news: News) -> None:
     assert isinstance(news, SpawnFailed)
     tell(unit, world, "exited", f"post_stop {COULD_NOT_START}: {news.reason}")
     if news.temporary and unit.incarnation - unit.last_exit_of < POST_STOP_TRIES:
-        _clean_up(unit, world)
+        _end_step(unit, world)
     else:
         _decide(unit, world)
 
@@ -304,14 +304,10 @@ def _spawn(unit: Unit, world: World, step: Step, phase: Phase, reason: str = "")
 
 
 def _end_step(unit: Unit, world: World) -> None:
-    """Nothing is left of pre_start or main."""
-    if unit.spec.post_stop and not unit.foreign and not world.finished:
-        _clean_up(unit, world)
-    else:
+    """Nothing is left of pre_start or main, or nothing came of post_stop: it is tried again."""
+    if unit.foreign or world.finished or not unit.spec.post_stop:  # the file may be another one by now
         _decide(unit, world)
-
-
-def _clean_up(unit: Unit, world: World) -> None:
+        return
     if unit.exit is not None:  # None: it is tried again
         unit.why = unit.exit.words
     _spawn(unit, world, "post_stop", Phase.CLEANING, unit.reason)

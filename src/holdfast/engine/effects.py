@@ -47,6 +47,7 @@ class Record:
     scheduled: float = 0.0  # the last time of its schedule that came (since 1970: no `Seconds`)
     queued: bool = False  # one came while it ran: it runs again
     definition: str = ""  # digest of what that incarnation was started with; "": nobody knows
+    oneshot: bool = False  # that incarnation is to end by itself
     next: int = 0  # its successor, which is being started beside it; 0: none
     next_definition: str = ""  # digest of what that one was started with
     retired: tuple[int, ...] = ()  # trees before it that are on their way out

@@ -96,7 +96,7 @@ class Engine:
 
     def next_wake(self) -> Seconds | None:
         """When Woken is due; ask again after each `handle`."""
-        while self._timers and self._timers[0][2].wake_at != self._timers[0][0]:
+        while self._timers and self._timers[0][2].timer != self._timers[0][1]:
             heapq.heappop(self._timers)
         times = [self._timers[0][0]] if self._timers else []
         if self._first_in_queue():
@@ -192,8 +192,8 @@ class Engine:
                 self._close(0, by)
             case Woken():
                 while self._timers and self._timers[0][0] <= now:
-                    at, _, unit = heapq.heappop(self._timers)
-                    if unit.wake_at == at:
+                    _, number, unit = heapq.heappop(self._timers)
+                    if unit.timer == number:
                         self.apply(unit, Input.DUE, "")
             case ScheduleDue(name, at, text):
                 due = self.units.get(name)
@@ -337,10 +337,11 @@ class Engine:
 
     def _account(self, unit: Unit) -> None:
         """Keep the timers and the counts of trees in step with the unit."""
-        if unit.wake_at is not None and unit.wake_at != unit.timed:
-            self._timer_count += 1
-            heapq.heappush(self._timers, (unit.wake_at, self._timer_count, unit))
-        unit.timed = unit.wake_at
+        if unit.wake_at != unit.timed:
+            unit.timed, unit.timer = unit.wake_at, 0
+            if unit.wake_at is not None:
+                unit.timer = self._timer_count = self._timer_count + 1
+                heapq.heappush(self._timers, (unit.wake_at, unit.timer, unit))
         holds = (unit.phase in LIVE and unit.phase is not Phase.STUCK) or bool(unit.awaited)
         if holds == unit.holds:
             return

@@ -56,9 +56,10 @@ def change(engine: Engine, specs: Mapping[str, Service], by: str) -> None:
 
 
 def renew(engine: Engine, outdated: Mapping[str, Unit]) -> None:
-    """Their definition is another one than that which they were started with."""
+    """Their definition is another one than that which they were started with.  They stop first, whatever their
+    `restart_order`: whether they are ready, by what they were started with, nobody knows."""
     why = "its definition has changed"
-    stopping = engine.replace(_told(engine, outdated, why), outdated, why)
+    stopping = _told(engine, outdated, why)
     engine.clear_above(stopping, "what it requires was changed")
     _restart(engine, stopping, why)
 

@@ -59,14 +59,16 @@ class Unit:
     __slots__ = (
         "asked", "cause", "definition", "doubts", "early", "entered", "exit", "failures", "foreign", "holds",
         "incarnation", "last", "last_exit", "last_exit_of", "main_next", "next", "next_spec", "next_why", "occupied",
-        "once_more", "phase", "queued", "ready_at", "reason", "restart", "restarts", "retired", "saved", "scheduled",
-        "since", "spec", "start_failed", "step", "streak", "timed", "waits", "wake_at", "wanted", "why",
+        "once_more", "oneshot", "phase", "queued", "ready_at", "reason", "restart", "restarts", "retired", "saved",
+        "scheduled", "since", "spec", "start_failed", "step", "streak", "timed", "timer", "waits", "wake_at", "wanted",
+        "why",
     )  # fmt: skip
 
     def __init__(self, spec: Service, now: Seconds) -> None:
         self.spec = spec
         self.next_spec: Service | None = None  # what it is started with the next time, where that is another
         self.definition = ""  # digest of what the last incarnation was started with; "": nobody knows
+        self.oneshot = False  # it was one
         self.phase = Phase.SCHEDULED if spec.schedule.given else Phase.STOPPED
         self.scheduled = 0.0
         self.queued = False
@@ -101,7 +103,8 @@ class Unit:
         self.waits: set[str] = set()
         self.holds = False  # has a tree that others wait for
         self.occupied = 0  # 1 if so, and 1 for each requirer that is occupied itself
-        self.timed: Seconds | None = None  # its latest timer
+        self.timed: Seconds | None = None  # its latest timer,
+        self.timer = 0  # and the number of that; 0: none
         self.saved = self.durable(closing=False)
 
     # ---- what it is
@@ -213,6 +216,7 @@ class Unit:
             scheduled=self.scheduled,
             queued=self.queued and self.live,
             definition=self.definition,
+            oneshot=self.oneshot,
             next=self.next.incarnation if self.next else 0,
             next_definition=self.next.definition if self.next else "",
             retired=tuple(self.retired),
@@ -229,7 +233,7 @@ class Unit:
         self.last_exit, self.last_exit_of = record.last_exit, record.last_exit_of
         self.since = min(record.since, now)
         self.scheduled, self.queued = record.scheduled, record.queued and self.spec.schedule.given
-        self.definition = record.definition
+        self.definition, self.oneshot = record.definition, record.oneshot
         self.why, self.next_why = record.why, record.reason if record.stopping else record.why or WITH_SUPERVISOR
         if alive or record.live:
             self.asked, self.step, self.start_failed = record.stopping, record.step, record.start_failed
@@ -265,8 +269,8 @@ class Unit:
         """Something stands that another definition has led to; what is yet to start follows the present one anyway."""
         if self.foreign or self.phase in (Phase.STOPPED, Phase.WAITING, Phase.BLOCKED, Phase.SCHEDULED):
             return False
-        if self.spec.schedule.given:
-            return False  # a run is not begun anew: the next one is another
+        if self._is_run_of(self.spec):
+            return False
         return self.definition not in ("", definition(self.spec))
 
     @property
@@ -278,13 +282,18 @@ class Unit:
         """Follow another definition, as far as that goes at once; whether the rest calls for a new start.  So does
         one that is essential now and has ended: its end was none for all the others; and a successor of another
         definition."""
-        ended = self.phase in (Phase.EXITED, Phase.FATAL) and spec.essential and not self.spec.essential
+        ended = self.phase in (Phase.EXITED, Phase.FATAL, Phase.STUCK) and spec.essential and not self.spec.essential
         unscheduled = self.phase is Phase.SCHEDULED and not spec.schedule.given
         self.spec = applied(self.spec, spec)
         self.next_spec = None if self.spec == spec else spec
-        changed = self.next_spec is not None and not spec.schedule.given  # a run of a schedule is not begun anew
+        changed = self.next_spec is not None and not self._is_run_of(spec)
         other = self.next is not None and self.next.definition != definition(self.following)
         return ended or unscheduled or changed or other
+
+    def _is_run_of(self, spec: Service) -> bool:
+        """A run of a schedule is not begun anew: the next one is another.  What is no oneshot would be in its way for
+        ever."""
+        return spec.schedule.given and (self.oneshot or not self.live)
 
     def leave_plan(self, known: Collection[str]) -> None:
         """It is in no configuration any more.  It stops in its old place, among those that are `known`."""
