@@ -142,6 +142,7 @@ def test_a_run_directory_from_the_command_line_is_no_change(tmp_path):
 
 def test_hup_updates(tmp_path):
     with Running(tmp_path, service("web") + service("db")) as up:
+        up.until("db", ready=True)
         before = running(up)
         write(up, service("web", "nice = 1") + service("db"))
         up.process.send_signal(signal.SIGHUP)

@@ -134,6 +134,7 @@ class Updates:
                 failed = {name: why for name, (outcome, why) in settled.items() if outcome == "failed"}
                 if failed and trial.rollback:
                     self._put_back(trial, failed)
+                    continue  # one that has never stopped is there already
                 if trial.open:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(min(trial.next_look, quiet_since + trial.patience) - now):
