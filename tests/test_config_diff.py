@@ -21,7 +21,7 @@ OTHER = {
     "stop_scope": "main", "grace": 1.5, "log": Log(cap=10_000_000), "essential": True, "on_owner_loss": "stop",
     "ready": Ready(tcp="80"), "health": Health(tcp="80"), "watchdog": 3.0, "replicas": 3, "env_file": ("/x.env",),
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
-    "reload_command": ("reload",),
+    "reload_command": ("reload",), "pty": True, "stdin": "pipe",
 }  # fmt: skip
 
 
