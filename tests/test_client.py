@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -15,10 +16,12 @@ import threading
 import pytest
 from helpers_control import LogWriter, Served, as_nobody
 from helpers_lib import root_only
+from helpers_supervisor import HOLDFAST
 from helpers_wait import eventually
 
 import holdfast
 from holdfast.client import Client, ClientError, NoSupervisor
+from holdfast.control.server import CONNECTIONS_MAX
 from holdfast.daemon.names import StillAdopting
 
 
@@ -160,6 +163,58 @@ def test_logs(served, client, tmp_path):
         old = client.logs("web", cursor="2:0", stream="stdout")
         assert [entry["text"] for entry in old] == ["and more"]
         assert old.missing_files == 3
+
+
+def test_logs_of_several_services(served, client, tmp_path):
+    with LogWriter(tmp_path / "logs" / "web") as web, LogWriter(tmp_path / "logs" / "db") as db:
+        web.write(b"old\n")
+        with client.logs_of({"web": None, "db": "1:0"}, stream="stdout") as logs:
+            assert next(logs) == {"service": "web", "stream": "stdout", "text": "old"}
+            db.write(b"one\n")
+            assert next(logs) == {"service": "db", "stream": "stdout", "text": "one"}
+            db.rotate()
+            db.write(b"two\n")
+            assert next(logs)["text"] == "two"
+            assert logs.cursors == {"web": "1:4", "db": "2:4"}
+        web.write(b"meanwhile\n")
+        with client.logs_of(logs.cursors, stream="stdout") as logs:
+            assert next(logs) == {"service": "web", "stream": "stdout", "text": "meanwhile"}
+    (tmp_path / "logs" / "web-admin").write_text("no directory")
+    for cursors, code in (
+        ({}, "bad_request"), ({"web": "x"}, "bad_request"), ({"web": None, "wbe": None}, "unknown_service"),
+        ({f"web{n}": None for n in range(251)}, "bad_request"),
+    ):  # fmt: skip
+        with pytest.raises(ClientError) as error:
+            client.logs_of(cursors)
+        assert error.value.code == code, cursors
+    with client.logs_of({"web": "1:14,1:0", "web-admin": None}) as logs, pytest.raises(ClientError) as error:
+        next(logs)
+    assert error.value.code == "unavailable"
+
+
+def test_more_logs_are_followed_than_there_may_be_connections(tmp_path):
+    names = [f"s{number}" for number in range(CONNECTIONS_MAX + 44)]
+    with Served(tmp_path, names=names), contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(LogWriter(tmp_path / "logs" / name)) for name in names]
+        for log in logs:
+            log.write(b"before\n")
+        following = stack.enter_context(
+            subprocess.Popen(
+                [HOLDFAST, "logs", "-f", "--json"], env={**os.environ, "HOLDFAST_RUN_DIR": str(tmp_path)},
+                stdout=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        stack.callback(following.kill)
+        guard = threading.Timer(60, following.kill)
+        guard.start()
+        stack.callback(guard.join)
+        stack.callback(guard.cancel)
+        for text in ("before", "after", "at last"):
+            entries = [json.loads(following.stdout.readline()) for _ in names]
+            assert {each["service"] for each in entries} == set(names)
+            assert {each["text"] for each in entries} == {text}
+            for log in logs:
+                log.write({"before": b"after\n", "after": b"at last\n", "at last": b""}[text])
 
 
 def test_a_stream_that_is_closed_by_another_thread_ends(client):

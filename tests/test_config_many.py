@@ -177,6 +177,38 @@ def test_defaults_are_below_what_a_service_says(tmp_path):
     assert b.backoff == Backoff(first=1.0, then=2.0)
 
 
+def test_of_keys_that_exclude_each_other_a_service_has_its_own(tmp_path):
+    text = """
+    [defaults]
+    ready = { notify = true, timeout = "5s" }
+    health = { tcp = "80", failures = 7 }
+    [service.as_all]
+    command = "x"
+    [service.other]
+    command = "x"
+    ready.fd = 3
+    health = { http = "http://127.0.0.1/" }
+    [service.longer]
+    command = "x"
+    ready.timeout = "1m"
+    """
+    as_all, other, longer = loaded(tmp_path, text).services.values()
+    assert (as_all.ready.kind, as_all.ready.timeout, as_all.health.kind) == ("notify", 5.0, "tcp")
+    assert (other.ready.kind, other.ready.timeout) == ("fd", 5.0)
+    assert (other.health.kind, other.health.failures) == ("http", 7)
+    assert (longer.ready.kind, longer.ready.timeout) == ("notify", 60.0)
+    text = """
+    [defaults]
+    type = "oneshot"
+    schedule = { every = "5m", jitter = "9s" }
+    [service.a]
+    command = "x"
+    schedule.cron = "0 3 * * *"
+    """
+    (schedule,) = (each.schedule for each in loaded(tmp_path, text).services.values())
+    assert (schedule.every, schedule.jitter) == (None, 9.0) and schedule.cron
+
+
 def test_shell_of_the_defaults_reads_the_commands(tmp_path):
     config = loaded(tmp_path, "[defaults]\nshell = true\n[service.a]\ncommand = 'a | b'\n")
     assert config.services["a"].command == ("a | b",)

@@ -252,6 +252,8 @@ def test_logs(served, tmp_path):
         (request("GET", "/v1/services", b"", *["X: " + "y" * 100] * 3000)[:-2], "too_large", "16384"),
         (request("POST", "/v1/stop", b"", "Content-Length: -1"), "bad_request", "HTTP"),
         (request("POST", "/v1/stop", b"", "Content-Length: 1", "Content-Length: 2"), "bad_request", "HTTP"),
+        (request("POST", "/v1/stop", b"", "Content-Type: application/json", "Content-Length: 5",
+                 "Transfer-Encoding: chunked") + b"0\r\n\r\n" + post("/v1/shutdown", {}), "bad_request", "not both"),
         (request("POST", "/v1/stop", b"", "Content-Type: application/json", "Content-Length: 70000"), "too_large", ""),
         (request("POST", "/v1/stop", b"", "Content-Type: application/json", "Content-Length: " + "9" * 19), "too_large",
          ""),

@@ -13,6 +13,7 @@ import pytest
 from helpers_client import HAS_INPUT, HAS_TERMINAL, INPUT, TERMINAL, TerminalKeeper, writable
 from helpers_held import Place, kinds, until
 from helpers_log import output, text, wait_for_text
+from helpers_wait import wait_for
 from helpers_wire import SPEC, raw_record
 
 
@@ -140,6 +141,24 @@ def test_ctrl_c_is_a_signal_to_the_foreground(directory):
             wait_for_text(directory / "current", b"up\n")
             client.type(b"\x03")
             assert client.rest()[-1] == ("ENDED", {"code": 2, "status": signal.SIGINT})
+
+
+def test_a_client_that_stops_the_output_and_leaves_holds_nobody_up(directory):
+    """Ctrl-S is the terminal's: what is written then waits for Ctrl-Q, or for the last client's end."""
+    with TerminalKeeper(directory) as k:
+        k.sh(f"while read x; do : > '{directory.parent}/heard-'$x; echo said $x; done")
+        with k.attach() as one, k.attach() as other:
+            one.type(b"\x13")
+            one.type(b"a\r")
+            one.leave()
+            assert [name for name, _ in one.rest()] == ["RECENT"]
+            other.type(b"\x11")  # and until here nothing has gone on: it comes behind
+            other.until(b"said a\r\n")
+            other.type(b"\x13b\r")
+            wait_for((directory.parent / "heard-b").exists)  # and so has the terminal heard what stands before
+            other.leave()
+            other.rest()
+        wait_for_text(directory / "current", b"said b\n")
 
 
 def test_the_size_of_the_window_is_passed_on(directory):
@@ -290,7 +309,7 @@ def test_output_alone(directory):
 
 def test_the_end_is_told_to_those_who_are_there_and_refused_to_others(directory):
     with TerminalKeeper(directory) as k:
-        k.sh("(trap '' HUP; exec sleep 99) & read x; echo bye; kill -9 $$")
+        k.sh("trap '' HUP; sleep 99 & read x; echo bye; kill -9 $$")
         with k.attach() as client:
             client.type(b"\r")
             records = client.rest()

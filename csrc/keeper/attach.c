@@ -41,7 +41,8 @@ static void let_go(struct client *c)
 {
     hf_hang_up(c->fd);
     c->fd = -1;
-    n_clients--;
+    if (--n_clients == 0)
+        hf_log_flow();
 }
 
 /* Say what he is owed. */

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -203,6 +204,14 @@ void hf_log_close_input(void)
     if (input >= 0)
         close(input);
     input = -1;
+}
+
+/* Else the next write of the service would wait for ever.  Only what was stopped by the first can the second start,
+ * and a Ctrl-Q would be input where the service has no such keys. */
+void hf_log_flow(void)
+{
+    if (has_terminal() && ioctl(streams[0].writer, TCXONC, TCOOFF) == 0)
+        ioctl(streams[0].writer, TCXONC, TCOON);
 }
 
 /* ends[0] is ours, ends[1] the process's; 0 or -errno. */

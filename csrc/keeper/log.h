@@ -34,6 +34,8 @@ void hf_log_step(const struct pollfd fds[LOG_STREAMS]);
 uint64_t hf_log_deadline(void); /* 0: none */
 /* Where what is typed goes, a terminal or the pipe of its stdin; -1: nowhere. */
 int hf_log_input(void);
+/* Nobody sits at the terminal any more: what Ctrl-S has stopped goes on. */
+void hf_log_flow(void);
 /* The last lines of the log as it is now, up to `room` bytes: how many; -1: there is no log. */
 ssize_t hf_log_recent(char *to, size_t room);
 /* Nobody reads that pipe any more. */

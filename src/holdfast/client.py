@@ -150,6 +150,13 @@ class Client:
             return Stream(self, address + query)
         return Stream(self, address + query, pages=lambda at: self._get(address + _query(cursor=at, stream=stream)))
 
+    def logs_of(self, cursors: dict[str, str | None], *, stream: str | None = None) -> Stream:
+        """Iterate over what is written to the logs of up to 250 services, from the cursor of each on (None: all of it).
+
+        As `logs` with `follow`; each entry has its `service`, and `cursors` of the iterator says where to go on.
+        """
+        return Stream(self, "/v1/logs", body={"cursors": cursors, "stream": stream})
+
     def history(self, *patterns: str, limit: int | None = None) -> list[JSON]:
         """The last `limit` incarnations (None: 100) of services, past ones too, that match (names, globs, `web@2`)."""
         return self._get("/v1/history" + _query(name=patterns, limit=limit))  # type: ignore[no-any-return]
@@ -193,11 +200,13 @@ class Stream:
     One thread at a time iterates; `close` may be called from any other, which ends the iteration there.
     """
 
-    def __init__(self, client: Client, target: str, pages: Any = None) -> None:
+    def __init__(self, client: Client, target: str, pages: Any = None, body: JSON | None = None) -> None:
         self.cursor: str | None = None
+        self.cursors: dict[str, str | None] = dict(body["cursors"]) if body else {}
         self.missing_files = 0
         self._client = client
         self._pages = pages
+        self._body = body
         self._waiting: deque[JSON] = deque()
         self._more = True
         self._closed = False
@@ -208,7 +217,10 @@ class Stream:
         with self._client._lock:
             self._client._streams.add(self)
         try:
-            self._connection.request("GET", target, b"")
+            if self._body is None:
+                self._connection.request("GET", target, b"")
+            else:
+                self._connection.request("POST", target, json.dumps(self._body).encode())
             if self._pages:
                 self._take(self._connection.answer())
                 self._connection.close()
@@ -255,8 +267,13 @@ class Stream:
         if "entries" not in data:  # an event
             self._waiting.append(data)
             return
-        self._waiting.extend(data["entries"])
-        self.cursor = data["cursor"]
+        if "service" in data:
+            name = data["service"]
+            self._waiting.extend({"service": name, **entry} for entry in data["entries"])
+            self.cursors[name] = data["cursor"]
+        else:
+            self._waiting.extend(data["entries"])
+            self.cursor = data["cursor"]
         self.missing_files += data["missing_files"]
         self._more = data["more"] or not self._pages
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # The supervisor was killed, makes way for its next version, or has given us up because we did not read.
 AGAIN = {"lost", "upgrading", "too_slow", "no_answer"}
+FOLLOWED_MAX = 250  # logs in one stream
 PAUSE_FIRST = 0.1  # seconds before the second try in a row that brought nothing
 PAUSE_LIMIT = 5.0  # as the anchor's
 
@@ -27,16 +28,16 @@ def events_from(client: Client, after: int) -> Iterator[dict[str, Any]]:
     yield from _followed(lambda: client.events(after=after), seen, threading.Event())
 
 
-def log_from(
-    client: Client, name: str, cursor: str | None, stream: str | None, over: threading.Event
+def logs_from(
+    client: Client, cursors: dict[str, str | None], stream: str | None, over: threading.Event
 ) -> Iterator[dict[str, Any]]:
-    """Every entry of a service's log after the cursor, in the same way; until `over`, where others follow besides."""
+    """Every entry of the logs of services after their cursors, in the same way; until `over`, where others follow
+    besides."""
 
     def seen(source: Stream, _entry: dict[str, Any]) -> None:
-        nonlocal cursor
-        cursor = source.cursor  # of its page: a stream is lost only when the page has been given to the end
+        cursors.update(source.cursors)  # of whole pages: a stream is lost only when each has been given to the end
 
-    yield from _followed(lambda: client.logs(name, cursor=cursor, stream=stream, follow=True), seen, over)
+    yield from _followed(lambda: client.logs_of(cursors, stream=stream), seen, over)
 
 
 def _followed(

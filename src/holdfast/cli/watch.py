@@ -7,16 +7,15 @@ import os
 import sys
 import threading
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .follow import events_from, log_from
+from .follow import FOLLOWED_MAX, events_from, logs_from
 from .target import json_option, names_argument, target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from holdfast.client import Client
 
 PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
@@ -40,36 +39,39 @@ def logs(
     over = threading.Event()
     troubles: list[Exception] = []
 
-    def entries(name: str) -> Iterator[dict[str, Any]]:
-        # In two steps, so that there is a place to go on from however early the supervisor ends.
-        last = client.logs(name, lines=lines, stream=stream)
-        yield from last
-        if follow:
-            yield from log_from(client, name, last.cursor, stream, over)
+    prefixes = {
+        name: "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
+        for number, name in enumerate(found)
+    }
 
-    def show(number: int, name: str) -> None:
-        prefix = "" if len(found) == 1 else click.style(f"{name:<{width}} | ", fg=PALETTE[number % len(PALETTE)])
-        for entry in entries(name):
-            with lock:
-                if as_json:
-                    click.echo(json.dumps({"service": name, **entry}))
-                else:
-                    click.echo(prefix + entry["text"], nl=len(found) > 1 or not entry.get("partial"))
+    def show(name: str, entry: dict[str, Any]) -> None:
+        with lock:
+            if as_json:
+                click.echo(json.dumps({"service": name, **entry}))
+            else:
+                click.echo(prefixes[name] + entry["text"], nl=len(found) > 1 or not entry.get("partial"))
 
-    def follow_one(number: int, name: str) -> None:
+    def follow_some(cursors: dict[str, str | None]) -> None:
         try:
-            show(number, name)
+            for entry in logs_from(client, cursors, stream, over):
+                show(entry["service"], entry)
         except Exception as error:  # the first is raised again where it can be dealt with
             troubles.append(error)
             over.set()
             client.close()  # ends the others
 
     try:
+        cursors: dict[str, str | None] = {}
+        for name in found:
+            # In two steps, so that there is a place to go on from however early the supervisor ends.
+            last = client.logs(name, lines=lines, stream=stream)
+            for entry in last:
+                show(name, entry)
+            cursors[name] = last.cursor
         if not follow:
-            for number, name in enumerate(found):
-                show(number, name)
             return
-        threads = [threading.Thread(target=follow_one, args=pair, daemon=True) for pair in enumerate(found)]
+        some = [dict(islice(cursors.items(), at, at + FOLLOWED_MAX)) for at in range(0, len(cursors), FOLLOWED_MAX)]
+        threads = [threading.Thread(target=follow_some, args=[each], daemon=True) for each in some]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -51,5 +51,7 @@ def one_line(value: object, limit: int = 60) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{printable(value[:limit])}{"" if len(value) <= limit else "…"}"'
+    if isinstance(value, int) and value.bit_length() > 64:  # TOML has none; Python refuses to print the largest
+        return "a number of more than 64 bits"
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

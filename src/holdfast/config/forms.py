@@ -75,7 +75,8 @@ def string(value: object, around: Around) -> str:
 
 def duration(value: object, key: Key, around: Around) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise Wrong(f"{value} has no unit", f'write "{value}s" or "{value}ms"; units: ms, s, m, h')
+        text = one_line(value)
+        raise Wrong(f"{text} has no unit", f'write "{text}s" or "{text}ms"; units: ms, s, m, h')
     if not isinstance(value, str):
         raise Wrong(f'must be a duration such as "10s", not {kind(value)}')
     try:
@@ -87,7 +88,8 @@ def duration(value: object, key: Key, around: Around) -> float:
 
 def size(value: object, key: Key, around: Around) -> int:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise Wrong(f"{value} has no unit", f'write "{value}MB" or "{value}MiB"; units: {", ".join(units.SIZES)}')
+        text = one_line(value)
+        raise Wrong(f"{text} has no unit", f'write "{text}MB" or "{text}MiB"; units: {", ".join(units.SIZES)}')
     if not isinstance(value, str):
         raise Wrong(f'must be a size such as "16MiB", not {kind(value)}')
     try:
@@ -120,7 +122,7 @@ def integer(value: object, key: Key, around: Around) -> int:
 def number(value: object, key: Key, around: Around) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong(f"must be a number, not {kind(value)}", _without_quotes(value))
-    return float(_in_range(value, key, lambda each: f"{each:g}"))
+    return float(_in_range(value, key, lambda each: one_line(each) if isinstance(each, int) else f"{each:g}"))
 
 
 def _without_quotes(value: object) -> str:
@@ -265,7 +267,7 @@ def _identity(
             hint = _without_quotes(value) or did_you_mean(value, everybody())
             raise Wrong(f"there is no {what} {one_line(value)} on this machine", hint) from None
     elif not 0 <= value < 2**32 - 1:  # 2**32 - 1 means "leave it" to the kernel
-        raise Wrong(f"{value} is no {what}'s number", "0 to 4294967294")
+        raise Wrong(f"{one_line(value)} is no {what}'s number", "0 to 4294967294")
     if os.geteuid() != 0:
         raise Wrong(f"only root may choose the {what}", f"leave `{what}` out, or start the supervisor as root")
     return value

@@ -92,9 +92,7 @@ class Log(msgspec.Struct, frozen=True):
         ),
     ] = 512 * MIB  # above what rotation keeps, with two streams, too: else nothing would make room again
     timestamps: Annotated[bool, About("boolean", "Write the time before each line.")] = False
-    merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: stderr has files of its own.")] = (
-        True
-    )
+    merge: Annotated[bool, About("boolean", "stdout and stderr in one file; `false`: in two.")] = True
 
 
 class Probe(msgspec.Struct, frozen=True):

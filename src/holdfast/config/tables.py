@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .model import Keys, Service, keys_of
+from .model import PROBE_KINDS, Keys, Service, keys_of
 
 # Keys that say which service it is, and what it needs: nobody means them for all.
 NO_DEFAULTS = ("command", "replicas", "requires", "after")
 MERGED = ("table", "env", "rlimits")  # forms whose tables merge by key; any other value is one
+# Of these keys a table has one, so a service's own takes the place of whichever the defaults have.
+ONE_OF = {"ready": PROBE_KINDS, "health": PROBE_KINDS, "schedule": ("cron", "every")}
 
 INDEX = "{index}"
 # `${index}` is a variable.  In two pairs of braces stands what is meant as text.
@@ -31,6 +33,8 @@ def merged(defaults: Mapping[str, Any], own: Mapping[str, Any], keys: Keys) -> d
             if key is None or isinstance(key, dict):  # `rotate` in `log`, or what is in such a table
                 result[name] = merged(below, above, key or {})
             elif key.about.form in MERGED:
+                if set(ONE_OF.get(name, ())) & above.keys():
+                    below = {word: value for word, value in below.items() if word not in ONE_OF[name]}
                 result[name] = merged(below, above, {})
     return result
 

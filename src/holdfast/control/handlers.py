@@ -15,6 +15,7 @@ from .errors import Refusal
 from .requests import (
     AfterSeq,
     Command,
+    Cursors,
     HistoryPart,
     LogPart,
     Names,
@@ -28,7 +29,7 @@ from .requests import (
     value_of,
 )
 from .seam import Asker, Supervised, Verb
-from .streams import Ending, EventStream, attended, events_after, log_after
+from .streams import Ending, EventStream, attended, events_after, log_after, logs_after
 
 Answer = Any  # something that becomes JSON, or an EventStream
 
@@ -87,6 +88,14 @@ class Api:
         if cursor is not None:
             reader.read(cursor, streams)  # a bad cursor is refused before the stream begins
         return EventStream(log_after(reader, cursor, self.watcher, streams), self.ending)
+
+    async def several_logs(self, _request: Request, body: Cursors) -> Answer:
+        streams = STREAMS if body.stream is None else (body.stream,)
+        readers = {name: (self.supervisor.log_reader(name), cursor) for name, cursor in body.cursors.items()}
+        for reader, cursor in readers.values():
+            if cursor is not None:
+                reader.check(cursor, streams)  # a bad one is refused before the stream begins
+        return EventStream(logs_after(readers, self.watcher, streams), self.ending)
 
     # ---- acting
 

@@ -76,7 +76,7 @@ def _operation(route: Route, schema_of: JSON, components: JSON) -> JSON:
     parameters = [NAME] if "{name}" in route.path else []
     if route.method == "GET":
         parameters += [_parameter(*each) for each in components[route.takes.__name__]["properties"].items()]
-    if route.streams is not None:
+    if route.streams is not None and route.method == "GET":
         parameters.append(LAST_EVENT_ID)
     if parameters:
         operation["parameters"] = parameters
@@ -115,7 +115,8 @@ def _answer(route: Route, schema_of: JSON) -> JSON:
     if route.streams is not None:
         data = schema_of[str(route.streams)]
         name = re.sub(r".*/", "", data["$ref"])
-        about = f"server-sent events: `id`, and `data` with a {name}; the last one, `event: end`, has a Problem"
+        has_id = "`id`, and " if route.method == "GET" else ""
+        about = f"server-sent events: {has_id}`data` with a {name}; the last one, `event: end`, has a Problem"
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}, "x-data": data}
     return {"description": "as asked", "content": content}
 

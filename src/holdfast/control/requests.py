@@ -16,6 +16,7 @@ from .errors import Refusal, did_you_mean
 
 BODY_MAX = 65536  # bytes
 NAMES_MAX = 1000  # in one command
+FOLLOWED_MAX = 250  # logs in one stream: each has a page that waits for a client that is slow
 LINES_MAX = 100000  # that the last ones of a log may be
 SECONDS_MAX = 1000000000
 HISTORY_ROWS = 100  # without a `limit`
@@ -79,6 +80,22 @@ class Update(Struct, forbid_unknown_fields=True):
     timeout_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=SECONDS_MAX)] | None,
         means("answer then, however far it is; the update goes on"),
+    ] = None
+
+
+class Cursors(Struct, forbid_unknown_fields=True):
+    """Which logs, and from where on."""
+
+    cursors: Annotated[
+        dict[Name, str | None],
+        Meta(
+            min_length=1, max_length=FOLLOWED_MAX,
+            description="for each service where an earlier answer ended; null: from the oldest line that is left",
+        ),
+    ]  # fmt: skip
+    stream: Annotated[
+        Literal["stdout", "stderr"] | None,
+        means("only this one; where both go to one file (`merge = true`, the default) that is `stdout`"),
     ] = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from holdfast.daemon.logs import Page
+from holdfast.daemon.logs import Page, ServicePage
 from holdfast.daemon.status import (
     EventRecord,
     HistoryRecord,
@@ -21,7 +21,20 @@ from holdfast.daemon.status import (
 )
 
 from .handlers import Api
-from .requests import AfterSeq, Command, HistoryPart, LogPart, Names, Nothing, Reload, Results, Shutdown, Signal, Update
+from .requests import (
+    AfterSeq,
+    Command,
+    Cursors,
+    HistoryPart,
+    LogPart,
+    Names,
+    Nothing,
+    Reload,
+    Results,
+    Shutdown,
+    Signal,
+    Update,
+)
 
 
 class Route(NamedTuple):
@@ -55,6 +68,10 @@ ROUTES = (
         "GET", "/v1/services/{name}/logs", Api.logs, LogPart, Page,
         "Its log, from the oldest line that is left. With `follow` a stream that goes on with what is written.",
         NAMED, Page,
+    ),
+    Route(
+        "POST", "/v1/logs", Api.several_logs, Cursors, None,
+        "What is written to the logs of several services, as one stream.", NAMED, ServicePage,
     ),
     Route(
         "GET", "/v1/events", Api.events, AfterSeq, None,

@@ -148,16 +148,23 @@ class _Connection(H11Protocol):
             self._refuse(Refusal("too_large", f"a request's line and headers may have {HEAD_MAX} bytes"))
             self.cycle.disconnected = True  # so that uvicorn does not miss an answer
             return
-        if self.tcp is not None:
-            try:
+        try:
+            self._check_framing()
+            if self.tcp is not None:
                 self.tcp.check(self.headers)
-            except Refusal as refusal:
-                self._refuse(refusal)
-                self.cycle.disconnected = True
-                return
+        except Refusal as refusal:
+            self._refuse(refusal)
+            self.cycle.disconnected = True
+            return
         scope["holdfast.peer"] = self.peer
         scope["holdfast.connection"] = self
         await self._api(scope, receive, send)
+
+    def _check_framing(self) -> None:
+        # Two lengths: a proxy that goes by the other one takes for a body what we take for the next request.
+        names = {name for name, _ in self.headers}
+        if b"content-length" in names and b"transfer-encoding" in names:
+            raise Refusal("bad_request", "a request has Content-Length or Transfer-Encoding, not both")
 
     # ---- the beginning and the end
 

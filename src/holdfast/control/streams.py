@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
-from holdfast.daemon.logs import LogReader
+from holdfast.daemon.logs import LogReader, ServicePage
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, explain
@@ -25,7 +26,12 @@ Source = AsyncGenerator[bytes, None]
 
 
 def message(ident: object, data: object) -> bytes:
-    return b"id: %s\ndata: %s\n\n" % (str(ident).encode(), msgspec.json.encode(data))
+    return b"id: %s\n" % str(ident).encode() + message_alone(data)
+
+
+def message_alone(data: object) -> bytes:
+    """One that no client comes back to by its id."""
+    return b"data: %s\n\n" % msgspec.json.encode(data)
 
 
 async def events_after(events: Events, seq: int) -> Source:
@@ -47,6 +53,35 @@ async def log_after(reader: LogReader, cursor: str | None, watcher: Watcher, str
             yield message(page.cursor, page)
     finally:
         await pages.aclose()  # type: ignore[attr-defined]
+
+
+async def logs_after(
+    readers: Mapping[str, tuple[LogReader, str | None]], watcher: Watcher, streams: tuple[str, ...]
+) -> Source:
+    """The same of several logs.  One that cannot be read ends all."""
+    came: asyncio.Queue[bytes | Exception] = asyncio.Queue(1)  # who is not read waits with the page in hand
+
+    async def follow(name: str, reader: LogReader, cursor: str | None) -> None:
+        pages = reader.follow(cursor, watcher, streams)
+        try:
+            async for page in pages:
+                await came.put(message_alone(ServicePage(**structs.asdict(page), service=name)))
+        except Exception as error:
+            await came.put(error)
+        finally:
+            await pages.aclose()  # type: ignore[attr-defined]
+
+    tasks = [asyncio.ensure_future(follow(name, *each)) for name, each in readers.items()]
+    try:
+        while True:
+            each = await came.get()
+            if isinstance(each, Exception):
+                raise each
+            yield each
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Ending(asyncio.Event):

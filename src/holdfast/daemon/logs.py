@@ -53,6 +53,12 @@ class Page(msgspec.Struct, frozen=True):
     missing_files: Annotated[int, means("that were removed before they could be read; what was in them nobody knows")]
 
 
+class ServicePage(Page, frozen=True):
+    """A piece of the log of one of several services."""
+
+    service: Annotated[str, means("whose")]
+
+
 class BadCursor(ValueError):
     """A cursor that no page has had, or one of another choice of streams."""
 
@@ -67,6 +73,10 @@ class LogReader:
         """What comes after `cursor`; None: from the oldest file on.  OSError; BadCursor."""
         places = _parse(cursor, streams) if cursor is not None else [(0, 0)] * len(streams)
         return self._page(places, streams)[0]
+
+    def check(self, cursor: str, streams: Sequence[str] = STREAMS) -> None:
+        """BadCursor, where it is none for these streams."""
+        _parse(cursor, streams)
 
     def tail(self, lines: int, streams: Sequence[str] = STREAMS) -> str:
         """The cursor before the last `lines` of each stream; fewer where they lie more than TAIL_BYTES_MAX back."""
