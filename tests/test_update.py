@@ -260,6 +260,49 @@ def test_a_second_update_is_refused_while_one_is_proved(tmp_path):
         up.until("web", ready=True)
 
 
+STEPS = ('pre_start = ["sh", "-c", "echo pre"]', 'post_stop = ["sh", "-c", "echo post"]')
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_steps_of_a_start_and_of_an_end_are_no_failures(tmp_path, rollback):
+    """Each step has a number of its own, and what is put back has all of them, too."""
+    with Running(tmp_path, service("web", *STEPS) + service("db")) as up:
+        up.until("web", ready=True)
+        write(up, service("web", *STEPS, "nice = 1") + service("db"))
+        answer = up.client().update(rollback=rollback)
+        assert outcomes(answer)["web"] == ("changed", "restarts", "done"), answer
+        assert (status := up.client().service("web"))["ready"] and status["incarnation"] == 5, status
+        write(up, service("web", *STEPS, command='["sh", "-c", "exit 3"]') + service("db", "nice = 1"))
+        answer = up.client().update(rollback=rollback)
+        verdict = "rolled_back" if rollback else "failed"
+        assert {name: each[2] for name, each in outcomes(answer).items()} == {"web": verdict, "db": "done"}
+        assert answer["changes"][0]["message"] == "exited with code 3"
+        if rollback:
+            assert up.client().service("web")["ready"]
+            assert [event["service"] for event in events(up, "rolled_back")] == ["web"]
+
+
+def test_a_pre_start_that_fails_puts_back(tmp_path):
+    with Running(tmp_path, service("web", *STEPS)) as up:
+        up.until("web", ready=True)
+        write(up, service("web", 'pre_start = ["sh", "-c", "exit 4"]', STEPS[1], "nice = 1"))
+        answer = up.client().update(rollback=True)
+        assert answer["changes"][0]["outcome"] == "rolled_back"
+        assert answer["changes"][0]["message"] == "pre_start: exited with code 4"
+        assert up.client().service("web")["ready"]
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_schedule_is_not_started_and_has_not_failed(tmp_path, rollback):
+    yearly = ('type = "oneshot"', 'schedule = "0 3 1 1 *"')
+    with Running(tmp_path, service("job", *yearly)) as up:
+        write(up, service("job", *yearly, command='["true"]') + service("new", *yearly))
+        answer = up.client().update(rollback=rollback)
+        assert {name: each[2] for name, each in outcomes(answer).items()} == {"job": "done", "new": "done"}
+        up.holdfast("start", "job")  # by the new definition, or it would not end
+        assert up.client().service("new")["incarnation"] == 0
+
+
 # ---- kills
 
 OLD = service("a") + service("b", 'requires = ["a"]') + service("gone") + service("same")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from holdfast.config.diff import Change
 from holdfast.config.model import Config
@@ -25,15 +26,19 @@ class Trial:
         self.changes = found
         self.rollback = rollback
         self.over = asyncio.Event()
-        self.open: dict[str, int] = {}  # who is followed, and the last incarnation of before
+        self.open: set[str] = set()  # who is followed: nothing of its old definition is up any more
         self.next_look = float("inf")  # somebody will have lived long enough then
         self._engine = engine
+        self._untouched = {change.service for change in found if change.effect == "applies"}
         self._stopping = {change.service for change in found if change.effect == "stops"}
         self._returning: set[str] = set()  # to their old definitions
+        self._restarts: dict[str, int] = {}  # by policy, at the beginning
+        self._serving: dict[str, int] = {}  # the last incarnation of before, where its successor is started beside it
         self._settled: Settled = {}
         # So long it may take until something happens: an old tree ends, and what follows becomes ready.
         times = [
             spec.grace + (spec.awaits.timeout if spec.awaits else 0.0) + spec.backoff.reset_after
+            + spec.ready_timeout * (bool(spec.pre_start) + bool(spec.post_stop))
             for spec in new.services.values()
         ]
         self.patience = PATIENCE + max(times, default=0.0)
@@ -46,18 +51,20 @@ class Trial:
                 self._settled[name] = "done", ""
             elif change.effect == "restarts" and not self._engine.view(name).wanted:
                 self._settled[name] = "unchanged", "it is stopped; its next start is by the new definition"
+            elif name in self.new.services and self.new.services[name].schedule.given:
+                self._settled[name] = "done", "" if change.effect == "starts" else "from its next run on"
             else:
-                self.open[name] = self._last_of_before(name)
+                self._follow(name)
 
-    def _last_of_before(self, name: str) -> int:
-        """The last incarnation that is none of the plan which was taken just now."""
-        try:
+    def _follow(self, name: str) -> None:
+        """Its old incarnation is down or on its way there: what comes up, or fails unasked, is of the new plan."""
+        self.open.add(name)
+        self._restarts[name] = self._serving[name] = 0
+        with suppress(KeyError):  # gone already
             view = self._engine.view(name)
-        except KeyError:
-            return 0
-        if view.replacing:  # its successor is, and not one that was given up for that
-            return max(view.incarnation, *view.retired, 0)
-        return view.incarnation - (view.live and view.state in (State.STARTING, State.RUNNING))
+            self._restarts[name] = view.restarts
+            if view.replacing:  # its successor is, and not one that was given up for that
+                self._serving[name] = max(view.incarnation, *view.retired, 0)
 
     def _reason(self, name: str) -> str:
         try:
@@ -73,14 +80,26 @@ class Trial:
         return found
 
     def give_up(self) -> Settled:
-        """Nothing has happened for too long."""
+        """Nothing has happened for too long.  A oneshot may run as long as it does, and what waits for it with it."""
+        if any(self._runs_to_its_end(name) for name in self.open):
+            return {}
         found = {name: ("failed", f"not in time: {self._reason(name)}") for name in self.open}
         self._settle(found)
         return found
 
+    def _runs_to_its_end(self, name: str) -> bool:
+        spec = self.new.services.get(name)
+        if spec is None or spec.type != "oneshot":
+            return False
+        try:
+            view = self._engine.view(name)
+        except KeyError:
+            return False
+        return view.live and view.state is State.STARTING and view.step == "main"
+
     def _settle(self, found: Settled) -> None:
         for name, (outcome, message) in found.items():
-            del self.open[name]
+            self.open.remove(name)
             if name in self._returning:
                 before = self._settled[name][1]
                 outcome, message = "rolled_back", before if outcome == "done" else f"{before}; then {message}"
@@ -90,13 +109,11 @@ class Trial:
         """They have their old definitions again, and are followed until they are up."""
         for name, why in failed.items():
             self._settled[name] = "rolled_back", why
-            self.open.pop(name, None)
-            if name in config.services:
+            self.open.discard(name)
+            spec = config.services.get(name)
+            if spec and not spec.schedule.given and name not in self._untouched:
                 self._returning.add(name)
-                self.open[name] = self._last_of_before(name)
-        for name in self.open:
-            if self._engine.view(name).state is State.STOPPING:
-                self.open[name] = self._last_of_before(name)  # with those: its end is no failure
+                self._follow(name)
 
     def _verdict(self, name: str, now: float) -> tuple[str, str] | None:
         """None: it goes on."""
@@ -104,23 +121,26 @@ class Trial:
             view = self._engine.view(name)
         except KeyError:
             return "done", "nothing of it is left"
-        ended = view.last_exit.words if view.last_exit else view.reason
         if view.live and view.state is State.FATAL:
             return "failed", view.reason
-        if name in self._stopping - self._returning or view.state is State.STOPPING:
+        if name in self._stopping - self._returning and not view.wanted:
+            return None
+        if view.state is State.STOPPING or view.replacing:
             return None
         if not view.wanted:
             return "done", "stopped meanwhile"
-        newer = view.incarnation - self.open[name]
-        if newer > 1 or view.state is State.BACKOFF or (newer > 0 and view.state is State.STARTING and not view.live):
-            return "failed", ended
+        # What the update has brought down began anew, from zero failures: an end that was asked for is none.
+        if view.failures or view.restarts > self._restarts[name] or view.state is State.BACKOFF:
+            return "failed", view.last_exit.words if view.last_exit else view.reason
+        if view.due:
+            return "done", ""
         if view.state in (State.STOPPED, State.FATAL):
             return "failed", view.reason
         if view.state is State.EXITED:
             return ("done" if view.succeeded else "failed"), view.reason
-        if not view.ready or view.replacing:
+        if not view.ready:
             return None
-        if newer <= 0:
+        if view.incarnation <= self._serving[name]:
             return "failed", view.reason  # its successor has
         if self.rollback and name not in self._returning:
             proved_at = view.since + self.new.services[name].backoff.reset_after

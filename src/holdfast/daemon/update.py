@@ -131,6 +131,7 @@ class Updates:
                     quiet_since = now
                 elif now > quiet_since + trial.patience:
                     settled = trial.give_up()
+                    quiet_since = now
                 failed = {name: why for name, (outcome, why) in settled.items() if outcome == "failed"}
                 if failed and trial.rollback:
                     self._put_back(trial, failed)
