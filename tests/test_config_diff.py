@@ -38,6 +38,26 @@ def test_a_key_is_applied_or_belongs_to_the_definition(key):
     assert (diff.applied(BASE, other) == other) == (key in diff.APPLIED)
 
 
+@pytest.mark.parametrize(
+    ("running", "wanted", "needs"),
+    [
+        ({}, {"health": Health(notify=True)}, True),
+        ({}, {"health": Health(fd=4)}, True),
+        ({"health": Health(fd=4)}, {"health": Health(fd=5)}, True),
+        ({"health": Health(fd=4)}, {"health": Health(fd=4, interval=3.0)}, False),
+        ({"health": Health(notify=True)}, {"health": Health(notify=True, failures=9)}, False),
+        ({"type": "notify"}, {"type": "notify", "health": Health(notify=True)}, False),
+        ({"watchdog": 3.0}, {"watchdog": 3.0, "health": Health(notify=True)}, False),
+        ({}, {"health": Health(log="x")}, False),
+    ],
+)
+def test_a_health_that_has_to_be_given_something_needs_a_start(running, wanted, needs):
+    first, second = (msgspec.structs.replace(BASE, **keys) for keys in (running, wanted))
+    assert (diff.definition(first) != diff.definition(second)) == needs
+    assert (diff.applied(first, second) != second) == needs
+    assert diff.definition(diff.applied(first, second)) == diff.definition(first)
+
+
 @given(st.sets(st.sampled_from(sorted(OTHER))), st.sets(st.sampled_from(sorted(OTHER))))
 def test_two_definitions_are_one_where_nothing_needs_a_new_process(one, two):
     first, second = (msgspec.structs.replace(BASE, **{key: OTHER[key] for key in keys}) for keys in (one, two))
@@ -85,6 +105,9 @@ def words(tmp_path, text):
         ("env = { TOKEN = 'secret' }", ["changed web: env.TOKEN added (restarts)"]),
         ("log.rotate.size = '1MiB'", ["changed web: log.rotate.size 16MiB -> 1MiB (restarts)"]),
         ("backoff = { max = '5s' }", ["changed web: backoff.max 60s -> 5s (applies)"]),
+        ("health = { tcp = '80', interval = '3s' }",
+         ['changed web: health unset -> { tcp = "80", interval = 3s } (applies)']),
+        ("health.notify = true", ["changed web: health unset -> { notify = true } (restarts)"]),
         ("type = 'notify'", ['changed web: type "simple" -> "notify" (restarts)']),
     ],
 )

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from .errors import one_line
-from .model import Config, Keys, Service, Supervisor, keys_of
+from .model import Config, Key, Keys, Service, Supervisor, keys_of
 from .units import duration_text, size_text
 
-# Keys of a service that need no new process.  A key that is not here restarts what runs when it changes.
+# Keys of a service that need no new process (but see `_given`).  Any other restarts what runs when it changes.
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
@@ -28,14 +28,26 @@ APPLIED = frozenset((
 
 def applied(running: Service, wanted: Service) -> Service:
     """What holds for an incarnation of `running` once `wanted` was accepted: its own, but for the keys of APPLIED."""
-    return msgspec.structs.replace(running, **{key: getattr(wanted, key) for key in APPLIED})
+    spec = msgspec.structs.replace(running, **{key: getattr(wanted, key) for key in APPLIED})
+    return spec if _given(spec) == _given(running) else msgspec.structs.replace(spec, health=running.health)
 
 
 def definition(spec: Service) -> str:
     """Digest of what an incarnation is started with.  What has its default is left out, so that a key of a later
     version changes nothing for those that do not use it."""
-    told = {key: value for key, value in _told(spec).items() if key not in APPLIED}
+    told = {key: value for key, value in _told(spec).items() if key not in APPLIED} | _given(spec)
     return hashlib.blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=12).hexdigest()
+
+
+def _given(spec: Service) -> dict[str, object]:
+    """What `health` needs that can only be given at a start: its descriptor, or the socket of sd_notify, where it is
+    what brings that.  Who was started without cannot say that it is well."""
+    health = spec.health
+    if health is None or not (health.notify or health.fd is not None):
+        return {}
+    if health.notify and msgspec.structs.replace(spec, health=None).speaks:
+        return {}
+    return {"health": "notify" if health.notify else health.fd}
 
 
 class Change(NamedTuple):
@@ -107,6 +119,11 @@ def _differing(keys: Keys, old: msgspec.Struct, new: msgspec.Struct, prefix: str
 def _words(value: object, form: str) -> str:
     if value is None:
         return "unset"
+    if isinstance(value, msgspec.Struct):  # a table that was not there, or is not any more
+        told = _told(value)
+        keys = [key for name, key in keys_of(type(value)).items() if isinstance(key, Key) and name in told]
+        words = (f"{key.field} = {_words(getattr(value, key.field), key.about.form)}" for key in keys)
+        return f"{{ {', '.join(words)} }}"
     if form == "duration" and isinstance(value, float):
         return duration_text(value)
     if form == "size" and isinstance(value, int):
