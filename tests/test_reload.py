@@ -107,6 +107,30 @@ reload_command = ["sh", "-c", "{wait.replace("$", "$$")}"]
         up.until("web", reloading=False)
 
 
+def test_a_service_that_does_not_survive_its_reload(tmp_path):
+    program = """
+import os, signal
+def on_hup(*_):
+    tell("RELOADING=1\\nMONOTONIC_USEC=1")
+    os._exit(3)
+signal.signal(signal.SIGHUP, on_hup)
+tell("READY=1")
+while True:
+    signal.pause()
+"""
+    services = f"""
+[service.web]
+type = "notify"
+command = {python(tmp_path, "web", program)}
+reload_command = ["sh", "-c", "kill -HUP $$MAINPID; while kill -0 $$MAINPID 2>/dev/null; do sleep 0.05; done"]
+"""
+    with Running(tmp_path, services) as up:
+        up.until("web", state="running")
+        said = results(up.holdfast("reload", "web", "--json", check=1))
+        text = "reload_command exited with code 0; but the service has ended meanwhile"
+        assert said == {"web": ("failed", text)}
+
+
 def test_the_service_or_the_supervisor_ends_meanwhile(tmp_path):
     """Nobody waits for ever, and nothing of the command is left."""
     os.mkfifo(tmp_path / "gate")

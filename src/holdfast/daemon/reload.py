@@ -76,6 +76,9 @@ class Reloads:
                     return False, f"reload_command {ended.words}{tail}"
                 while copy.reloading and not copy.closed:  # it says itself when it is done
                     await self._supervisor.changed()
+                supervisor = self._supervisor
+                if supervisor.copies.get(copy.name) is not copy or not supervisor.engine.view(copy.name).ready:
+                    return False, f"reload_command {ended.words}{tail}; but the service has ended meanwhile"
         except TimeoutError:
             if not left.expired():
                 raise
