@@ -175,7 +175,7 @@ restart = "never"
 [service.longer]
 command = {notifier(tmp_path, "longer", longer)}
 type = "notify"
-watchdog = "1s"
+watchdog = "500ms"
 [service.starting]
 command = ["sleep", "1000"]
 type = "notify"
@@ -195,6 +195,26 @@ watchdog = "50ms"
         kill(pid, 10)
         restarted = up.until("beats", lambda s: s["incarnation"] == 2)
         assert "watchdog: nothing heard for 0.5s" in restarted["last_exit"]["cause"]
+        # So long after the kill: who had given itself another time has it still, also when its health is another.
+        assert up.client().service("longer")["incarnation"] == 1
+        up.file.write_text(up.file.read_text().replace("[service.longer]", "[service.longer]\nhealth.log = 'never'"))
+        up.client().update()
+        pid = up.client().service("beats")["pid"]
+        kill(pid, 10)
+        up.until("beats", lambda s: s["incarnation"] == 3)
+        assert up.client().service("longer")["incarnation"] == 1
+
+
+def test_health_that_needs_something_from_the_start_is_no_matter_of_who_was_started_without(tmp_path):
+    beats = HEARTBEAT.format(beat="tell('WATCHDOG=1')").replace("tell('READY=1')", "pass")
+    command = notifier(tmp_path, "x", "if 'NOTIFY_SOCKET' not in os.environ:\n    time.sleep(1000)\n" + beats)
+    services = f"[service.x]\ncommand = {command}\n"
+    with Running(tmp_path, services) as up:
+        up.until("x", state="running")
+        up.file.write_text(up.file.read_text() + "health = { notify = true, interval = '1s', failures = 2 }\n")
+        assert [each["effect"] for each in up.client().update()["changes"]] == ["restarts"]
+        status = up.until("x", lambda s: s["health"] and s["health"]["checks"] >= 10)
+        assert (status["incarnation"], status["health"]["failed"]) == (2, 0)
 
 
 def test_a_supervisor_that_is_held_up_holds_nobody_for_silent(tmp_path):

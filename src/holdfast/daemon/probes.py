@@ -22,6 +22,7 @@ from holdfast.process.options import Plan
 from . import hear
 from .ask import Answer, ask, shown
 from .status import HealthStatus
+from .store import write_by_rename
 from .watch import Watcher
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Probes:
             by_word = watch.what == "watchdog" or bool(spec and spec.health and spec.health.notify)
             period = fields.get("WATCHDOG_USEC", "")
             if watch.what == "watchdog" and period.isdecimal() and 0 < len(period) < 16 and int(period):
-                watch.period, watch.since = int(period) / 1e6, self._loop.time()
+                self._set_period(watch, int(period))
             if by_word and fields.get("WATCHDOG") == "1":
                 self._hear(watch, "WATCHDOG=1")
             elif by_word and fields.get("WATCHDOG") == "trigger":
@@ -139,6 +140,8 @@ class Probes:
         view = self._supervisor.engine.view(key[0])
         if key[1] not in (view.incarnation, view.next) or view.step != "main":
             return  # a `pre_start` or `post_stop` is nobody to ask; or it is over already
+        if view.state not in (State.STARTING, State.RUNNING):
+            return
         awaits, health = spec.awaits, spec.health
         if not ready:
             if awaits is not None and not awaits.notify:
@@ -152,7 +155,7 @@ class Probes:
             heard = health.notify or health.kind in hear.HEARD
             self._run(key, self._miss(watch) if heard else self._ask_health(watch, spec, health))
         if spec.watchdog is not None:
-            self._run(key, self._miss(self._watch("watchdog", key, spec.watchdog, 1)))
+            self._run(key, self._miss(self._watch("watchdog", key, self._period(key) or spec.watchdog, 1)))
 
     def _watch(self, what: str, key: Key, period: float, failures: int) -> Watch:
         watch = Watch(what, key, period, failures, self._loop.time())
@@ -237,6 +240,25 @@ class Probes:
         if not answer.well and (at_once or watch.failures >= watch.limit):
             why = answer.text if watch.what == "health" else f"{watch.what}: {answer.text}"
             self._supervisor.post(ev.BecameUnhealthy(*watch.key, why))
+
+    # ---- watchdog
+
+    def _set_period(self, watch: Watch, microseconds: int) -> None:
+        """It gives itself another time: our successor has to know, or would stop it for keeping to it."""
+        if watch.period != microseconds / 1e6:
+            try:
+                write_by_rename(self._supervisor.store.heard(*watch.key, "watchdog"), b"%d" % microseconds)
+            except OSError as error:
+                self._supervisor.events.add("error", f"its watchdog's time is not on disk: {error}", *watch.key)
+        watch.period, watch.since = microseconds / 1e6, self._loop.time()
+
+    def _period(self, key: Key) -> float | None:
+        """In seconds, if it has given itself one."""
+        try:
+            with open(self._supervisor.store.heard(*key, "watchdog"), "rb") as file:
+                return int(file.read()) / 1e6
+        except (OSError, ValueError):
+            return None
 
     # ---- both
 

@@ -6,6 +6,7 @@
     services/NAME/41.members who keeper, main process and adopted members are (members.py): one line each
     services/NAME/41.ready   what that incarnation says of itself, or where its log began (hear.py)
     services/NAME/41.health  likewise
+    services/NAME/41.watchdog  the time that it has given itself, if it has
     boot                     the boot that all of this belongs to: after another one nothing of it is alive
 
 Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
@@ -27,7 +28,8 @@ from holdfast.process.address import remove, remove_report
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-FILES = ("sock", "report", "members", "ready", "health")  # of one incarnation
+HEARD = ("ready", "health", "watchdog")
+FILES = ("sock", "report", "members", *HEARD)  # of one incarnation
 
 
 def write_by_rename(path: str, data: bytes) -> None:
@@ -142,7 +144,7 @@ class Store:
         path = os.path.join(self._services, name, str(incarnation))
         remove(path + ".sock")
         remove_report(path + ".report")
-        for end in ("members", "ready", "health"):
+        for end in ("members", *HEARD):
             remove(f"{path}.{end}")
         remove(path + ".members.new")  # of a supervisor that was killed as it wrote
 
