@@ -101,7 +101,10 @@ requires = ["crashes"]
             assert starting.poll() is None
             gate.write(b"go\n")
             assert starting.wait(30) == 0, up.output.read_text()
-        assert "is up with 4 services" in up.output.read_text()
+        said = up.output.read_text()
+        assert "is up with 2 of 4 services" in said
+        assert "\n  not up: crashes is backoff: " in said
+        assert "\n  not up: waits is starting: waits for crashes\n" in said
         states = {s["name"]: s["state"] for s in up.client().services()}
         assert states == {"slow": "running", "after-slow": "running", "crashes": "backoff", "waits": "starting"}
         up.holdfast("down")

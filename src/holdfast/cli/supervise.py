@@ -29,6 +29,7 @@ from holdfast.daemon.notify import NotifySocket
 from holdfast.daemon.plan import Surroundings
 from holdfast.daemon.supervisor import Supervisor
 from holdfast.daemon.upgrade import Upgrade, alone, running, take_events_over
+from holdfast.engine.service import ServiceView
 from holdfast.engine.table import State
 from holdfast.process.keeper import KEEPER
 
@@ -39,6 +40,7 @@ from .run import original_environment
 
 BAD_CONFIG = 78  # as in sysexits.h
 HEAD_START = 0.05  # seconds that adoption has for itself: keepers that answer at once do not wait for imports
+LINE_MAX = 500  # characters of what `up --detach` shows of a service that is not up
 RETRY_PAUSE = 5.0  # seconds until the anchor tries again when what was accepted cannot be read
 
 
@@ -195,11 +197,22 @@ async def _tell_caller(supervisor: Supervisor, anchor: Anchor) -> None:
     In start order, so that what a service waits for has been looked at before: if it waits still, that one is not
     coming, and its restarts may go on for ever."""
     if anchor.caller_waits:
-        for name in [name for name in supervisor.engine.order if name in supervisor.config.services]:
+        specs = supervisor.config.services
+        order = supervisor.engine.order
+        expected = {name: None for name in order if name in specs and not specs[name].schedule.given}
+        for name in expected:
             with suppress(KeyError):  # an update has taken it out
                 while (view := supervisor.engine.view(name)).state is State.STARTING and not view.waiting_for:
                     await supervisor.changed()
-        anchor.tell_caller()
+        views = [view for view in supervisor.engine.views() if view.name in expected]
+        down = [view for view in views if view.wanted and not view.ready]
+        anchor.tell_caller([f"not up: {_how_it_is(view)}" for view in down])
+
+
+def _how_it_is(view: ServiceView) -> str:
+    why = view.reason or (view.last_exit.words if view.last_exit else "")
+    text = f"{view.name} is {view.state}" + (f": {why}" if why else "")
+    return "".join(c if c.isprintable() else "?" for c in text[:LINE_MAX])
 
 
 def _keep_journal(supervisor: Supervisor) -> Journal:

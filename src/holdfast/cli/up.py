@@ -64,7 +64,11 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
     done = launch.detach(ours, config.path, command, environment, log_fd)
     log = os.path.join(config.supervisor.log_dir, place.LOG)
     if done.status is None:
-        click.echo(f"holdfast is up with {counted(len(config.services))} of {config.path}")
+        total = len(config.services)
+        number = f"{total - done.down} of {counted(total)}" if done.down else counted(total)
+        click.echo(f"holdfast is up with {number} of {config.path}")
+        for line in done.said.splitlines():
+            click.echo(f"  {line}")
         click.echo(f"  anchor: pid {done.pid}; run directory: {ours.run_dir}; log: {log}")
         for name in outdated:
             click.echo(f"  {name} was started with another definition: it is restarted")

@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from holdfast.process import _native
@@ -28,6 +29,7 @@ MEMBERS, ANCHOR_HELLO, DEPOSITED = 73, 96, 97
 VERSION = 1
 MEMBERS_MAX = 256
 PACKET = 65536
+DOWN_SHOWN = 20  # services that `up --detach` names as not up; a line each, which a pipe takes at once
 _HEAD = struct.Struct("<HHI")
 _HELLO = struct.Struct("<IiIIQ")
 _MEMBERS = struct.Struct("<IIII")
@@ -136,11 +138,13 @@ class Anchor:
         """Whether `holdfast up --detach` waits for `tell_caller`."""
         return self._caller >= 0
 
-    def tell_caller(self) -> None:
-        """Let `holdfast up --detach` return, if that waits: everything is up."""
+    def tell_caller(self, down: Sequence[str] = ()) -> None:
+        """Let `holdfast up --detach` return, if that waits: everything is up, but for what these lines say."""
         if self._caller >= 0:
+            more = [f"and {len(down) - DOWN_SHOWN} more"] if len(down) > DOWN_SHOWN else []
+            text = "\n".join([f"up {len(down)}" if down else "up", *down[:DOWN_SHOWN], *more, ""])
             try:
-                os.write(self._caller, b"up\n")
+                os.write(self._caller, text.encode())
             except OSError:
                 pass  # it has gone away; a supervisor ignores SIGPIPE, as every Python does
             os.close(self._caller)

@@ -26,11 +26,13 @@ END_PATIENCE_MS = 1000
 
 
 class Detached(NamedTuple):
-    """How `detach` went.  `status`: None when it is up, else the exit code, and `said` is what went into the log."""
+    """How `detach` went.  `status`: None when it is up, `down` is how many services are not, and `said` which; else the
+    exit code, and `said` is what went into the log."""
 
     pid: int
     status: int | None
     said: str
+    down: int = 0
 
 
 def supervisor_command(run_dir: str) -> list[str]:
@@ -82,8 +84,9 @@ def detach(
             os._exit(1)
     os.close(tell)
     with open(told, "rb") as pipe:
-        if pipe.readline() == b"up\n":
-            return Detached(pid, None, "")
+        word, _, number = pipe.readline().decode().partition(" ")
+        if word.strip() == "up":
+            return Detached(pid, None, pipe.read().decode("utf-8", "replace"), int(number or 0))
     status = _wait(pid)
     path = f"/proc/self/fd/{log_fd}"  # opened again, to be read
     with open(path, encoding="utf-8", errors="replace") as file:
