@@ -18,6 +18,7 @@ import queue
 import socket
 import struct
 import threading
+from collections.abc import Container
 from typing import NamedTuple
 
 from holdfast.process import _native
@@ -58,7 +59,7 @@ class NotifySocket:
         """Too many descriptors wait to be closed: `receive` gives nothing now."""
         return self._given - self._closed > CLOSING_MAX
 
-    def receive(self, keepers: set[int], most: int = 64) -> list[Message]:
+    def receive(self, keepers: Container[int], most: int = 64) -> list[Message]:
         """What has come, at most so many: services that talk without end must not starve the others."""
         messages = []
         for _ in range(most):
@@ -159,7 +160,7 @@ def _sender(ancillary: list[tuple[int, int, bytes]], fds: list[int]) -> tuple[in
     return pid, pidfd
 
 
-def _keeper_of(pid: int, pidfd: int, keepers: set[int]) -> int:
+def _keeper_of(pid: int, pidfd: int, keepers: Container[int]) -> int:
     """The keeper above the sender; 0: none, or the sender is gone and its number says nothing."""
     if pidfd < 0 or pid <= 0:
         return 0

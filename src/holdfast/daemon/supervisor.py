@@ -76,6 +76,7 @@ class Supervisor:
         self.store = Store(config.supervisor.run_dir)
         self.copies: dict[str, Copy] = {}  # those that serve
         self.beside: dict[tuple[str, int], Copy] = {}  # their successors, and those that are on their way out
+        self.by_keeper: dict[int, Copy] = {}  # both, by their keepers' numbers
         self.retired: dict[str, Service] = {}  # taken out of the configuration while we run: how they are to stop
         self.strays: set[Copy] = set()  # of earlier incarnations, being stopped
         self.reach: Callable[[str, int], Coroutine[None, None, None]]  # start-up's way to a keeper that is silent
@@ -290,6 +291,7 @@ class Supervisor:
             self.copies[copy.name] = copy
         else:
             self.beside[copy.name, copy.incarnation] = copy
+        self.by_keeper[copy.tree.keeper_pid] = copy
         copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
@@ -423,6 +425,8 @@ class Supervisor:
             del self.copies[copy.name]
         elif self.beside.get((copy.name, copy.incarnation)) is copy:
             del self.beside[copy.name, copy.incarnation]
+        if self.by_keeper.get(copy.tree.keeper_pid) is copy:
+            del self.by_keeper[copy.tree.keeper_pid]
 
     def clean(self, name: str, incarnation: int) -> None:
         """Remove the files of an incarnation of which nothing is left."""

@@ -35,9 +35,10 @@ class Voices:
 
     def _on_notify(self) -> None:
         assert self._notify is not None
-        by_keeper = {copy.tree.keeper_pid: copy for copy in self._supervisor.all_copies()}
-        for message in self._notify.receive(set(by_keeper)):
-            self._on_message(by_keeper[message.keeper_pid], message)
+        by_keeper = self._supervisor.by_keeper
+        for message in self._notify.receive(by_keeper):
+            if copy := by_keeper.get(message.keeper_pid):
+                self._on_message(copy, message)
         # Everybody may write to this socket: nobody shall fill the log with that, or drive other events out.
         refused, now = self._notify.refused, self._loop.time()
         if refused > self._refused and now >= self._refused_told + REFUSED_PAUSE:
