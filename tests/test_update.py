@@ -303,6 +303,28 @@ def test_a_schedule_is_not_started_and_has_not_failed(tmp_path, rollback):
         assert up.client().service("new")["incarnation"] == 0
 
 
+def test_who_loses_its_schedule_starts(tmp_path):
+    yearly = ('type = "oneshot"', 'schedule = "0 3 1 1 *"')
+    with Running(tmp_path, service("job", *yearly, command='["sh", "-c", "exit 3"]') + service("web")) as up:
+        write(up, service("job", yearly[0], 'restart = "never"', command='["sh", "-c", "exit 3"]') + service("web"))
+        answer = up.client().update()
+        assert outcomes(answer) == {"job": ("changed", "starts", "failed")}
+        assert answer["changes"][0]["message"] == "exited with code 3"
+
+
+def test_what_is_put_back_is_a_plan_that_a_file_could_have(tmp_path):
+    """The old `job` has a schedule again, and nobody may require that."""
+    yearly = ('type = "oneshot"', 'schedule = "0 3 1 1 *"')
+    with Running(tmp_path, service("job", *yearly) + service("web")) as up:
+        write(up, service("job", command='["sh", "-c", "exit 3"]') + service("web", 'requires = ["job"]'))
+        answer = up.client().update(rollback=True)
+        assert {name: each[2] for name, each in outcomes(answer).items()} == {
+            "job": "rolled_back", "web": "rolled_back",
+        }  # fmt: skip
+        up.until("web", ready=True)
+        assert up.client().service("job")["incarnation"] >= 1
+
+
 # ---- kills
 
 OLD = service("a") + service("b", 'requires = ["a"]') + service("gone") + service("same")

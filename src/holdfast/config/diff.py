@@ -50,12 +50,15 @@ def _given(spec: Service) -> dict[str, object]:
     return {"health": "notify" if health.notify else health.fd}
 
 
+Effect = Literal["starts", "stops", "restarts", "applies"]
+
+
 class Change(NamedTuple):
     """What differs of one service, or of all that is none (`service` is "")."""
 
     service: str
     change: Literal["added", "removed", "changed"]
-    effect: Literal["starts", "stops", "restarts", "applies"]
+    effect: Effect
     keys: tuple[str, ...]  # in words: 'command "a" -> "b"'; values of environment variables are not shown
 
     def __str__(self) -> str:
@@ -75,8 +78,10 @@ def changes(old: Config, new: Config) -> list[Change]:
         if before is None:
             found.append(Change(name, "added", "starts", ()))
         elif before != spec:
-            keys = tuple(_differing(keys_of(Service), before, spec, ""))
-            found.append(Change(name, "changed", "applies" if applied(before, spec) == spec else "restarts", keys))
+            effect: Effect = "applies" if applied(before, spec) == spec else "restarts"
+            if effect == "applies" and before.schedule.given and not spec.schedule.given:
+                effect = "starts"  # it has waited for its time
+            found.append(Change(name, "changed", effect, tuple(_differing(keys_of(Service), before, spec, ""))))
     return found
 
 

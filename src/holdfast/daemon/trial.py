@@ -49,7 +49,7 @@ class Trial:
             name = change.service
             if change.effect == "applies":
                 self._settled[name] = "done", ""
-            elif change.effect == "restarts" and not self._engine.view(name).wanted:
+            elif change.change == "changed" and not self._engine.view(name).wanted:
                 self._settled[name] = "unchanged", "it is stopped; its next start is by the new definition"
             elif name in self.new.services and self.new.services[name].schedule.given:
                 self._settled[name] = "done", "" if change.effect == "starts" else "from its next run on"

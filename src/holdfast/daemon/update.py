@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import msgspec
 from holdfast.config.diff import changes, fixed
 from holdfast.config.errors import ConfigError
 from holdfast.config.load import load
-from holdfast.config.model import Config, encode
+from holdfast.config.model import Config, Service, encode
 from holdfast.engine.graph import Graph
 
 from .place import ACCEPTED
@@ -50,6 +51,8 @@ class Updates:
 
         async def update() -> None:
             manager = self._supervisor.manager
+            while self._supervisor.state == "adopting":  # it is not ready yet, and knows not what there is to change
+                await self._supervisor.changed()
             manager.reloading()
             try:
                 with suppress(Refused):
@@ -155,9 +158,7 @@ class Updates:
                 services[name] = old.services[name]
             else:
                 del services[name]
-        try:
-            Graph(services)
-        except ValueError:  # an old requirement is gone, or a new service is required
+        if not _hold_together(services):  # an old requirement is gone, or a new service is required
             services = old.services
             rest = {change.service: "goes with what was put back" for change in trial.changes if change.service}
             failed = {**rest, **failed}
@@ -170,6 +171,15 @@ class Updates:
         trial.put_back(failed, config)
         for name, why in failed.items():
             supervisor.events.add("rolled_back", why, name)
+
+
+def _hold_together(services: Mapping[str, Service]) -> bool:
+    """Whether these could have come from one file."""
+    try:
+        Graph(services)
+    except ValueError:
+        return False
+    return not any(services[name].schedule.given for spec in services.values() for name in spec.requires)
 
 
 def _read(accepted: Config) -> Config:
