@@ -87,6 +87,29 @@ def test_the_api_answers_from_the_start(tmp_path):
         assert up.client().supervisor()["state"] == "running"
 
 
+def test_a_hup_that_comes_too_early_is_heeded(tmp_path):
+    """And nothing is said to a manager before all is taken over."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "manager"))
+        manager.settimeout(30)
+        with Running(tmp_path, SLEEPER, NOTIFY_SOCKET=str(tmp_path / "manager")) as up:
+            up.until("web", ready=True)
+            kill_anchor_and_supervisor(up)
+            while b"READY=1" not in manager.recv(65536):
+                pass
+            with silent_keeper(up):
+                up.up()
+                ask_early(up, "GET /v1/supervisor")
+                up.file.write_text(up.file.read_text().replace("[service.web]", "[service.web]\nnice = 1"))
+                kill(up.client().supervisor()["pid"], signal.SIGHUP)
+                word = manager.recv(65536)
+                while b"READY" not in word and b"RELOADING" not in word:
+                    word = manager.recv(65536)
+                assert b"READY=1" in word
+                assert up.client().supervisor()["state"] == "running"
+            assert up.until("web", ready=True, incarnation=2)
+
+
 def test_a_command_that_comes_too_early_is_carried_out(tmp_path):
     with Running(tmp_path, SLEEPER) as up:
         pid = up.until("web", ready=True)["pid"]
