@@ -129,6 +129,26 @@ def test_a_run_outlives_its_supervisor_and_is_not_repeated(tmp_path):
         up.holdfast("stop", "job")
 
 
+def test_other_times_count_from_when_they_were_given(tmp_path):
+    """One that is given other times by an update has not missed them before; nor has one that had none for a while."""
+    leap = '"0 3 29 2 *"'
+    daily = '{ every = "24h", catch_up = true }'
+    with Running(tmp_path, job(["sh", "-c", "date +%s >> runs"], schedule=leap)) as up:
+        wait_for(lambda: list((tmp_path / "state").glob("schedule-*.json")), 20)
+        up.stop()
+        (path,) = (tmp_path / "state").glob("schedule-*.json")
+        path.write_text(json.dumps({"job": time.time() - 5 * 86400}))
+        up.up()
+        up.wait_for_socket()
+        text = up.file.read_text()
+        up.file.write_text(text.replace(leap, daily))
+        up.client().update()
+        assert runs(up) == [] or time.time() % 86400 < 150
+        assert events(up, "skipped") == []
+        assert up.client().service("job")["next_run"]
+        wait_for(lambda: written(up)[1]["job"] > time.time() - 86400, 20)
+
+
 def test_mistakes(tmp_path):
     def wrong(schedule, **keys):
         (problem,) = problems(tmp_path, job("true", schedule=schedule, **keys))

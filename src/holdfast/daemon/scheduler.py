@@ -35,8 +35,9 @@ CLOCK_MOVED = 1.0  # seconds between two clocks that ran alike until now
 class _Job:
     """One service with a schedule."""
 
-    def __init__(self, times: Times, zone: tzinfo, handled: float) -> None:
+    def __init__(self, times: Times, when: tuple[object, ...], zone: tzinfo, handled: float) -> None:
         self.times = times
+        self.when = when  # what they follow from
         self.zone = zone
         self.handled = handled
         self.wake = 0.0  # 0: to be found
@@ -55,6 +56,7 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._apart = 0.0  # of the two clocks
         self._written = b""
+        self._begun = False
         self._saving = threading.Lock()
         self._writing: asyncio.Task[None] | None = None
 
@@ -64,16 +66,21 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         before, self._jobs = self._jobs, {}
+        first, self._begun = not self._begun, True
         scheduled = [spec for spec in self._supervisor.config.services.values() if spec.schedule.given]
         if not scheduled:
             return
-        handled = self._read() | {name: job.handled for name, job in before.items()}
+        handled = self._read() if first else {}
         now = time.time()
         for spec in scheduled:
             zone = ZoneInfo(spec.schedule.timezone) if spec.schedule.timezone else local_zone()
-            on_record = self._supervisor.engine.view(spec.name).scheduled
-            last = max(handled.get(spec.name, 0.0), on_record) or now  # a new one has missed nothing
-            self._jobs[spec.name] = _Job(Times(spec.schedule, spec.name, zone), zone, last)
+            when = spec.schedule.cron, spec.schedule.every, spec.schedule.timezone
+            if first:
+                last = max(handled.get(spec.name, 0.0), self._supervisor.engine.view(spec.name).scheduled)
+            else:
+                last = job.handled if (job := before.get(spec.name)) and job.when == when else 0.0
+            # A new one has missed nothing, nor has one with other times now.
+            self._jobs[spec.name] = _Job(Times(spec.schedule, spec.name, zone), when, zone, last or now)
         self._look()
 
     def next_run(self, name: str) -> float | None:
