@@ -212,9 +212,12 @@ def test_what_does_not_come_up_is_put_back(tmp_path):
 def test_the_whole_is_put_back_where_a_part_would_not_hold_together(tmp_path):
     with Running(tmp_path, service("db") + service("web", 'requires = ["db"]')) as up:
         up.until("web", ready=True)
-        write(up, service("web", command='["sh", "-c", "exit 3"]') + service("other"))  # without db, which web needed
+        before = (up.run_dir / "accepted.json").read_bytes()
+        group = '[group.all]\nservices = ["*"]\n'
+        write(up, service("web", command='["sh", "-c", "exit 3"]') + service("other") + group)  # not db
         answer = up.client().update(rollback=True)
         assert {each[2] for each in outcomes(answer).values()} == {"rolled_back"}
+        assert (up.run_dir / "accepted.json").read_bytes() == before
         assert set(running(up)) == {"db", "web"}
         up.until("web", ready=True)
         assert up.client().service("db")["incarnation"] == 2  # its numbers go on
@@ -310,6 +313,18 @@ def test_who_loses_its_schedule_starts(tmp_path):
         answer = up.client().update()
         assert outcomes(answer) == {"job": ("changed", "starts", "failed")}
         assert answer["changes"][0]["message"] == "exited with code 3"
+
+
+def test_a_replica_that_is_put_back_is_in_no_group(tmp_path):
+    text = service("web", "replicas = 2", command='["sh", "-c", "test {index} = 3 && exit 4; exec sleep 3600"]')
+    with Running(tmp_path, text) as up:
+        up.until("web-2", ready=True)
+        write(up, text.replace("2", "3"))
+        answer = up.client().update(rollback=True)
+        assert outcomes(answer)["web-3"] == ("added", "starts", "rolled_back")
+        refused = up.holdfast("restart", "web:3", check=1)
+        assert "web:3" in refused.stderr, refused
+        assert [each["name"] for each in up.client().services("web:*")] == ["web-1", "web-2"]
 
 
 def test_what_is_put_back_is_a_plan_that_a_file_could_have(tmp_path):

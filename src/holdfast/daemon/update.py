@@ -158,11 +158,11 @@ class Updates:
                 services[name] = old.services[name]
             else:
                 del services[name]
+        groups = {name: tuple(filter(services.__contains__, group)) for name, group in supervisor.config.groups.items()}
+        config = msgspec.structs.replace(supervisor.config, services=services, groups=groups)
         if not _hold_together(services):  # an old requirement is gone, or a new service is required
-            services = old.services
-            rest = {change.service: "goes with what was put back" for change in trial.changes if change.service}
-            failed = {**rest, **failed}
-        config = msgspec.structs.replace(supervisor.config, services=services)
+            config = old
+            failed = {**{change.service: "goes with what was put back" for change in trial.changes}, **failed}
         try:
             self._accept(config, "rolled back")
         except OSError as error:
