@@ -236,7 +236,7 @@ class Supervisor:
 
     def _spawn(self, effect: fx.Spawn) -> None:
         name, incarnation, step = effect.name, effect.incarnation, effect.step
-        spec = self.config.services.get(name) or self.retired[name]  # its post_stop
+        spec = self.config.services[name]
         log_path = self.log_path(name)
         try:
             self.keep_spare_descriptors(len(self.copies) + len(self.beside) + 1)
