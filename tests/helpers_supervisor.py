@@ -163,7 +163,8 @@ class Running:
 
 
 def log_of(running: Running, name: str) -> str:
-    return (running.directory / "log" / name / "current").read_text()
+    path = running.directory / "log" / name / "current"
+    return path.read_text() if path.exists() else ""
 
 
 def kill(pid: int, signo: int = signal.SIGKILL) -> None:

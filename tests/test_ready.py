@@ -10,6 +10,13 @@ from helpers_supervisor import Running, log_of
 from helpers_wait import wait_for
 
 
+def test_a_name_that_nobody_knows_is_told_in_words(tmp_path):
+    services = '[service.web]\ncommand = ["sleep", "1000"]\nready = { tcp = "nobody.invalid:80" }\n'
+    with Running(tmp_path, services) as up:
+        reason = up.until("web", lambda status: "not ready yet (" in status["reason"])["reason"]
+        assert "[" not in reason, reason
+
+
 def test_tcp_http_and_command(tmp_path):
     web, mood = Web(tmp_path), tmp_path / "well"
     services = f"""

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import re
+import socket
 from typing import NamedTuple
 
 from holdfast.config.model import Probe, Service
@@ -45,7 +46,8 @@ async def ask(probe: Probe, limit: float, spec: Service, around: Surroundings, m
         return Answer(False, f"no answer within {limit:g}s")
     except (OSError, EOFError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        text = os.strerror(number) if number and number > 0 else str(error)  # below 0: a name that is not known
+        ours = number and not isinstance(error, socket.gaierror)  # who has numbers of its own
+        text = os.strerror(number or 0) if ours else str(getattr(error, "strerror", None) or error)
         return Answer(None if number in OURS else False, shown(text))
 
 
