@@ -51,10 +51,15 @@ class Trial:
                 self._settled[name] = "done", ""
             elif change.change == "changed" and not self._engine.view(name).wanted:
                 self._settled[name] = "unchanged", "it is stopped; its next start is by the new definition"
-            elif name in self.new.services and self.new.services[name].schedule.given:
+            elif self._waits_for_its_time(name):
                 self._settled[name] = "done", "" if change.effect == "starts" else "from its next run on"
             else:
                 self._follow(name)
+
+    def _waits_for_its_time(self, name: str) -> bool:
+        """It has a schedule, and nothing that was no run of one is to end before."""
+        spec = self.new.services.get(name)
+        return spec is not None and spec.schedule.given and self._engine.view(name).state is not State.STOPPING
 
     def _follow(self, name: str) -> None:
         """Its old incarnation is down or on its way there: what comes up, or fails unasked, is of the new plan."""
