@@ -306,6 +306,20 @@ def test_a_schedule_is_not_started_and_has_not_failed(tmp_path, rollback):
         assert up.client().service("new")["incarnation"] == 0
 
 
+def test_who_serves_until_its_successor_does_is_not_judged_by_a_health_it_was_not_started_for(tmp_path):
+    """Nothing can be heard of one without NOTIFY_SOCKET; and its successor takes its time."""
+    ready = service("web", 'restart_order = "start-first"', f'ready = {{ command = ["test", "-e", "{tmp_path}/go"] }}')
+    (tmp_path / "go").touch()
+    with Running(tmp_path, ready) as up:
+        up.until("web", ready=True)
+        (tmp_path / "go").unlink()
+        write(up, ready + 'health = { notify = true, interval = "100ms", failures = 1000 }\n')
+        assert outcomes(up.client().update(timeout=1.0))["web"] == ("changed", "restarts", "timed_out")
+        assert events(up, "health_failed") == []
+        (tmp_path / "go").touch()
+        up.until("web", ready=True, incarnation=2)
+
+
 def test_who_loses_its_schedule_starts(tmp_path):
     yearly = ('type = "oneshot"', 'schedule = "0 3 1 1 *"')
     with Running(tmp_path, service("job", *yearly, command='["sh", "-c", "exit 3"]') + service("web")) as up:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 
+from holdfast.config.diff import applied
 from holdfast.config.model import Config, Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
@@ -172,7 +173,7 @@ class Supervisor:
         self.sockets.apply()  # before anything starts: an address may be another service's now
         self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
         for name, spec in config.services.items():
-            if name in before and before[name].health != spec.health:
+            if name in before and before[name].health != spec.health == applied(before[name], spec).health:
                 self.probes.renew(name)
         self.scheduler.begin()
 
