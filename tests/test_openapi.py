@@ -164,6 +164,8 @@ def known(case, data):
     """Names of services that there are: any string hits none."""
     if "name" in case.path_parameters:
         case.path_parameters["name"] = data.draw(st.sampled_from(["web", "db"]))
+    if case.path_parameters and "cursor" in (case.query or {}):
+        del case.query["cursor"]  # any string is none of this log
     if isinstance(case.body, dict) and "cursors" in case.body:
         case.body["cursors"] = dict.fromkeys(data.draw(st.sampled_from([["web"], ["web", "db"]])))
     if isinstance(case.body, dict) and "names" in case.body:

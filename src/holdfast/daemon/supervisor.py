@@ -240,7 +240,9 @@ class Supervisor:
         spec = self.config.services[name]
         log_path = self.log_path(name)
         try:
-            self.keep_spare_descriptors(len(self.copies) + len(self.beside) + 1)
+            before = self.copies.get(name)  # one that has ended is let go as soon as this is done
+            more = before is None or before.tree.status is None
+            self.keep_spare_descriptors(len(self.copies) + len(self.beside) + more)
             os.makedirs(log_path, 0o750, exist_ok=True)
             given = self.sockets.give(spec) if step == "main" else NOTHING
             plan = make_service_plan(spec, incarnation, self.around, step, self.engine.view(name).last_exit, given)
