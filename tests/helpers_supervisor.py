@@ -180,7 +180,7 @@ def keeper_of(pid: int) -> int:
 
 
 NOTIFIER = """
-import os, socket, sys, time
+import os, signal, socket, sys, time
 def tell(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect(os.environ["NOTIFY_SOCKET"])

@@ -129,11 +129,11 @@ def test_a_keeper_that_still_has_another_owner_makes_no_second_copy(tmp_path):
 def test_a_notify_service_stays_ready_over_its_supervisor(tmp_path):
     program = tmp_path / "notifier.py"
     program.write_text(
-        "import os, socket, time\n"
+        "import os, signal, socket\n"
         "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "sock.connect(os.environ['NOTIFY_SOCKET'])\n"
         "sock.send(b'READY=1')\n"
-        "time.sleep(1000)\n"
+        "signal.pause()\n"
     )
     with Running(tmp_path, f'[service.web]\ntype = "notify"\ncommand = ["python3", "{program}"]\n') as up:
         before = up.until("web", ready=True)

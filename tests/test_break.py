@@ -54,7 +54,7 @@ def test_ready_that_was_said_while_nobody_was_there_is_heard(tmp_path):
     notifier = python(
         tmp_path,
         "notifier",
-        f"open({str(tmp_path / 'gate')!r}).read(); tell('READY=1'); print('told')\ntime.sleep(1000)",
+        f"open({str(tmp_path / 'gate')!r}).read(); tell('READY=1'); print('told')\nsignal.pause()",
     )
     services = f'[service.web]\ntype = "notify"\ncommand = {notifier}\n'
     with Running(tmp_path, services) as up:
@@ -257,7 +257,7 @@ def test_a_notification_of_nonsense_hurts_nobody_else(tmp_path):
     bad = python(
         tmp_path,
         "bad",
-        "tell('MAINPID=' + '9' * 5000); tell('EXTEND_TIMEOUT_USEC=' + '9' * 4000); tell('READY=1')\ntime.sleep(1000)",
+        "tell('MAINPID=' + '9' * 5000); tell('EXTEND_TIMEOUT_USEC=' + '9' * 4000); tell('READY=1')\nsignal.pause()",
     )
     services = f'[service.bad]\ntype = "notify"\ncommand = {bad}\n'
     with Running(tmp_path, services) as up:
@@ -290,7 +290,7 @@ def test_a_flood_of_strange_notifications_drives_nothing_out(tmp_path):
 
 
 def test_a_status_text_cannot_command_a_terminal(tmp_path):
-    evil = python(tmp_path, "evil", "tell('READY=1\\nSTATUS=fine\\x1b]0;mine\\x07\\r')\ntime.sleep(1000)")
+    evil = python(tmp_path, "evil", "tell('READY=1\\nSTATUS=fine\\x1b]0;mine\\x07\\r')\nsignal.pause()")
     with Running(tmp_path, f'[service.evil]\ntype = "notify"\ncommand = {evil}\n') as up:
         assert up.until("evil", ready=True)["status_text"] == "fine?]0;mine??"
 
@@ -338,7 +338,7 @@ with open(sys.argv[1] + "/starts", "a") as file:
     file.write(f"{word} {name}\\n")
 if os.fork() == 0:
     os.setsid()
-    time.sleep(1000)
+    signal.pause()
 time.sleep(random.random() / 2 if sys.argv[2] == "crash" else 1000)
 """
 

@@ -197,7 +197,7 @@ def test_the_report_line():
 
 
 def test_names_cannot_play_with_the_terminal(tmp_path):
-    script = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\x1b[2J\\n\\x7fx'); time.sleep(60)"
+    script = "import ctypes, signal; ctypes.CDLL(None).prctl(15, b'\\x1b[2J\\n\\x7fx'); signal.pause()"
     done = run("--timeout", "2s", "--", sys.executable, "-S", "-c", script)
     assert "(?[2J??x[" in done.stderr and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
     assert run("--", "/no/such\x1b[2J").stderr == "holdfast: cannot run /no/such?[2J: No such file or directory\n"
@@ -538,7 +538,7 @@ def test_inherited_descriptors_reach_the_command(tmp_path):
 
 def test_the_keeper_holds_no_pipe_of_the_command_open():
     other_read, other_write = os.pipe()
-    script = f"import os, time; os.write(1, b'up\\n'); os.close(1); os.close({other_write}); time.sleep(60)"
+    script = f"import os, signal; os.write(1, b'up\\n'); os.close(1); os.close({other_write}); signal.pause()"
     with started("--timeout", "60s", "--", sys.executable, "-c", script, pass_fds=[other_write]) as process:
         os.close(other_write)
         assert process.stdout.read() == b""  # the end, while the command runs on

@@ -119,14 +119,11 @@ restart = "never"
 
 
 HEARTBEAT = """
-import signal
-beats = True
-def stop(*_): global beats; beats = False
-signal.signal(signal.SIGUSR1, stop)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 tell("READY=1")
-while True:
-    if beats: {beat}
-    time.sleep(0.02)
+while not signal.sigtimedwait([signal.SIGUSR1], 0.02):
+    {beat}
+signal.pause()
 """
 
 
@@ -156,8 +153,8 @@ stop_signal = "KILL"
 def test_watchdog(tmp_path):
     beats = HEARTBEAT.format(beat="tell('WATCHDOG=1')") + "\n"
     environment = "import sys\nprint(os.environ['WATCHDOG_USEC'], os.environ.get('WATCHDOG_PID'), flush=True)\n"
-    trigger = "tell('READY=1'); tell('WATCHDOG=trigger')\ntime.sleep(1000)"
-    longer = "tell('READY=1'); tell('WATCHDOG_USEC=1000000000')\ntime.sleep(1000)"
+    trigger = "tell('READY=1'); tell('WATCHDOG=trigger')\nsignal.pause()"
+    longer = "tell('READY=1'); tell('WATCHDOG_USEC=1000000000')\nsignal.pause()"
     services = f"""
 [service.beats]
 command = {notifier(tmp_path, "beats", environment + beats)}
@@ -207,7 +204,7 @@ watchdog = "50ms"
 
 def test_health_that_needs_something_from_the_start_is_no_matter_of_who_was_started_without(tmp_path):
     beats = HEARTBEAT.format(beat="tell('WATCHDOG=1')").replace("tell('READY=1')", "pass")
-    command = notifier(tmp_path, "x", "if 'NOTIFY_SOCKET' not in os.environ:\n    time.sleep(1000)\n" + beats)
+    command = notifier(tmp_path, "x", "if 'NOTIFY_SOCKET' not in os.environ:\n    signal.pause()\n" + beats)
     services = f"[service.x]\ncommand = {command}\n"
     with Running(tmp_path, services) as up:
         up.until("x", state="running")

@@ -37,7 +37,7 @@ def eventually_row(up, who, condition):
 
 
 def test_a_life_is_one_row_with_who_asked_and_what_it_used(tmp_path):
-    busy = python(tmp_path, "busy", "while time.process_time() < 0.2: pass\ntell('READY=1')\ntime.sleep(1000)\n")
+    busy = python(tmp_path, "busy", "while time.process_time() < 0.2: pass\ntell('READY=1')\nsignal.pause()\n")
     with Running(tmp_path, f'[service.web]\ntype = "notify"\ncommand = {busy}\n') as up:
         first = up.until("web", state="running")
         up.client().restart("web")

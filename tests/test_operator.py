@@ -69,12 +69,12 @@ def test_detached_returns_when_all_has_started_or_failed(tmp_path):
     again, and what waits for that, is not waited for."""
     os.mkfifo(tmp_path / "gate")
     slow = (
-        "import os, socket, time\n"
+        "import os, signal, socket\n"
         f"open({str(tmp_path / 'gate')!r}).readline()\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "s.connect(os.environ['NOTIFY_SOCKET'])\n"
         "s.send(b'READY=1')\n"
-        "time.sleep(1000)\n"
+        "signal.pause()\n"
     )
     services = f"""
 [service.slow]

@@ -31,7 +31,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
     sock.connect(os.environ["NOTIFY_SOCKET"])
     sock.send(b"READY=1")
 while True:
-    time.sleep(1000)
+    signal.pause()
 """
 
 

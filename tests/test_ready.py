@@ -153,8 +153,8 @@ start_limit = 2
 
 
 def test_notify_with_another_time(tmp_path):
-    silent = notifier(tmp_path, "silent", "time.sleep(1000)")
-    says = notifier(tmp_path, "says", "tell('READY=1')\ntime.sleep(1000)")
+    silent = notifier(tmp_path, "silent", "signal.pause()")
+    says = notifier(tmp_path, "says", "tell('READY=1')\nsignal.pause()")
     services = f"""
 [service.silent]
 type = "notify"

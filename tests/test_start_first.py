@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from helpers_supervisor import PLACES, Running, python
@@ -12,11 +13,9 @@ from holdfast.config.errors import ConfigError
 from holdfast.config.load import load
 
 PROGRAM = """
-import os, signal, socket, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 number = os.environ["HOLDFAST_INCARNATION"]
-def may(): return number == "1" or os.path.exists("gate")
-while not may(): time.sleep(0.01)
+number == "1" or open("gate").readline()
 HOW
 while True: signal.pause()
 """
@@ -43,20 +42,29 @@ def service(tmp_path, how: str, *lines: str) -> str:
     return "\n".join(("[service.web]", f"command = {program}", f"ready = {ready}", order, *lines))
 
 
+@pytest.fixture
+def gate(tmp_path):
+    """Each call lets one successor go on."""
+    os.mkfifo(tmp_path / "gate")
+    fd = os.open(tmp_path / "gate", os.O_RDWR)
+    yield lambda: os.write(fd, b"\n")
+    os.close(fd)
+
+
 @pytest.mark.parametrize("how", [how for how in WAYS if how != "tcp"])
-def test_its_successor_is_ready_as_ready_says(tmp_path, how):
+def test_its_successor_is_ready_as_ready_says(tmp_path, how, gate):
     with Running(tmp_path, service(tmp_path, how)) as up:
         first = up.until("web", state="running")["pid"]
         up.holdfast("restart", "web", "--no-wait")
         wait_for(lambda: "web@2 spawned" in up.output.read_text())
         now = up.client().service("web")
         assert (now["pid"], now["incarnation"], now["state"]) == (first, 1, "running")
-        (tmp_path / "gate").touch()
+        gate()
         assert up.until("web", incarnation=2, state="running")["pid"] != first
         wait_for(lambda: "web@1 emptied" in up.output.read_text())
 
 
-def test_who_answers_at_its_address_may_be_the_old_one(tmp_path):
+def test_who_answers_at_its_address_may_be_the_old_one(tmp_path, gate):
     """As the page says: a question to an address is answered by whoever is there."""
     with Running(tmp_path, service(tmp_path, "tcp")) as up:
         up.until("web", state="running")
@@ -64,7 +72,7 @@ def test_who_answers_at_its_address_may_be_the_old_one(tmp_path):
         up.until("web", incarnation=2, state="running")
 
 
-def test_one_that_is_not_well_makes_way_for_its_successor(tmp_path):
+def test_one_that_is_not_well_makes_way_for_its_successor(tmp_path, gate):
     health = 'health = { command = ["sh", "-c", "test ! -e ill"], interval = "20ms", failures = 1 }'
     with Running(tmp_path, service(tmp_path, "notify", health)) as up:
         up.until("web", state="running")
@@ -75,23 +83,22 @@ def test_one_that_is_not_well_makes_way_for_its_successor(tmp_path):
         assert "unhealthy" in json.dumps(status["last_exit"])
         wait_for(lambda: "web@1 emptied" in up.output.read_text())
         (tmp_path / "ill").unlink()
-        (tmp_path / "gate").touch()
+        gate()
         up.until("web", incarnation=2, state="running")
 
 
-def test_an_update_starts_first_and_what_is_not_ready_is_put_back(tmp_path):
+def test_an_update_starts_first_and_what_is_not_ready_is_put_back(tmp_path, gate):
     text = service(tmp_path, "notify")
     with Running(tmp_path, text) as up:
         first = up.until("web", state="running")["pid"]
         up.file.write_text(PLACES + text + "\nnice = 1\n")
-        (tmp_path / "gate").touch()
+        gate()
         answer = up.client().update()
         assert answer["changes"][0]["outcome"] == "done"
         second = up.client().service("web")
         assert second["incarnation"] == 2 and second["pid"] != first
         said = up.output.read_text()
         assert said.index("web@2 ready") < said.index("web@1 stopping")
-        (tmp_path / "gate").unlink()
         failing = text.replace("notify = true", 'notify = true, timeout = "300ms"')
         up.file.write_text(PLACES + failing + "\nnice = 2\n")
         answer = up.client().update(rollback=True)

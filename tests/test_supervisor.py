@@ -16,7 +16,7 @@ from holdfast.client import Client
 
 
 def test_three_kinds_come_up_and_everything_is_gone_after_term(tmp_path):
-    notifier = python(tmp_path, "notifier", "tell('READY=1\\nSTATUS=at your service')\ntime.sleep(1000)")
+    notifier = python(tmp_path, "notifier", "tell('READY=1\\nSTATUS=at your service')\nsignal.pause()")
     services = f"""
 [service.prepare]
 type = "oneshot"
@@ -285,7 +285,7 @@ command = ["sleep", "1000"]
 
 
 def test_notifications_are_believed_only_from_the_service_itself(tmp_path):
-    waiter = python(tmp_path, "waiter", "time.sleep(1000)")
+    waiter = python(tmp_path, "waiter", "signal.pause()")
     with Running(tmp_path, f'[service.waiter]\ntype = "notify"\ncommand = {waiter}\n') as up:
         up.until("waiter", lambda s: s["pid"])
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -311,7 +311,7 @@ if os.fork() == 0:
     assert os.read(reader, 1) == b""
     print("passed the barrier")
     sys.exit(0)
-time.sleep(1000)
+signal.pause()
 """
     with Running(tmp_path, f'[service.web]\ntype = "notify"\ncommand = {python(tmp_path, "web", child)}\n') as up:
         up.until("web", state="running", ready=True)

@@ -224,7 +224,7 @@ def test_the_whole_is_put_back_where_a_part_would_not_hold_together(tmp_path):
 
 
 def test_nobody_has_to_wait(tmp_path):
-    never = service("web", 'type = "notify"', command=python(tmp_path, "never", "time.sleep(3600)\n"))
+    never = service("web", 'type = "notify"', command=python(tmp_path, "never", "signal.pause()\n"))
     with Running(tmp_path, service("web")) as up:
         up.until("web", ready=True)
         write(up, never)
@@ -246,7 +246,7 @@ def test_one_that_comes_back_goes_on_with_its_numbers(tmp_path):
 
 
 def test_a_second_update_is_refused_while_one_is_proved(tmp_path):
-    slow = service("web", 'type = "notify"', command=python(tmp_path, "never", "time.sleep(3600)\n"))
+    slow = service("web", 'type = "notify"', command=python(tmp_path, "never", "signal.pause()\n"))
     with Running(tmp_path, service("web") + service("db")) as up:
         up.until("db", ready=True)
         write(up, slow + service("db"))

@@ -257,9 +257,9 @@ def test_up_detach_waits_through_an_upgrade(tmp_path):
     os.mkfifo(tmp_path / "gate")
     program = tmp_path / "slow.py"
     program.write_text(
-        f"import os, socket, time\nopen({str(tmp_path / 'gate')!r}).readline()\n"
+        f"import os, signal, socket\nopen({str(tmp_path / 'gate')!r}).readline()\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\ns.connect(os.environ['NOTIFY_SOCKET'])\n"
-        "s.send(b'READY=1')\ntime.sleep(1000)\n"
+        "s.send(b'READY=1')\nsignal.pause()\n"
     )
     slow = f'[service.slow]\ntype = "notify"\ncommand = ["python3", {json.dumps(str(program))}]\n'
     up = Installed(tmp_path, slow + STOP)
