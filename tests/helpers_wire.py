@@ -136,7 +136,7 @@ class Spec:
             "on_owner_loss": self.numbers["LOSS_STOP"], "stop_signal": signal.SIGTERM,
             "stop_scope": self.numbers["SCOPE_GROUP"], "closed_std": 0, "grace_ms": 1000,
             "n_groups": len(groups), "n_rlimits": len(rlimits), "n_fds": len(targets),
-            "n_argv": len(argv), "n_env": len(env),
+            "n_argv": len(argv), "n_env": len(env), "more": 0,
             "executable": after[0], "cwd": after[1] if cwd is not None else 0,
         }  # fmt: skip
         values.update(head)
@@ -207,6 +207,8 @@ def read_spec(path: str = os.path.join(ROOT, "docs", "wire.md"), *, anchor: bool
             if line.startswith("#"):
                 heading = line.lstrip("#").strip()
                 current = records.setdefault(heading, Record(heading)) if line.startswith("### ") else None
+            elif line.startswith("A more,"):
+                current = records.setdefault("more", Record("more", struct_name="hf_more"))
             elif line.startswith("An rlimit:"):
                 current = records.setdefault("rlimit", Record("rlimit", struct_name="hf_rlimit"))
             if current and (found := re.match(r"Tag (\d+), (\w+ to \w+)\.", line)):

@@ -9,7 +9,7 @@ import sys
 
 from conftest import require
 
-from holdfast.daemon.supervisor import DESCRIPTORS_OF_ONE
+from holdfast.daemon.starts import DESCRIPTORS_OF_ONE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCHMARKS = os.path.join(ROOT, "benchmarks")

@@ -99,9 +99,9 @@ def test_tables_read_what_the_library_writes():
     assert SPEC.read_spawn_body(body) == {
         "options": 20, "pgid": -3, "umask": 0o27, "uid": 11, "gid": 12, "nice": -5, "mask": mask, "on_owner_loss": 1,
         "stop_signal": 15, "stop_scope": 2, "closed_std": 6, "grace_ms": 12_345, "n_groups": 3, "n_rlimits": 1,
-        "n_fds": 3, "n_argv": 3, "n_env": 2, "executable": "/bin/prog", "cwd": "/some/where", "groups": (1, 2, 3),
-        "rlimits": [(7, 10, 2**64 - 1)], "fd_targets": (0, 9, 3), "argv": ["prog", "a\udcff", ""],
-        "env": ["K=v", "EMPTY="],
+        "n_fds": 3, "n_argv": 3, "n_env": 2, "more": 0, "executable": "/bin/prog",
+        "cwd": "/some/where", "groups": (1, 2, 3), "rlimits": [(7, 10, 2**64 - 1)], "fd_targets": (0, 9, 3),
+        "argv": ["prog", "a\udcff", ""], "env": ["K=v", "EMPTY="],
     }  # fmt: skip
 
 

@@ -22,6 +22,12 @@ enum hf_stage {
     HF_STAGE_SETUID = 12,
     HF_STAGE_PDEATHSIG = 13,
     HF_STAGE_EXEC = 14,
+    HF_STAGE_CGROUP = 15,
+    HF_STAGE_CPU_AFFINITY = 16,
+    HF_STAGE_IOPRIO = 17,
+    HF_STAGE_OOM_SCORE_ADJ = 18,
+    HF_STAGE_CAPABILITIES = 19,
+    HF_STAGE_NO_NEW_PRIVS = 20,
 };
 
 enum hf_plan_option {
@@ -46,6 +52,20 @@ struct hf_rlimit {
     uint64_t soft, hard;
 };
 
+/* What of a plan came later: part of the wire (docs/wire.md), grows at its end and is read by its size. */
+enum hf_more_flag {
+    HF_MORE_OOM_SCORE_ADJ = 1, HF_MORE_IOPRIO = 2, HF_MORE_NO_NEW_PRIVS = 4, HF_MORE_BOUNDING = 8,
+    HF_MORE_AMBIENT = 16, HF_MORE_CPUS = 32, HF_MORE_ALL = 63,
+};
+struct hf_more {
+    uint32_t size, flags; /* flags say which of the rest are meant */
+    int32_t oom_score_adj;
+    uint32_t ioprio;            /* as ioprio_set(2) takes it */
+    uint64_t bounding, ambient; /* capabilities: bit n is number n */
+    uint32_t cpus, cpus_size;   /* where in the body the mask of CPUs lies, and its bytes */
+    char main_name[16];         /* of the process that is main, of a daemon; empty: the rule decides */
+};
+
 struct hf_plan {
     uint32_t options;
     int32_t pgid;
@@ -63,6 +83,8 @@ struct hf_plan {
     const char *executable;  /* without a slash: looked up along the PATH of envp */
     const char *cwd;         /* NULL: stay */
     uint64_t restore_nofile; /* soft RLIMIT_NOFILE that the keeper had raised, or ~0 */
+    struct hf_more more;
+    const char *cpus;        /* more.cpus_size bytes */
 };
 
 struct hf_child_result {

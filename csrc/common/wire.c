@@ -76,6 +76,25 @@ static int relocate(char *body, size_t size, size_t strings, char *area, uint32_
     return 0;
 }
 
+/* A sender that is older than we are sends less, and what it does not know is 0; a newer one more. */
+static int take_more(const char *body, size_t size, size_t first, size_t offset, struct hf_more *more)
+{
+    uint32_t given;
+    memset(more, 0, sizeof *more);
+    if (!offset)
+        return 0;
+    if (offset < first || offset % 8 || offset > size || size - offset < sizeof given)
+        return -EBADMSG;
+    memcpy(&given, body + offset, sizeof given);
+    if (given < 2 * sizeof(uint32_t) || given > size - offset)
+        return -EBADMSG;
+    memcpy(more, body + offset, given < sizeof *more ? given : sizeof *more);
+    if ((more->flags & ~(uint32_t)HF_MORE_ALL) || (more->flags & HF_MORE_CPUS && more->cpus < first) ||
+        more->cpus > size || more->cpus_size > size - more->cpus)
+        return -EBADMSG;
+    return 0;
+}
+
 int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_policy *policy)
 {
     struct hf_spawn s;
@@ -105,6 +124,9 @@ int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_polic
     }
     if (s.executable < at || s.executable >= size || (s.cwd && (s.cwd < at || s.cwd >= size)))
         return -EBADMSG;
+    struct hf_more more;
+    if (take_more(body, size, at, s.more, &more) < 0)
+        return -EBADMSG;
     if (relocate(body, size, at, argv, s.n_argv) || relocate(body, size, at, envp, s.n_env))
         return -EBADMSG;
     *plan = (struct hf_plan){
@@ -114,6 +136,7 @@ int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_polic
         .fd_targets = (const int32_t *)fds, .closed_std = s.closed_std,
         .argv = (char *const *)argv, .envp = (char *const *)envp,
         .executable = body + s.executable, .cwd = s.cwd ? body + s.cwd : NULL, .restore_nofile = ~0ULL,
+        .more = more, .cpus = body + more.cpus,
     };
     *policy = (struct hf_policy){
         .on_owner_loss = s.on_owner_loss, .stop_scope = s.stop_scope, .stop_signal = s.stop_signal,

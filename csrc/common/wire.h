@@ -67,7 +67,8 @@ struct hf_spawn {
     int32_t stop_signal;
     uint32_t stop_scope, closed_std; /* bit n: descriptor n (0..2) is closed in the child */
     uint64_t grace_ms;
-    uint32_t n_groups, n_rlimits, n_fds, n_argv, n_env, zero;
+    uint32_t n_groups, n_rlimits, n_fds, n_argv, n_env;
+    uint32_t more; /* offset of an hf_more behind the offsets of env; 0: there is none */
     uint64_t executable, cwd; /* offsets from the start of the body; cwd 0: stay */
     /* then, each starting at a multiple of 8:
      *   u32 groups[n_groups]; hf_rlimit rlimits[n_rlimits]; i32 fd_targets[n_fds];

@@ -92,6 +92,8 @@ static PyObject *to_environment(PyObject *mapping)
 struct request {
     struct hf_spawn head;
     PyObject *argv, *env /* NULL: environ */, *executable, *cwd;
+    const char *more; /* an hf_more, packed by the caller */
+    Py_ssize_t more_size;
     uint32_t groups[HF_GROUPS_MAX];
     struct hf_rlimit rlimits[HF_RLIMITS_MAX];
     int32_t fds[HF_FDS_MAX];
@@ -113,6 +115,16 @@ static void lay_out(struct area *a, const struct request *r)
     }
     size_t argv = a->at, env = argv + (head.n_argv + 1) * sizeof(uint64_t);
     a->at = env + (head.n_env + 1) * sizeof(uint64_t);
+    if (r->more_size) {
+        head.more = (uint32_t)a->at;
+        if (a->base) {
+            memcpy(a->base + a->at, r->more, (size_t)r->more_size);
+            /* The mask of CPUs follows the struct: the caller counts from its start. */
+            struct hf_more *more = (struct hf_more *)(a->base + a->at);
+            more->cpus += head.more;
+        }
+        a->at = hf_align8(a->at + (size_t)r->more_size);
+    }
     for (uint32_t i = 0; i < head.n_argv; i++) {
         PyObject *item = PyList_GetItem(r->argv, i);
         set_offset(a, argv + i * sizeof(uint64_t), a->at);
@@ -177,21 +189,27 @@ static int get_groups(PyObject *sequence, struct request *r)
 }
 
 /* spawn_body(argv, env, executable, cwd, options, pgid, umask, uid, gid, nice, groups, rlimits,
- *            fd_targets, closed_std, on_owner_loss, stop_signal, stop_scope, grace_ms) -> bytes */
+ *            fd_targets, closed_std, on_owner_loss, stop_signal, stop_scope, grace_ms, more=b"") -> bytes */
 PyObject *hf_spawn_body(PyObject *self, PyObject *args)
 {
     (void)self;
     struct request r;
     memset(&r.head, 0, sizeof r.head);
     r.argv = r.env = r.executable = r.cwd = NULL;
+    r.more = NULL;
+    r.more_size = 0;
     PyObject *argv, *env, *executable, *cwd, *groups, *rlimits, *fds, *result = NULL;
     unsigned long long grace_ms;
-    if (!PyArg_ParseTuple(args, "OOOOIiIIIiOOOIIiIK", &argv, &env, &executable, &cwd, &r.head.options, &r.head.pgid,
+    if (!PyArg_ParseTuple(args, "OOOOIiIIIiOOOIIiIK|y#", &argv, &env, &executable, &cwd, &r.head.options, &r.head.pgid,
                           &r.head.umask, &r.head.uid, &r.head.gid, &r.head.nice, &groups, &rlimits, &fds,
                           &r.head.closed_std, &r.head.on_owner_loss, &r.head.stop_signal, &r.head.stop_scope,
-                          &grace_ms))
+                          &grace_ms, &r.more, &r.more_size))
         return NULL;
     r.head.grace_ms = grace_ms;
+    if (r.more_size && r.more_size < (Py_ssize_t)sizeof(struct hf_more)) {
+        PyErr_SetString(PyExc_ValueError, "more is too short");
+        return NULL;
+    }
     HF_CALL4(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &r.head.mask, sizeof r.head.mask);
     int n_groups = get_groups(groups, &r), n_rlimits = n_groups < 0 ? -1 : get_rlimits(rlimits, &r);
     int n_fds = n_rlimits < 0 ? -1 : hf_get_fds(fds, r.fds, HF_FDS_MAX);

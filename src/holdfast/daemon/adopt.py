@@ -138,7 +138,7 @@ def _connect(supervisor: Supervisor, name: str, incarnation: int, held: int) -> 
     """OSError, too, when there are descriptors for no more than the `held` copies."""
     address = supervisor.store.address(name, incarnation)
     if os.path.exists(address):
-        supervisor.keep_spare_descriptors(held + 1)
+        supervisor.starts.keep_spare_descriptors(held + 1)
     tree = HeldTree.attach(address)
     return Copy(name, incarnation, tree, os.path.join(supervisor.config.supervisor.log_dir, name))
 

@@ -7,10 +7,8 @@ made); such events queue up and are handled in turn, so the engine is never ente
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
-import resource
 import signal
 import time
 from collections import deque
@@ -24,7 +22,6 @@ from holdfast.engine.effects import Record
 from holdfast.engine.engine import Engine
 from holdfast.engine.events import Exit
 from holdfast.process import events as told
-from holdfast.process.held import HeldTree, LogPlan
 from holdfast.process.status import ExitStatus
 
 from .chronicle import Chronicle
@@ -32,11 +29,12 @@ from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
 from .lost import Lost, LostTrees
 from .members import MemberFiles
-from .plan import Surroundings, command_of, make_service_plan, marks
+from .plan import Surroundings, marks
 from .probes import Probes
 from .processes import is_below
 from .scheduler import Scheduler
-from .sockets import NOTHING, Sockets
+from .sockets import Sockets
+from .starts import Starts, is_temporary, why_not
 from .store import Store
 from .stored import Stored
 from .systemd import Manager
@@ -44,11 +42,6 @@ from .terminals import Terminals
 from .update import Updates
 from .upgrade import Upgrade, keep_running
 from .voices import Voices
-
-# Starts that may go well a moment later: the machine was full, not the definition wrong.
-TEMPORARY = {"EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EINTR", "ETXTBSY", "EIO", "ETIMEDOUT"}
-DESCRIPTORS_OF_ONE = 3  # its keeper's socket, and of keeper and main process each one
-SPARE_DESCRIPTORS = 48  # that starts leave to clients, and to ourselves
 
 
 class Supervisor:
@@ -105,6 +98,7 @@ class Supervisor:
         self.manager = Manager(self, around.own)
         self.terminals = Terminals(self)
         self.sockets = Sockets(self)
+        self.starts = Starts(self)
         self.stored = Stored(self)
 
     # ---- the one way in
@@ -197,7 +191,9 @@ class Supervisor:
         if isinstance(effect, fx.Save):
             self._save(effect.record)
         elif isinstance(effect, fx.Spawn):
-            self._spawn(effect)
+            failed = self.starts.start(effect)
+            if failed is not None:
+                self._queue.append(failed)
         elif isinstance(effect, fx.Stop):
             self._stop(effect.name, effect.incarnation)
         elif isinstance(effect, fx.Serve):
@@ -235,44 +231,8 @@ class Supervisor:
     def all_copies(self) -> list[Copy]:
         return [*self.copies.values(), *self.beside.values()]
 
-    def _spawn(self, effect: fx.Spawn) -> None:
-        name, incarnation, step = effect.name, effect.incarnation, effect.step
-        spec = self.config.services[name]
-        log_path = self.log_path(name)
-        try:
-            before = self.copies.get(name)  # one that has ended is let go as soon as this is done
-            more = before is None or before.tree.status is None
-            self.keep_spare_descriptors(len(self.copies) + len(self.beside) + more)
-            os.makedirs(log_path, 0o750, exist_ok=True)
-            given = self.sockets.give(spec) if step == "main" else NOTHING
-            plan = make_service_plan(spec, incarnation, self.around, step, self.engine.view(name).last_exit, given)
-            if step == "main":
-                self.probes.prepare(spec, incarnation, log_path, plan)
-            tree = HeldTree.start(
-                plan,
-                address=self.store.address(name, incarnation),
-                report=self.store.report(name, incarnation),
-                log=LogPlan(
-                    log_path, spec.log.rotate_size, spec.log.rotate_count, spec.log.cap, spec.log.timestamps,
-                    spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""), spec.pty,
-                    spec.stdin == "pipe",
-                ),
-            )  # fmt: skip
-        except Exception as error:  # whatever it is: the start has failed, and the engine has to know
-            temporary = isinstance(error, OSError) and _errno_name(error.errno) in TEMPORARY
-            self._queue.append(ev.SpawnFailed(name, incarnation, str(error), temporary))
-            self.clean(name, incarnation)
-            return
-        self.hold(Copy(name, incarnation, tree, log_path))
-
     def log_path(self, name: str) -> str:
         return os.path.join(self.config.supervisor.log_dir, name)
-
-    def keep_spare_descriptors(self, copies: int) -> None:
-        """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if copies * DESCRIPTORS_OF_ONE + len(self.sockets) + len(self.stored) > limit - SPARE_DESCRIPTORS:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _stop(self, name: str, incarnation: int) -> None:
         copy = self.copy_of(name, incarnation)
@@ -321,8 +281,8 @@ class Supervisor:
             self.post(ev.Spawned(name, incarnation))
         elif isinstance(event, told.Failed):
             self._acknowledge(copy)
-            reason = _why_not(self.config.services.get(name), self.engine.view(name).step, event)
-            self.post(ev.SpawnFailed(name, incarnation, reason, _errno_name(event.errno) in TEMPORARY))
+            reason = why_not(self.config.services.get(name), self.engine.view(name).step, event)
+            self.post(ev.SpawnFailed(name, incarnation, reason, is_temporary(event.errno)))
         elif isinstance(event, told.Exited):
             self.post(ev.Exited(name, incarnation, exit_of(event.status)))
         elif isinstance(event, told.StopReported):
@@ -483,17 +443,3 @@ class Supervisor:
 def exit_of(status: ExitStatus) -> Exit:
     """An exit as the engine and the records know it."""
     return Exit(code=status.code, signal=status.signal, core=status.core_dumped)
-
-
-def _why_not(spec: Service | None, step: fx.Step, event: told.Failed) -> str:
-    """The step of the start that failed, what it was about, and why."""
-    about = ""
-    if spec is not None and event.stage == "exec":
-        about = " /bin/sh" if spec.shell else f" {command_of(spec, step)[0]}"
-    elif spec is not None and event.stage == "chdir":
-        about = f" {spec.cwd}"
-    return f"{event.stage}{about}: {os.strerror(event.errno)}"
-
-
-def _errno_name(number: int | None) -> str:
-    return errno.errorcode.get(number or 0, "")

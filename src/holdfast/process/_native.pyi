@@ -26,6 +26,7 @@ def spawn_body(
     stop_signal: int,
     stop_scope: int,
     grace_ms: int,
+    more: bytes = b"",
     /,
 ) -> bytes: ...
 def launch(

@@ -28,6 +28,12 @@ STAGES = {
     12: "setuid",
     13: "pdeathsig",
     14: "exec",
+    15: "cgroup",
+    16: "cpu_affinity",
+    17: "ioprio",
+    18: "oom_score_adj",
+    19: "capabilities",
+    20: "no_new_privs",
 }
 
 
