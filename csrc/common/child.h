@@ -66,6 +66,14 @@ struct hf_more {
     char main_name[16];         /* of the process that is main, of a daemon; empty: the rule decides */
 };
 
+/* Descriptors of a plan that the child does not get: they say which cgroups it starts in.  They stand behind the
+ * others, and their numbers are part of the wire (docs/wire.md). */
+enum hf_special_target {
+    HF_TARGET_CGROUP = 1 << 30,     /* a directory of version 2 */
+    HF_TARGET_CGROUP_PROCS,         /* an open cgroup.procs, of version 1: one for each hierarchy */
+    HF_TARGET_END,
+};
+
 struct hf_plan {
     uint32_t options;
     int32_t pgid;
@@ -73,6 +81,7 @@ struct hf_plan {
     int32_t nice;
     hf_sigmask mask;         /* the owner's, put back last */
     uint32_t n_groups, n_rlimits, n_fds;
+    uint32_t n_cgroups;          /* behind the n_fds descriptors that the child gets */
     const uint32_t *groups;
     const struct hf_rlimit *rlimits;
     const int32_t *fd_targets;   /* where ... */
