@@ -169,9 +169,9 @@ static long write_listen_pid(char *const *envp)
 static long enter_cgroups(const struct child_arg *arg)
 {
     const struct hf_plan *plan = arg->plan;
-    for (uint32_t i = plan->n_fds; i < plan->n_fds + plan->n_cgroups; i++) {
-        long fd = plan->fd_sources[i];
-        int is_directory = plan->fd_targets[i] == HF_TARGET_CGROUP;
+    for (uint32_t i = 0; i < plan->n_cgroups; i++) {
+        long fd = plan->cgroup_sources[i];
+        int is_directory = plan->cgroup_targets[i] == HF_TARGET_CGROUP;
         if (is_directory && arg->in_cgroup)
             continue;
         if (is_directory)
@@ -263,10 +263,10 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
     *pidfd = -1;
     hf_sigmask old = hf_block_all_signals();
     long pid = -ENOSYS;
-    for (uint32_t i = plan->n_fds; i < plan->n_fds + plan->n_cgroups; i++)
-        if (plan->fd_targets[i] == HF_TARGET_CGROUP) {
+    for (uint32_t i = 0; i < plan->n_cgroups; i++)
+        if (plan->cgroup_targets[i] == HF_TARGET_CGROUP) {
             request.flags |= HF_CLONE_INTO_CGROUP;
-            request.cgroup = plan->fd_sources[i];
+            request.cgroup = plan->cgroup_sources[i];
             arg.in_cgroup = 1;
             pid = hf_clone(&request);
         }

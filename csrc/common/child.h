@@ -81,11 +81,13 @@ struct hf_plan {
     int32_t nice;
     hf_sigmask mask;         /* the owner's, put back last */
     uint32_t n_groups, n_rlimits, n_fds;
-    uint32_t n_cgroups;          /* behind the n_fds descriptors that the child gets */
     const uint32_t *groups;
     const struct hf_rlimit *rlimits;
     const int32_t *fd_targets;   /* where ... */
     const int32_t *fd_sources;   /* ... what goes */
+    uint32_t n_cgroups;          /* where it is started: */
+    const int32_t *cgroup_targets; /* of which kind ... */
+    const int32_t *cgroup_sources; /* ... each of these is */
     uint32_t closed_std;         /* bit n: descriptor n (0..2) is closed */
     char *const *argv;
     char *const *envp;

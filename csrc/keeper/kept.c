@@ -40,6 +40,7 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
         return;
     }
     plan.fd_sources = (const int32_t *)fds;
+    plan.cgroup_sources = plan.fd_sources + plan.n_fds;
     if (policy.on_owner_loss != HF_LOSS_KEEP)
         plan.options |= HF_PDEATHSIG;
     hf_reports_begin_tree();

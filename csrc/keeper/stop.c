@@ -162,9 +162,9 @@ void hf_stop_hold_cgroup(const struct hf_plan *plan)
     if (cgroup_kill >= 0)
         close(cgroup_kill);
     cgroup_kill = -1;
-    for (uint32_t i = plan->n_fds; i < plan->n_fds + plan->n_cgroups; i++)
-        if (plan->fd_targets[i] == HF_TARGET_CGROUP) /* fails before Linux 5.14 */
-            cgroup_kill = openat(plan->fd_sources[i], "cgroup.kill", O_WRONLY | O_CLOEXEC);
+    for (uint32_t i = 0; i < plan->n_cgroups; i++)
+        if (plan->cgroup_targets[i] == HF_TARGET_CGROUP) /* fails before Linux 5.14 */
+            cgroup_kill = openat(plan->cgroup_sources[i], "cgroup.kill", O_WRONLY | O_CLOEXEC);
 }
 
 void hf_stop_rest(void)

@@ -83,6 +83,7 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
         return NULL;
     }
     plan.fd_sources = (const int32_t *)fds;
+    plan.cgroup_sources = plan.fd_sources + plan.n_fds;
     struct hf_child_result result;
     char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;

@@ -13,7 +13,6 @@ LATER = {
     "no_new_privs": "setpriv --no-new-privs in the command does it",
     "oom_score_adj": "choom in the command does it",
     "ready_timeout": "ready = { timeout = ... } is",
-    "resources": "rlimits are",
 }
 
 # Tables of the file that are not built.
@@ -52,7 +51,9 @@ OTHER_WORDS = {
     "killsignal": "stop_signal",
     "kill_signal": "stop_signal",
     "limits": "rlimits",
+    "mem_limit": "resources",
     "members": "services",
+    "memorymax": "resources",
     "needs": "requires",
     "numprocs": "replicas",
     "priority": "after",

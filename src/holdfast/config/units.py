@@ -42,6 +42,11 @@ def size(text: str) -> int:
     raise ValueError(f"{text!r} has an unknown unit: KB, MB, GB, KiB, MiB and GiB are known")
 
 
+def percent_text(share: float) -> str:
+    """1.5 as "150%"."""
+    return f"{round(share * 100, 6):.10g}%"
+
+
 def duration_text(seconds: float) -> str:
     """0.1 as "100ms", 60.0 as "60s", 7200.0 as "2h": what `milliseconds` reads."""
     ms = round(seconds * 1000)

@@ -29,7 +29,7 @@ from holdfast.process.held import HeldTree
 from .copy import Copy
 from .lost import KEEPER_NAME
 from .processes import is_stopped, name_of
-from .supervisor import Supervisor, exit_of
+from .supervisor import Supervisor
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
 LOOK_PAUSE = 0.1  # seconds until silent keepers are looked at: one that is stopped is not waited for
@@ -249,7 +249,7 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         if stranger and found.copy:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
-        found.ended = _reported_exit(report)
+        found.ended = _reported_exit(supervisor, record.name, record.incarnation)
         supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
@@ -295,13 +295,14 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
             supervisor.events.add("frozen", "its keeper does not answer; its tree counts as alive", name, incarnation)
 
 
-def _reported_exit(path: str) -> Exit | None:
+def _reported_exit(supervisor: Supervisor, name: str, incarnation: int) -> Exit | None:
     """What the keeper wrote of the end of main; None: there is no report."""
     try:
-        said = told.read_report(path)
+        said = told.read_report(supervisor.store.report(name, incarnation))
     except (OSError, ValueError):
         return None
-    exits = [exit_of(event.status) for event in said if isinstance(event, told.Exited)]
+    statuses = [event.status for event in said if isinstance(event, told.Exited)]
+    exits = [supervisor.resources.exit_of(name, incarnation, status) for status in statuses]
     return exits[-1] if exits else Exit(None, None, cause="could not start") if said else None
 
 
@@ -364,7 +365,7 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
         return
     report = supervisor.store.report(name, incarnation)
     supervisor.chronicle.take_report(name, incarnation, report)
-    ended = _reported_exit(report)
+    ended = _reported_exit(supervisor, name, incarnation)
     if ended is None:
         await _end_lost(supervisor, found)
         return

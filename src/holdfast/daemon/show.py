@@ -70,6 +70,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         step=view.step,
         reloading=copy is not None and (copy.reloading or copy.reload_runs),
         next_run=supervisor.scheduler.next_run(name) if view.due else None,
+        resources=supervisor.resources.status(name, copy.incarnation) if copy else None,
     )
 
 

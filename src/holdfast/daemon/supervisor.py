@@ -20,9 +20,7 @@ from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
 from holdfast.engine.engine import Engine
-from holdfast.engine.events import Exit
 from holdfast.process import events as told
-from holdfast.process.status import ExitStatus
 
 from .chronicle import Chronicle
 from .copy import FROZEN_LIMIT, Copy
@@ -32,6 +30,7 @@ from .members import MemberFiles
 from .plan import Surroundings, marks
 from .probes import Probes
 from .processes import is_below
+from .resources import Resources
 from .scheduler import Scheduler
 from .sockets import Sockets
 from .starts import Starts, is_temporary, why_not
@@ -99,6 +98,7 @@ class Supervisor:
         self.terminals = Terminals(self)
         self.sockets = Sockets(self)
         self.starts = Starts(self)
+        self.resources = Resources(self)
         self.stored = Stored(self)
 
     # ---- the one way in
@@ -169,6 +169,8 @@ class Supervisor:
         for name, spec in config.services.items():
             if name in before and before[name].health != spec.health == applied(before[name], spec).health:
                 self.probes.renew(name)
+            if name in before and before[name].resources != spec.resources == applied(before[name], spec).resources:
+                self.resources.apply(name)
         self.scheduler.begin()
 
     async def changed(self) -> None:
@@ -257,6 +259,7 @@ class Supervisor:
         self.by_keeper[copy.tree.keeper_pid] = copy
         copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
         self.members.take_over(copy)
+        self.resources.hold(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         # Who had it before us may have changed it, or was started with another configuration.
         copy.set_on_owner_loss(self.on_owner_loss(copy.name))
@@ -284,7 +287,7 @@ class Supervisor:
             reason = why_not(self.config.services.get(name), self.engine.view(name).step, event)
             self.post(ev.SpawnFailed(name, incarnation, reason, is_temporary(event.errno)))
         elif isinstance(event, told.Exited):
-            self.post(ev.Exited(name, incarnation, exit_of(event.status)))
+            self.post(ev.Exited(name, incarnation, self.resources.exit_of(name, incarnation, event.status)))
         elif isinstance(event, told.StopReported):
             copy.stopped()
             if not event.report.empty:
@@ -345,7 +348,8 @@ class Supervisor:
         if copy.tree.status is None:
             status = copy.tree.recover_status()
             if status is not None:
-                self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
+                ended = self.resources.exit_of(copy.name, copy.incarnation, status)
+                self.post(ev.Exited(copy.name, copy.incarnation, ended))
         self._drop(copy)
         await self.settle_lost(copy.name, copy.incarnation, survivors)
         copy.close()
@@ -355,7 +359,8 @@ class Supervisor:
         """Kill what a lost keeper has left; how many survive."""
         members = self.store.members(name, incarnation)
         tree, below_anchor = (copy.tree, copy.below_anchor) if copy else (None, False)
-        case = Lost(marks(name, incarnation, self.around), members, tree, below_anchor=below_anchor)
+        cgroups = self.resources.of(name, incarnation)
+        case = Lost(marks(name, incarnation, self.around), members, tree, below_anchor=below_anchor, cgroups=cgroups)
         return await self.lost.end(name, incarnation, case)
 
     async def settle_lost(self, name: str, incarnation: int, survivors: int) -> None:
@@ -394,6 +399,7 @@ class Supervisor:
     def clean(self, name: str, incarnation: int) -> None:
         """Remove the files of an incarnation of which nothing is left."""
         try:
+            self.resources.remove(name, incarnation)
             self.store.forget_incarnation(name, incarnation)
         except OSError as error:
             self.events.add("error", f"cannot remove its files: {error}", name, incarnation)
@@ -433,13 +439,9 @@ class Supervisor:
         self.probes.close()
         self.scheduler.close()
         self.terminals.close()
+        self.resources.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()
         self.chronicle.close()
         self.manager.close(for_good=not self.left.done() or self.left.result() is None)
-
-
-def exit_of(status: ExitStatus) -> Exit:
-    """An exit as the engine and the records know it."""
-    return Exit(code=status.code, signal=status.signal, core=status.core_dumped)

@@ -403,7 +403,9 @@ def make_plan(
         plan.discard()
         if isinstance(error, OverflowError):
             raise ValueError(f"a number is out of range: {error}") from None
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, SpawnError):  # None: a file object without a descriptor
+        if isinstance(error, SpawnError):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:  # None: a file object without a descriptor
             raise SpawnError(error.errno, os.strerror(error.errno), "descriptors") from None
         raise
     return plan
