@@ -17,11 +17,11 @@ def percent(value: object, key: Key, _around: Around) -> float:
         raise Wrong(f"{one_line(value)} has no unit", f'of one processor: "{one_line(value)}%"')
     if not isinstance(value, str):
         raise Wrong(f'must be a percentage such as "150%", not {kind(value)}')
-    number = value.removesuffix("%")
-    plain = number.isascii() and number.replace(".", "", 1).isdigit() and len(number) < 20
-    if not plain or number == value:
-        raise Wrong(f"{one_line(value)} is no percentage", 'of one processor, such as "50%" or "150%"')
-    share, low, high = float(number) / 100, key.about.low, key.about.high
+    try:
+        share = units.percent(value)
+    except ValueError:
+        raise Wrong(f"{one_line(value)} is no percentage", 'of one processor, such as "50%" or "150%"') from None
+    low, high = key.about.low, key.about.high
     assert low is not None
     assert high is not None
     if not low <= share <= high:

@@ -37,6 +37,7 @@ OOM_AGE = 2.0  # seconds for the report of an end to follow the kill that made i
 REMOVE_PAUSE = 0.5  # seconds until a directory is tried again that somebody is still in
 RLIMIT = "rlimit data of each process"
 NOT_HELD = "not held"
+NONE = Cgroups()
 
 
 class Resources:
@@ -46,6 +47,7 @@ class Resources:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._ground: Ground | None = None
+        self._parents: set[str] = set()  # of directories that there were: they are to go in the end
         self._cgroups: dict[tuple[str, int], Cgroups] = {}
         self._kills: dict[tuple[str, int], tuple[int, float]] = {}  # how many that are known of, and since when
         self._watch = OomWatch(self.look)
@@ -55,6 +57,12 @@ class Resources:
         """Found when it is needed for the first time: until then nothing is made, and nobody moved."""
         if self._ground is None:
             self._ground = find(self._supervisor.around.run_dir, self._ours)
+            self._parents.update(self._ground.parents)
+            for parent in self._ground.parents:
+                for entry in os.scandir(parent):
+                    if entry.is_dir():
+                        with suppress(OSError):  # somebody is in it
+                            remove(entry.path)  # left by one whose run directory is gone
         return self._ground
 
     def _ours(self) -> Collection[int]:
@@ -74,7 +82,8 @@ class Resources:
         """Make its directories, with the limits in force, and what is to be started in them.  OSError."""
         limits = spec.resources
         if limits is None:
-            return spec, Cgroups()
+            self._cgroups[spec.name, incarnation] = NONE
+            return spec, NONE
         missing = self.ground.missing(limits)
         if missing and not limits.optional:
             name, why = next(iter(missing.items()))
@@ -156,6 +165,7 @@ class Resources:
         known = {key: value for key, value in used.items() if value is not None}
         if known:
             self._supervisor.chronicle.used(name, incarnation, known)
+        self._parents.update(map(os.path.dirname, cgroups))
         try:
             for directory in cgroups:
                 remove(directory)
@@ -231,7 +241,7 @@ class Resources:
     def close(self) -> None:
         """Nothing is heard any more; our own directories go, unless there is somebody in them."""
         self._watch.close()
-        for parent in self._ground.parents if self._ground else ():
+        for parent in self._parents:
             with suppress(OSError):
                 remove(parent)
 
