@@ -9,6 +9,7 @@ import pathlib
 import signal
 import sqlite3
 import subprocess
+import sys
 
 import pytest
 from helpers_config import loaded
@@ -75,6 +76,39 @@ def process_path(path) -> str:
     name = next(name for name, each in OWN.items() if each == own)
     above = next(where for _, names, where in lines if name in names.split(","))
     return os.path.join(above, path.name)
+
+
+WITHOUT_CLONE3 = """
+import sys
+import holdfast
+from holdfast.process import _native
+from holdfast.process.options import make_plan
+from holdfast.process.spawn import start
+_native.forbid_clone3()
+directory, gone = sys.argv[1:]
+plan = make_plan(["cat", "/proc/self/cgroup"], cgroups=[directory], private=False)
+with start(plan, False) as process:
+    assert process.wait(10).code == 0
+assert not _native.has_clone3()
+import os
+os.mkdir(gone)
+plan = make_plan(["true"], cgroups=[gone], private=False)
+os.rmdir(gone)
+try:
+    start(plan, False)
+except FileNotFoundError as error:
+    assert error.stage == "cgroup"
+"""
+
+
+@needs_v2
+def test_where_the_kernel_cannot_start_it_there_it_goes_by_itself():
+    with made(OWN[""]) as own:
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_CLONE3, own, own / "gone"], capture_output=True, text=True, timeout=30
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"0::{process_path(own)}\n" in done.stdout
 
 
 @needs_v2
