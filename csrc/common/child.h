@@ -57,6 +57,7 @@ enum hf_more_flag {
     HF_MORE_OOM_SCORE_ADJ = 1, HF_MORE_IOPRIO = 2, HF_MORE_NO_NEW_PRIVS = 4, HF_MORE_BOUNDING = 8,
     HF_MORE_AMBIENT = 16, HF_MORE_CPUS = 32, HF_MORE_ALL = 63,
 };
+enum { HF_CPUS_BYTES_MAX = 1024 }; /* the 8,192 CPUs that a kernel can be built for */
 struct hf_more {
     uint32_t size, flags; /* flags say which of the rest are meant */
     int32_t oom_score_adj;

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import IO, Any, Literal, TypeAlias, TypedDict
 
+    from .capabilities import Capabilities
     from .status import Seconds
 
     StrPath: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
         extra_groups: Iterable[int | str] | None
         nice: int | None
         rlimits: Mapping[int | str, Limit] | None
+        capabilities: Capabilities | None
+        no_new_privs: bool
+        ioprio: str | None
+        oom_score_adj: int | None
+        cpu_affinity: str | Iterable[int] | None
         on_owner_loss: OnOwnerLoss | None
         stop_signal: int | str
         stop_scope: Scope
@@ -296,6 +302,11 @@ def make_plan(
     extra_groups: Iterable[int | str] | None = None,
     nice: int | None = None,
     rlimits: Mapping[int | str, Limit] | None = None,
+    capabilities: Capabilities | None = None,
+    no_new_privs: bool = False,
+    ioprio: str | None = None,
+    oom_score_adj: int | None = None,
+    cpu_affinity: str | Iterable[int] | None = None,
     on_owner_loss: OnOwnerLoss | None = None,
     stop_signal: int | str = 15,
     stop_scope: Scope = "group",
@@ -356,6 +367,12 @@ def make_plan(
     if nice is not None:
         options |= SET_NICE
     limits = _rlimits(rlimits) if rlimits else ()
+    more = b""
+    identity = capabilities, no_new_privs, ioprio, oom_score_adj, cpu_affinity
+    if identity != (None, False, None, None, None):
+        from .more import pack_identity  # only those need it who ask for that
+
+        more = pack_identity(*identity)
     if on_owner_loss is None:
         on_owner_loss = "stop"
     elif not private:
@@ -380,7 +397,7 @@ def make_plan(
         targets += [*extra, *range(3, 3 + len(listen_fds))]
         plan.body = _native.spawn_body(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
-            targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
+            targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms, more,
         )  # fmt: skip
     except BaseException as error:
         plan.discard()

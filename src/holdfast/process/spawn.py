@@ -26,6 +26,10 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     - `new_session=False`, `process_group=None` (0: a group of its own), `umask=None`;
     - `user=None`, `group=None`, `extra_groups=None` (names or numbers; 1,024 groups at most),
       `nice=None` (added to ours), `rlimits=None` (`{"nofile": 64}` or `{"nofile": (soft, hard)}`);
+    - `capabilities=None`: names, such as `["net_bind_service"]`, of those that it and all below it can have: they are
+      the bounding set, and ambient, so that an ordinary user has them; or `{"ambient": names, "bounding": names}`;
+    - `no_new_privs=False`, `oom_score_adj=None` (-1000 to 1000), `ioprio=None` ("idle", "best-effort:0" to
+      "best-effort:7", "realtime:0" to "realtime:7", "none"), `cpu_affinity=None` (numbers of CPUs, or "0-3,5");
     - `on_owner_loss="stop"`: what happens to the tree when we end or drop the handle: "stop"
       (`stop_signal`, `grace`, KILL), "kill" or "keep";
     - `stop_signal="TERM"`, `stop_scope="group"` ("main", "group", "tree"), `grace=10.0` seconds;
