@@ -23,6 +23,8 @@ OTHER = {
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
     "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
     "restart_order": "start-first", "stdin": "pipe", "pty": True,
+    "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
+    "oom_score_adj": 9, "cpu_affinity": (0,),
 }  # fmt: skip
 
 

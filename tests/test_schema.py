@@ -86,6 +86,10 @@ def test_mistakes_of_tables_are_refused(validator, text):
         "ready = { http = 'https://x/' }", "health = { http = 'x', failures = 0 }", "watchdog = 5",
         "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
         "group = -1", "umask = 22", "umask = '9'", "nice = 20", "nice = 1.5", "rlimits = { nofil = 1 }",
+        "extra_groups = 'audio'", "extra_groups = [-1]", "capabilities = 'kill'", "capabilities = ['kil']",
+        "capabilities = { effective = ['kill'] }", "capabilities = { ambient = ['Kill'] }", "no_new_privs = 1",
+        "ioprio = 'best-effort:8'", "ioprio = 'idle:1'", "ioprio = 3", "oom_score_adj = 1001", "oom_score_adj = '1'",
+        "cpu_affinity = []", "cpu_affinity = [-1]", "cpu_affinity = ['0']", "cpu_affinity = 'all'", "cpu_affinity = 1",
         "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",
         "type = 'forking'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
         "success_exit_codes = [256]", "success_exit_codes = []", "success_exit_codes = 0", "requires = 'db'",
@@ -121,6 +125,12 @@ PLAUSIBLE = [
     [1, 9],
     {"A": "x"},
     {"A": 1},
+    ["chown", "CAP_NET_RAW"],
+    {"ambient": ["KILL"], "bounding": ["cap_kill", "bpf"]},
+    "best-effort:7",
+    "realtime",
+    "0-1, 3",
+    [0, 1, 8191],
 ]
 
 

@@ -18,6 +18,7 @@ from .errors import ConfigError, Problem, Wrong, one_line
 from .forms import FORMS as PLAIN_FORMS
 from .forms import Around, Several, did_you_mean, kind
 from .hints import LATER, OTHER_WORDS, TABLES
+from .identity_forms import IDENTITY_FORMS
 from .links import Links
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Schedule, Service, Supervisor, keys_of
 from .places import find
@@ -27,7 +28,7 @@ from .sources import DIRECTORY, At, Source, read_all
 from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 from .tcp import HOW_TO_MAKE_ONE
 
-FORMS = {**PLAIN_FORMS, **PROBE_FORMS, **SOCKET_FORMS}
+FORMS = {**PLAIN_FORMS, **PROBE_FORMS, **SOCKET_FORMS, **IDENTITY_FORMS}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
 TABLES_OF_OTHERS = ("service", "group")  # in conf.d

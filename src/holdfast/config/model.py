@@ -13,6 +13,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from holdfast.process.more import OOM_SCORE_LEAST, OOM_SCORE_MOST
+
 from .parts import (
     BACKLOG,
     COUNT_MAX,
@@ -122,8 +124,48 @@ class Service(msgspec.Struct, frozen=True):
         str | int | None,
         About("group", "Group it runs as, by name or number. Only as root.", without="that of `user`, else ours"),
     ] = None
+    extra_groups: Annotated[
+        tuple[str | int, ...] | None,
+        About(
+            "groups",
+            "Supplementary groups, by name or number, instead of those of `user`. Only as root.",
+            without="those of `user`, else ours",
+        ),
+    ] = None
+    capabilities: Annotated[
+        dict[str, tuple[str, ...]] | None,
+        About(
+            "capabilities",
+            "Names of all [capabilities](identity.md#capabilities) that it and what it starts can have, which they "
+            'have as an ordinary user, too: `["net_bind_service"]`. Or the sets: `{ ambient = […], bounding = […] }`.',
+            without="ours",
+        ),
+    ] = None
+    no_new_privs: Annotated[
+        bool, About("boolean", "Neither it nor what it starts gains rights by a setuid program or a file's.")
+    ] = False
     umask: Annotated[int | None, About("umask", "File mode creation mask, in octal digits.", without="ours")] = None
     nice: Annotated[int | None, About("integer", "Niceness; below 0 needs root.", -20, 19, without="ours")] = None
+    ioprio: Annotated[
+        str | None,
+        About(
+            "ioprio",
+            "I/O priority: `best-effort:0` (first) to `best-effort:7`, `idle`, `none`; `realtime:0` to `realtime:7` "
+            "need root.",
+            without="ours",
+        ),
+    ] = None
+    oom_score_adj: Annotated[
+        int | None,
+        About(
+            "integer", "How readily the kernel kills it when memory is out; below ours needs root.",
+            OOM_SCORE_LEAST, OOM_SCORE_MOST, without="ours",
+        ),
+    ] = None  # fmt: skip
+    cpu_affinity: Annotated[
+        tuple[int, ...] | None,
+        About("cpus", 'CPUs that it runs on: `[0, 1]`, or `"0-3,5"`. All of them must be there.', without="ours"),
+    ] = None
     rlimits: Annotated[
         dict[str, tuple[int, int]],
         About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),

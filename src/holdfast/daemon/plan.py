@@ -102,18 +102,20 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
     env = dict(around.environ)
     user = spec.user
     group = spec.group
-    groups = None
+    groups: list[str | int] | None = None
     if user is not None:
         entry = pwd.getpwnam(user) if isinstance(user, str) else _by_number(user)
         if entry is not None:
             env.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name, SHELL=entry.pw_shell)
             if group is None:
                 group = entry.pw_gid
-            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+            groups = [*os.getgrouplist(entry.pw_name, entry.pw_gid)]
         elif group is None:
             groups = []
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
+    if spec.extra_groups is not None:
+        groups = list(spec.extra_groups)
     if spec.pty:
         env.setdefault("TERM", "xterm")  # what most terminals that somebody sits at understand
     for path in spec.env_file:
@@ -130,7 +132,12 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
         "user": user,
         "group": group,
         "extra_groups": groups,
+        "capabilities": spec.capabilities,
+        "no_new_privs": spec.no_new_privs,
         "nice": spec.nice,
+        "ioprio": spec.ioprio,
+        "oom_score_adj": spec.oom_score_adj,
+        "cpu_affinity": spec.cpu_affinity,
         "rlimits": limits,
     }
 

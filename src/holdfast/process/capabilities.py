@@ -24,7 +24,7 @@ def plain_name(name: str) -> str:
     """ "CAP_NET_RAW", "net_raw" -> "net_raw".  ValueError, TypeError."""
     if not isinstance(name, str):
         raise TypeError(f"a capability is a name, not {name!r}")
-    plain = name.lower().removeprefix("cap_")
+    plain = (name.lower() if name.isupper() else name).removeprefix("cap_")
     if plain not in NAMES:
         raise ValueError(f"no such capability: {name!r}")
     return plain

@@ -98,7 +98,7 @@ def cpu_numbers(given: str | Iterable[int]) -> tuple[int, ...]:
     numbers: set[int] = set()
     if isinstance(given, str):
         for part in given.split(","):
-            found = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+            found = re.fullmatch(r" *([0-9]{1,9})(?:-([0-9]{1,9}))? *", part)
             if not found or int(found[2] or found[1]) < int(found[1]):
                 raise ValueError(f'not CPUs: {given!r} (such as "0-3,5")')
             numbers.update(range(min(int(found[1]), CPUS_MAX), min(int(found[2] or found[1]), CPUS_MAX) + 1))
