@@ -196,6 +196,25 @@ def test_many_mistakes_have_as_many_messages_at_their_places(tmp_path):
         ("user = true", "user", "must be a name or a number, not a boolean", ""),
         ("group = 'nogruop'", "group", 'there is no group "nogruop"', 'did you mean "nogroup"?'),
         ("group = -1", "group", "-1 is no group's number", ""),
+        ("capabilities = ['net_bindservice']", "capabilities", "is no capability", 'mean "net_bind_service"?'),
+        ("capabilities = ['CAP_KIL']", "capabilities", '"CAP_KIL" is no capability', 'did you mean "kill"?'),
+        ("capabilities = 'kill'", "capabilities", "must be a list of capabilities, not a string", "such as"),
+        ("capabilities = [5]", "capabilities", "must be a string, not an integer", ""),
+        ("capabilities = { ambint = [] }", "capabilities", '"ambint" is no set of', 'did you mean "ambient"?'),
+        ("capabilities = { ambient = ['bfp'] }", "capabilities.ambient", '"bfp" is no capability', 'mean "bpf"?'),
+        ("capabilities = { ambient = ['kill'], bounding = [] }", "capabilities", "bounding has not: kill", ""),
+        ("ioprio = 'best-effort:8'", "ioprio", '"best-effort:8" is no I/O priority', '"idle"'),
+        ("ioprio = 4", "ioprio", "must be a string, not an integer", ""),
+        ("oom_score_adj = 1001", "oom_score_adj", "must be at most 1000", ""),
+        ("cpu_affinity = []", "cpu_affinity", "[] names no CPUs, 0 to 8191", "such as"),
+        ("cpu_affinity = ['0']", "cpu_affinity", '["0"] names no CPUs', "such as"),
+        ("cpu_affinity = '0-'", "cpu_affinity", '"0-" names no CPUs', "such as"),
+        ("cpu_affinity = [9000]", "cpu_affinity", "names no CPUs, 0 to 8191", ""),
+        (f"cpu_affinity = [0x{'f' * 5000}]", "cpu_affinity", "names no CPUs, 0 to 8191", ""),
+        ("cpu_affinity = 1", "cpu_affinity", "must be a list of numbers or a string, not an integer", ""),
+        ("no_new_privs = 'yes'", "no_new_privs", "must be true or false", ""),
+        ("extra_groups = 'adm'", "extra_groups", "must be a list of groups, not a string", ""),
+        ("cap_add = ['kill']", "cap_add", "is no key", 'did you mean "capabilities"?'),
         ("umask = '9'", "umask", '"9" is no mask', ""),
         ("umask = '1777'", "umask", "is no mask", ""),
         ("rlimits = { NOFILE = 1 }", "rlimits.NOFILE", "is no resource limit", '"nofile"'),
@@ -274,6 +293,18 @@ def test_identity_is_roots_to_give(tmp_path, key, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     (found,) = problems(tmp_path, f"[service.web]\ncommand = 'x'\n{key} = 0\n")
     assert found.message == f"only root may choose the {key}"
+
+
+def test_groups_are_roots_to_give(tmp_path, monkeypatch):
+    text = "[service.web]\ncommand = 'x'\nextra_groups = ['nogruop']\n"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (found,) = problems(tmp_path, text)
+    assert (found.message, found.hint) == ('there is no group "nogruop" on this machine', 'did you mean "nogroup"?')
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    for groups in ("['nogruop']", "[]"):
+        (found,) = problems(tmp_path, f"[service.web]\ncommand = 'x'\nextra_groups = {groups}\n")
+        assert found.message == "only root may choose the groups"
+        assert "leave `extra_groups` out" in found.hint
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.process.capabilities import NAMES, SETS, capability_sets, plain_name
-from holdfast.process.more import cpu_numbers, io_priority
+from holdfast.process.more import CPUS_MAX, cpu_numbers, io_priority
 
 from .errors import Wrong, one_line
 from .forms import Around, did_you_mean, each_of, group, kind, string
@@ -67,10 +67,12 @@ def ioprio(value: object, _key: Key, around: Around) -> str:
 def cpus(value: object, _key: Key, around: Around) -> tuple[int, ...]:
     if not isinstance(value, (str, list)):
         raise Wrong(f"must be a list of numbers or a string, not {kind(value)}", EXAMPLE_OF_CPUS)
+    given = string(value, around) if isinstance(value, str) else value
     try:
-        return cpu_numbers(string(value, around) if isinstance(value, str) else value)
-    except (ValueError, TypeError) as error:
-        raise Wrong(one_line(str(error)), EXAMPLE_OF_CPUS) from None
+        return cpu_numbers(given)
+    except (ValueError, TypeError):
+        words = one_line(given) if isinstance(given, str) else f"[{', '.join(map(one_line, given[:5]))}]"
+        raise Wrong(f"{words} names no CPUs, 0 to {CPUS_MAX - 1}", EXAMPLE_OF_CPUS) from None
 
 
 IDENTITY_FORMS: dict[str, Callable[[object, Key, Around], Any]] = {

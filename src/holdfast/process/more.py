@@ -110,5 +110,5 @@ def cpu_numbers(given: str | Iterable[int]) -> tuple[int, ...]:
     if not numbers:
         raise ValueError("no CPU is left to run on")
     if min(numbers) < 0 or max(numbers) >= CPUS_MAX:
-        raise ValueError(f"CPUs have numbers from 0 to {CPUS_MAX - 1}: {given!r}")
+        raise ValueError(f"CPUs have numbers from 0 to {CPUS_MAX - 1}")
     return tuple(sorted(numbers))
