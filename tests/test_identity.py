@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import require
 from helpers_identity import ALL_CPUS, NO_CPU, ONE_CPU, capabilities, look, own, parsed
-from helpers_lib import NOBODY, WAYS, is_root, keepers, nobody_can_run_keeper, program, read, root_only, starter
+from helpers_lib import NOBODY, WAYS, is_root, nobody_can_run_keeper, program, read, root_only, starter
 from test_inheritance import reachable_python
 
 import holdfast
@@ -92,8 +92,8 @@ def test_neither_we_nor_the_keeper_are_changed():
     options = {"no_new_privs": True, "ioprio": "idle", "oom_score_adj": 1000, "cpu_affinity": [ONE_CPU], "nice": 2}
     if is_root:
         options |= {"capabilities": ["kill"], **NOBODY_ALONE, "umask": 0o77}
-    with holdfast.spawn(["cat"], stdin=PIPE, **options):
-        (keeper,) = keepers()
+    with holdfast.spawn(["cat"], stdin=PIPE, **options) as process:
+        keeper = parsed(read(f"/proc/{process.pid}/status"))["PPid"]
         assert read(f"/proc/{keeper}/oom_score_adj").strip() == before["oom_score_adj"]
         seen = parsed(read(f"/proc/{keeper}/status"))
         for name in ("CapBnd", "CapAmb", "CapInh", "NoNewPrivs", "Cpus_allowed_list", "Uid", "Umask"):
