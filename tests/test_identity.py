@@ -123,6 +123,13 @@ def test_capabilities_of_an_ordinary_user(start):
 
 
 @root_only
+def test_the_last_capability_that_there_is(start):
+    last = own_bounding.bit_length() - 1  # in the second half of what the kernel takes them in, as a rule
+    seen = capabilities(look(start, capabilities=[NAMES[last]], **NOBODY_ALONE))
+    assert set(seen.values()) == {1 << last}
+
+
+@root_only
 def test_capabilities_of_root(start):
     assert set(capabilities(look(start, capabilities=["chown"])).values()) == {CHOWN}
     assert set(capabilities(look(start, capabilities=[])).values()) == {0}
