@@ -38,7 +38,7 @@ user = 4294967295                                           #9
 umask = 22                                                  #10
 nice = 20                                                   #11
 restart = "on_failure"                                      #12
-type = "forking"                                            #13
+type = "forkin"                                             #13
 start_limit = "10"                                          #14
 success_exit_codes = [0, 256]                               #15
 requires = ["bd"]                                           #16
@@ -110,7 +110,7 @@ EXPECTED = {
     10: ("web", "umask", "must be a string of octal digits", 'umask = "022"'),
     11: ("web", "nice", "must be at most 19, not 20", ""),
     12: ("web", "restart", 'must be one of "always", "on-failure"', 'did you mean "on-failure"?'),
-    13: ("web", "type", '"forking" is not in this version', "foreground"),
+    13: ("web", "type", "must be one of", "forking"),
     14: ("web", "start_limit", "must be an integer, not a string", "without quotes"),
     15: ("web", "success_exit_codes", "must be at most 255, not 256", ""),
     16: ("web", "requires", 'there is no service "bd"', 'did you mean "db"?'),

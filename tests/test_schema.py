@@ -91,7 +91,7 @@ def test_mistakes_of_tables_are_refused(validator, text):
         "ioprio = 'best-effort:8'", "ioprio = 'idle:1'", "ioprio = 3", "oom_score_adj = 1001", "oom_score_adj = '1'",
         "cpu_affinity = []", "cpu_affinity = [-1]", "cpu_affinity = ['0']", "cpu_affinity = 'all'", "cpu_affinity = 1",
         "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",
-        "type = 'forking'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
+        "type = 'forked'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
         "success_exit_codes = [256]", "success_exit_codes = []", "success_exit_codes = 0", "requires = 'db'",
         "requires = ['a b']", "after = [1]", "stop_signal = 15", "stop_signal = 'TREM'", "stop_signal = 'STOP'",
         "stop_scope = 'all'", "grace = 10", "grace = '10'", "grace = '10 s'", "grace = '1d'", "backoff = '1s'",

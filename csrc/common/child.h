@@ -44,7 +44,8 @@ enum hf_plan_option {
     HF_IGNORE_SIGCHLD = 1024, /* the keeper took SIGCHLD over; the owner had it ignored */
     HF_LISTEN_PID = 2048,   /* the environment's LISTEN_PID, which has room for it, becomes the child's number */
     HF_TERMINAL = 4096,     /* descriptor 0 is a terminal, and becomes that of the new session */
-    HF_OPTIONS_ALL = 8191,
+    HF_FORKING = 8192,      /* it ends with code 0 when it has left a daemon, which is main then */
+    HF_OPTIONS_ALL = 16383,
 };
 
 struct hf_rlimit {

@@ -139,8 +139,6 @@ def choice(value: object, key: Key, around: Around) -> str:
     words = get_args(key.type)
     if not isinstance(value, str):
         raise Wrong(f"must be one of {_words(words)}, not {kind(value)}")
-    if value == "forking" and key.field == "type":
-        raise Wrong('"forking" is not in this version', 'run the program in the foreground, as type "simple"')
     if value not in words:
         raise Wrong(f"must be one of {_words(words)}, not {one_line(value)}", did_you_mean(value, words))
     return value

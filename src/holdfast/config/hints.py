@@ -5,7 +5,6 @@ from __future__ import annotations
 # Keys that are designed and not built.  key -> what to do meanwhile ("": nothing comes near).
 LATER = {
     "fds": "",
-    "main": "",
     "ready_timeout": "ready = { timeout = ... } is",
     "resources": "rlimits are",
 }

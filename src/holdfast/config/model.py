@@ -200,9 +200,27 @@ class Service(msgspec.Struct, frozen=True):
             "choice",
             "When it is ready: `simple` once it runs, or as `ready` says; `notify` when it says `READY=1` "
             "(sd_notify), as with `ready = { notify = true }`; `oneshot` when it has ended with a code of "
-            "`success_exit_codes`.",
+            "`success_exit_codes`; `forking` when it has ended with code 0 and left a [daemon](daemons.md), or as "
+            "`ready` says.",
         ),
     ] = "simple"
+    main: Annotated[
+        str | None,
+        About(
+            "process_name",
+            "Of a `forking` service: the name of its main process, as `ps` shows it.",
+            without="it is [found](daemons.md#the-main-process)",
+        ),
+    ] = None
+    pid_file: Annotated[
+        str | None,
+        About(
+            "path",
+            "Of a `forking` service: the file in which it writes the number of its main process. Believed only of a "
+            "process of its own.",
+            without="none is read",
+        ),
+    ] = None
     ready: Annotated[
         Ready | None,
         About("table", "What tells that it is ready: one of `notify`, `fd`, `tcp`, `http`, `command`, `log`."),
@@ -308,9 +326,12 @@ class Service(msgspec.Struct, frozen=True):
 
     @property
     def awaits(self) -> Ready | None:
-        """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`)."""
+        """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`).
+        Without a kind: that it has ended and left a daemon (`forking`)."""
         if self.type == "notify" and not (self.ready and self.ready.kind):
             return msgspec.structs.replace(self.ready or Ready(), notify=True)
+        if self.type == "forking":
+            return self.ready or Ready()  # without a kind: the fork itself
         return self.ready if self.ready and self.ready.kind else None
 
     @property

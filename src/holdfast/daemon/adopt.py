@@ -28,8 +28,9 @@ from holdfast.process.held import HeldTree
 
 from .copy import Copy
 from .lost import KEEPER_NAME
+from .mains import reported_exit
 from .processes import is_stopped, name_of
-from .supervisor import Supervisor, exit_of
+from .supervisor import Supervisor
 
 ANSWER_LIMIT = 3.0  # seconds for all keepers together; one that is silent for longer is frozen
 LOOK_PAUSE = 0.1  # seconds until silent keepers are looked at: one that is stopped is not waited for
@@ -249,7 +250,7 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         if stranger and found.copy:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
-        found.ended = _reported_exit(report)
+        found.ended = reported_exit(report, supervisor.config.services.get(record.name), record.step)
         supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
@@ -293,16 +294,6 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
             supervisor.events.add("adopted", f"runs on as pid {copy.pid}", name, incarnation)
         elif copy.silent:
             supervisor.events.add("frozen", "its keeper does not answer; its tree counts as alive", name, incarnation)
-
-
-def _reported_exit(path: str) -> Exit | None:
-    """What the keeper wrote of the end of main; None: there is no report."""
-    try:
-        said = told.read_report(path)
-    except (OSError, ValueError):
-        return None
-    exits = [exit_of(event.status) for event in said if isinstance(event, told.Exited)]
-    return exits[-1] if exits else Exit(None, None, cause="could not start") if said else None
 
 
 def _go_on(supervisor: Supervisor, found: _Found) -> None:
@@ -364,7 +355,7 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
         return
     report = supervisor.store.report(name, incarnation)
     supervisor.chronicle.take_report(name, incarnation, report)
-    ended = _reported_exit(report)
+    ended = reported_exit(report, supervisor.config.services.get(name), supervisor.engine.view(name).step)
     if ended is None:
         await _end_lost(supervisor, found)
         return

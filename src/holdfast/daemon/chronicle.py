@@ -94,6 +94,8 @@ class Chronicle:
         key = name, incarnation
         if isinstance(event, told.Spawned):
             self._history.note(key, pid=event.pid, started_at=event.started_at)
+        elif isinstance(event, told.Moved):
+            self._history.note(key, pid=event.pid)
         elif isinstance(event, told.Exited):
             self._history.note(key, **_status(event.status))
         elif isinstance(event, told.Empty):

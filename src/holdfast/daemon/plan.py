@@ -90,6 +90,8 @@ def make_service_plan(
         pass_fds=fds,
         listen_fds=given.fds,
         on_owner_loss=spec.on_owner_loss,
+        forking=spec.type == "forking" and step == "main",
+        main=spec.main if step == "main" else None,
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,
         grace=spec.grace,

@@ -144,7 +144,7 @@ class Probes:
             return
         awaits, health = spec.awaits, spec.health
         if not ready:
-            if awaits is not None and not awaits.notify:
+            if awaits is not None and awaits.kind and not awaits.notify:
                 work = self._hear_ready if awaits.kind in hear.HEARD else self._ask_ready
                 self._run(key, work(key, spec, awaits))
             return

@@ -20,14 +20,13 @@ from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.engine.effects import Record
 from holdfast.engine.engine import Engine
-from holdfast.engine.events import Exit
 from holdfast.process import events as told
-from holdfast.process.status import ExitStatus
 
 from .chronicle import Chronicle
 from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
 from .lost import Lost, LostTrees
+from .mains import Mains, exit_of
 from .members import MemberFiles
 from .plan import Surroundings, marks
 from .probes import Probes
@@ -93,6 +92,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.probes = Probes(self)
+        self.mains = Mains(self)
         self.scheduler = Scheduler(self)
         self.updates = Updates(self)
         self.manager = Manager(self, around.own)
@@ -283,8 +283,10 @@ class Supervisor:
             self._acknowledge(copy)
             reason = why_not(self.config.services.get(name), self.engine.view(name).step, event)
             self.post(ev.SpawnFailed(name, incarnation, reason, is_temporary(event.errno)))
+        elif isinstance(event, told.Moved):
+            self.mains.moved(copy, event)
         elif isinstance(event, told.Exited):
-            self.post(ev.Exited(name, incarnation, exit_of(event.status)))
+            self.post(ev.Exited(name, incarnation, self.mains.end_of(copy, event.status)))
         elif isinstance(event, told.StopReported):
             copy.stopped()
             if not event.report.empty:
@@ -295,6 +297,7 @@ class Supervisor:
             self._acknowledge(copy)
         elif isinstance(event, told.Adopted):
             self.members.write_soon(copy)
+            self.mains.look(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
         elif isinstance(event, told.KeeperGone) and not copy.closed:
@@ -431,6 +434,7 @@ class Supervisor:
         self.stored.close()
         self.voices.close()
         self.probes.close()
+        self.mains.close()
         self.scheduler.close()
         self.terminals.close()
         for task in self._tasks:
@@ -438,8 +442,3 @@ class Supervisor:
         self.lost.close()
         self.chronicle.close()
         self.manager.close(for_good=not self.left.done() or self.left.result() is None)
-
-
-def exit_of(status: ExitStatus) -> Exit:
-    """An exit as the engine and the records know it."""
-    return Exit(code=status.code, signal=status.signal, core=status.core_dumped)

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 # Tags of the wire (csrc/common/wire.h).
 KEEPER_HELLO, SPAWNED, FAILED, EXITED, ADOPTED, STOPPED, CONTINUED, EMPTY = 64, 65, 66, 67, 68, 69, 70, 71
-STOP_REPORT, MEMBERS, LOST, LAUNCHED, LOG_STATE = 72, 73, 74, 75, 76
+STOP_REPORT, MEMBERS, LOST, LAUNCHED, LOG_STATE, MOVED = 72, 73, 74, 75, 76, 77
+
+# Why a process is main: what was started; the one of that name, the only one, in a session of its own, the oldest of
+# several that are main together; named by the owner.
+RULES = {0: "started", 1: "name", 2: "only", 3: "session", 4: "together", 5: "asked"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,18 @@ class Exited:
     """The main process has ended."""
 
     status: ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Main is another process, one that the old one has left; or it is the same by another rule (`RULES`).
+
+    `count`: how often it has been another one.  A new owner is told the last of these again."""
+
+    old_pid: int
+    pid: int
+    rule: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +141,8 @@ class KeeperGone:
 
 if TYPE_CHECKING:
     Event: TypeAlias = (
-        Spawned | Failed | Exited | MemberExited | Adopted | Stopped | Continued | StopReported | Members | LogState
-        | Empty | EventsLost | KeeperGone
+        Spawned | Failed | Exited | Moved | MemberExited | Adopted | Stopped | Continued | StopReported | Members
+        | LogState | Empty | EventsLost | KeeperGone
     )  # fmt: skip
 
 
@@ -140,6 +156,8 @@ class Account:
         self.started_at = 0.0
         self.status: ExitStatus | None = None
         self.empty = False
+        self.rule = RULES[0]
+        self.moves = 0  # how often main has become another process
         self._started_ns = 0
 
     def take_in(self, record: tuple[Any, ...]) -> Event | None:
@@ -151,6 +169,10 @@ class Account:
             self.pid, self.identity, self._started_ns, started_at_ns = fields
             self.started_at = started_at_ns / 1e9
             return Spawned(self.pid, self.identity, self.started_at)
+        elif tag == MOVED:
+            old_pid, self.pid, self.identity, rule, self.moves = fields
+            self.rule = RULES.get(rule, str(rule))
+            return Moved(old_pid, self.pid, self.rule, self.moves)
         elif tag == FAILED:
             stage, error = fields
             return Failed(STAGES.get(stage, str(stage)), error)

@@ -30,13 +30,12 @@ class Process:
     block.  All methods may be called from any thread.  In a forked child of the program a handle is
     inert: its methods raise ValueError there.
 
-    `args` is the command (from `attach` the address), `pid` the process's number (for printing: act through
-    the methods), `stdin`, `stdout`, `stderr` are binary files for those that were PIPE, else None.
+    `args` is the command (from `attach` the address), `stdin`, `stdout`, `stderr` are binary files for those that
+    were PIPE, else None.
     """
 
     def __init__(self, tree: Tree, plan: Plan) -> None:
         self.args: Command = plan.args
-        self.pid: int = tree.pid
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
@@ -59,8 +58,17 @@ class Process:
 
     # ---- looking
 
+    @property
+    def pid(self) -> int:
+        """The process's number, for printing: act through the methods.  With `forking` it changes when main does."""
+        return self._tree.pid
+
     def fileno(self) -> int:
-        """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`."""
+        """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`.
+
+        With `forking`: when main has moved it is, under the same number, the pidfd of the present one; readable before
+        that is known, it says no more than that `poll` will know.  An epoll has to be told anew of the number then.
+        """
         if self._tree.descriptor is None:
             raise ValueError("the handle is closed")
         return self._tree.descriptor.fileno()

@@ -29,6 +29,7 @@ from .events import (
     EXITED,
     KEEPER_HELLO,
     LAUNCHED,
+    MOVED,
     SPAWNED,
     Account,
     Adopted,
@@ -41,6 +42,7 @@ from .events import (
     LogState,
     MemberExited,
     Members,
+    Moved,
     Spawned,
     Stopped,
     StopReported,
@@ -60,11 +62,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adopted", "Continued", "Empty", "EventsLost", "Exited", "Failed", "HeldTree", "KeeperGone", "LogPlan", "LogState",
-    "MemberExited", "Members", "Spawned", "StopReported", "Stopped", "read_report",
+    "MemberExited", "Members", "Moved", "Spawned", "StopReported", "Stopped", "read_report",
 ]  # fmt: skip
 
 # Tags of the wire (csrc/common/wire.h).
-SIGNAL, QUERY, ATTACH = 4, 6, 13
+SIGNAL, QUERY, ATTACH, MAIN = 4, 6, 13, 14
 
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
@@ -168,8 +170,13 @@ class HeldTree(Account):
                 if self.keeper_pidfd >= 0:
                     os.close(self.keeper_pidfd)
                 self.keeper_pidfd = pidfd_of_peer(self._sock.fileno(), record[2], self.keeper_pid)
-        if tag == EXITED and not record[2] and record[1] in self.members:
-            os.close(self.members.pop(record[1]))
+        if tag == EXITED and not record[2]:
+            self._let_go_of(record[1])
+        if tag == MOVED:  # without a descriptor there was no room for it: better none than the old one's
+            self._let_go_of(record[2])
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+            self.pidfd = fds.pop() if fds else -1
         if not fds:
             return
         if tag == LAUNCHED and self.keeper_pidfd < 0:
@@ -177,9 +184,12 @@ class HeldTree(Account):
         elif tag == SPAWNED and self.pidfd < 0:
             self.pidfd = fds.pop()
         elif tag == ADOPTED:
-            if record[1] in self.members:  # the report of its end was lost, and the number came back
-                os.close(self.members.pop(record[1]))
+            self._let_go_of(record[1])  # the report of its end was lost, and the number came back
             self.members[record[1]] = fds.pop()
+
+    def _let_go_of(self, pid: int) -> None:
+        if pid in self.members:
+            os.close(self.members.pop(pid))
 
     # ---- asking
 
@@ -197,13 +207,18 @@ class HeldTree(Account):
             try:
                 _native.pidfd_signal(self.pidfd, signo)
             except ProcessLookupError:
-                pass
+                if self.moves:  # it may have moved again, of which we have not heard
+                    self._ask(SIGNAL, struct.pack("<iI", signo, SCOPE[scope]))
 
     def query(self) -> int:
         """Ask who is in the tree.  The id of the `Members` that answers."""
         self._id += 1
         self._ask(QUERY, struct.pack("<II", self._id, 0))
         return self._id
+
+    def make_main(self, pid: int) -> None:
+        """Of a `forking` plan: this one is the main process.  `Moved` follows if it is a living child of the keeper."""
+        self._ask(MAIN, struct.pack("<iI", pid, 0))
 
     def acknowledge(self, *, exited: bool = False, empty: bool = False, stopped: bool = False) -> None:
         """We have it on record: `Exited`, `Empty` (or `Failed`), `StopReported`.  A new owner is not told again.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Tags of the wire (csrc/common/wire.h).
 SIGNAL = 4
-EXITED, ADOPTED, STOP_REPORT = 67, 68, 72
+EXITED, ADOPTED, STOP_REPORT, MOVED = 67, 68, 72, 77
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
 
@@ -30,12 +30,15 @@ KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
 class KeptTree:
     """One process and its descendants, as far as the keeper has told.  Changed under the keeper's lock."""
 
-    __slots__ = ("_adopted", "_leads_group", "_lost", "_on_owner_loss", "_report_id", "descriptor", "empty", "foreign",
-                 "keeper", "pid", "report", "started_at", "started_ns", "status", "usage_fields")  # fmt: skip
+    __slots__ = ("_adopted", "_blind", "_leads_group", "_lost", "_on_owner_loss", "_report_id", "descriptor", "empty",
+                 "foreign", "keeper", "moves", "pid", "report", "started_at", "started_ns", "status",
+                 "usage_fields")  # fmt: skip
 
     def __init__(self, keeper: Keeper, plan: Plan) -> None:
         self.keeper = keeper
         self.pid = 0
+        self.moves = 0  # how often main has become another process
+        self._blind = False  # there was no room for the descriptor of the present one
         self.descriptor: Descriptor | None = None
         self.status: ExitStatus | None = None
         self.empty = False
@@ -86,6 +89,14 @@ class KeptTree:
                     os.close(self._adopted.pop(record[1]))
                 self._adopted[record[1]] = fds[0]
                 del fds[0]
+        elif tag == MOVED:
+            _, _, self.pid, _, _, self.moves = record
+            if self.pid in self._adopted:
+                os.close(self._adopted.pop(self.pid))
+            self._leads_group = True  # if there is a group of its number, then it is the daemon's
+            self._blind = not fds
+            if fds and self.descriptor is not None:
+                self.descriptor.become(fds[0])
         elif tag == STOP_REPORT:
             (_, self._report_id, signo, scope, grace_ms, duration_ns, signalled, _, killed, survivors, unlisted,
              members) = record  # fmt: skip
@@ -123,22 +134,42 @@ class KeptTree:
     def wait_exit(self, timeout: Seconds | None) -> bool:
         """True when the exit status is known; KeeperLost when it cannot come any more."""
         if self.status is None:
-            assert self.descriptor is not None
-            # A healthy keeper reports an end within microseconds.  The process's own descriptor is
-            # watched as well, for a process that ends under a frozen keeper.
-            try:
-                fd = self.descriptor.__enter__()
-            except ValueError:
-                pass  # closed by another thread, which knew the status; or we are a forked copy
-            else:
-                try:
-                    if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
-                        self._insist(self._settled)
-                finally:
-                    self.descriptor.__exit__()
+            self._wait(self._settled, timeout)
             if self.status is None:
                 self.check()
         return self.status is not None
+
+    def wait_forked(self, timeout: Seconds | None) -> bool:
+        """Of a forking plan: True when main is what the one that was started has left; KeeperLost."""
+        self._wait(lambda: self.moves or self._settled(), timeout)
+        if not self.moves and self.status is None:
+            self.check()
+        return self.moves > 0
+
+    def _wait(self, done: Callable[[], object], timeout: Seconds | None) -> None:
+        """Until `done`, or until the time is over.
+
+        A healthy keeper reports an end within microseconds, or that another process is main now.  The process's own
+        descriptor is watched as well, for one that ends under a frozen keeper."""
+        assert self.descriptor is not None
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            moves = self.moves
+            try:
+                fd = self.descriptor.__enter__()
+            except ValueError:
+                return  # closed by another thread, which knew the status; or we are a forked copy
+            try:
+                if self.keeper.wait_until(done, timeout, -1 if self._blind else fd) or self._blind:
+                    return
+                if not _native.poll(fd, POLLIN, 0):
+                    return
+                self._insist(lambda: done() or self.moves != moves)  # noqa: B023 (over when this returns)
+            finally:
+                self.descriptor.__exit__()
+            if done() or self.moves == moves:
+                return
+            timeout = None if deadline is None else max(0.0, deadline - monotonic())
 
     def _insist(self, done: Callable[[], object]) -> None:
         """The keeper owed us a word and time to say it: thaw it, give it time again, give it up."""
@@ -197,7 +228,8 @@ class KeptTree:
                 with self.descriptor as fd:
                     _native.pidfd_signal(fd, signo)
             except ProcessLookupError:
-                pass
+                if self.moves:  # it may have moved again, of which we have not heard
+                    self._request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
             except ValueError:
                 self.check()  # closed by another thread: nothing happens; or we are a forked copy
 
