@@ -444,7 +444,7 @@ def fenced(page: str) -> list[str]:
 def test_example_of_the_reference_loads_and_is_complete(tmp_path):
     text = fenced("docs/configuration.md")[0]
     config = loaded(tmp_path, text)
-    assert list(config.services) == ["migrate", "db", "web-1", "web-2", "report", "backup"]
+    assert list(config.services) == ["migrate", "db", "web-1", "web-2", "cache", "report", "backup"]
     assert config.services["web-2"].env["GREETING"] == "costs $5"
     used = {key for table in tomllib.loads(text)["service"].values() for key in table}
     assert used == set(model.keys_of(Service)) - {"user", "group", "extra_groups", "capabilities"}  # those are root's

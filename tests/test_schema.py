@@ -161,6 +161,8 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
         if path[0] == "schedule" and isinstance(keys["schedule"], dict):  # nothing of it means anything alone
             needed = {} if path[-1] == "every" else {"cron": "0 3 * * *"}
             keys = {"schedule": needed | keys["schedule"], "type": "oneshot"}
+        if path[0] in ("main", "pid_file"):
+            keys |= {"type": "forking"}
         data = {"service": {"web": {"command": "x"} | keys, "other": {"command": ["x"]}}}
         file.write_bytes(document(data).encode())
         try:

@@ -44,6 +44,7 @@ WORDS = {
     "signal": "signal's name",
     "listen": "address",
     "fd_name": "string",
+    "process_name": "string",
     "loopback": "address and port",
     "token_file": "path",
     "hosts": "list of names",

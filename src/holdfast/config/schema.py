@@ -82,6 +82,7 @@ _FORMS: dict[str, Schema] = {
     "regex": _STRING,
     "listen": _STRING,
     "fd_name": _STRING,
+    "process_name": _STRING,
     "names": {"type": "array", "items": {"type": "string", "pattern": r"^[A-Za-z0-9_*?\[][][A-Za-z0-9._*?!:-]*$"}},
     "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
     "token_file": _STRING,
