@@ -10,7 +10,9 @@ for ever.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 
 PROGRAM = """
@@ -71,3 +73,22 @@ def name_of(pid: int) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def gates(directory):
+    """gate(name): the path of a pipe; gate.open(name): whoever waits there goes on."""
+    fds = {}
+
+    def make(name: str) -> str:
+        path = str(directory / name)
+        os.mkfifo(path)
+        fds[name] = os.open(path, os.O_RDWR)
+        return path
+
+    make.open = lambda name: os.write(fds[name], b"\n")
+    try:
+        yield make
+    finally:
+        for fd in fds.values():
+            os.close(fd)

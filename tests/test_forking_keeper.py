@@ -7,7 +7,7 @@ import signal
 import struct
 
 import pytest
-from helpers_forking import ONCE, family, name_of
+from helpers_forking import ONCE, family, gates, name_of
 from helpers_wait import all_ended
 from helpers_wire import SPEC, wait_until
 from helpers_wire import RawKeeper as Raw
@@ -44,19 +44,8 @@ class RawKeeper(Raw):
 
 @pytest.fixture
 def gate(tmp_path):
-    """gate(name): the path of a pipe; gate.open(name): whoever waits there goes on."""
-    fds = {}
-
-    def make(name: str) -> str:
-        path = str(tmp_path / name)
-        os.mkfifo(path)
-        fds[name] = os.open(path, os.O_RDWR)
-        return path
-
-    make.open = lambda name: os.write(fds[name], b"\n")
-    yield make
-    for fd in fds.values():
-        os.close(fd)
+    with gates(tmp_path) as make:
+        yield make
 
 
 def more(main_name: str = "") -> bytes:
