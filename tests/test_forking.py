@@ -16,6 +16,8 @@ from helpers_wait import wait_for
 import holdfast
 from holdfast.process.held import read_report
 
+assert place  # a fixture
+
 
 @pytest.fixture
 def gate(tmp_path):

@@ -51,9 +51,9 @@ class Mains:
         supervisor.members.write(copy)
         why = WHY.get(event.rule, event.rule)
         if event.old_pid == event.pid:
-            supervisor.events.add("moved", f"main is {event.pid} ({why})", *key)
+            supervisor.events.add("moved", f"main {event.pid} ({why})", *key)
         else:
-            supervisor.events.add("moved", f"main moved: {event.old_pid} -> {event.pid} ({why})", *key)
+            supervisor.events.add("moved", f"main {event.old_pid} -> {event.pid} ({why})", *key)
         spec = supervisor.config.services.get(copy.name)
         if spec is not None and spec.awaits is not None and not spec.awaits.kind:
             supervisor.post(ev.BecameReady(*key))
