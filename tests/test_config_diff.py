@@ -25,6 +25,7 @@ OTHER = {
     "restart_order": "start-first", "stdin": "pipe", "pty": True,
     "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
     "oom_score_adj": 9, "cpu_affinity": (0,),
+    "main": "web", "pid_file": "/run/web.pid",
 }  # fmt: skip
 
 

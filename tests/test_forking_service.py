@@ -298,6 +298,8 @@ def test_pid_file_needs_no_restart_and_main_does(tmp_path):
         up.file.write_text(text + more)
         assert "applies" in up.holdfast("update").stdout
         assert up.client().service("d")["pid"] == first["pid"]
+        path.write_text("1\n")
+        up.until("d", lambda s: s["main"]["refused"] == f"{path} names 1, which is not in this tree")
         up.file.write_text(text + 'main = "b"')
         assert "restarts" in up.holdfast("update").stdout
         assert main_of(up, "d", "b")["main"]["rule"] == "name"

@@ -33,6 +33,7 @@ class Copy:
         self.members: dict[str, Identity] = {}  # keeper and main process, as they are written down
         self.unwritten: asyncio.TimerHandle | None = None  # adopted ones will be, soon
         self.asking: asyncio.TimerHandle | None = None  # its keeper will be, who is there
+        self.following: asyncio.Task[None] | None = None  # its pid file is
         self.closed = False
         self.silent = False  # found by start-up, and its keeper has not said a word yet
         self._insist: asyncio.TimerHandle | None = None
@@ -99,9 +100,9 @@ class Copy:
 
     def close(self) -> None:
         self.stopped()
-        for timer in (self.unwritten, self.asking):
-            if timer is not None:
-                timer.cancel()
+        for each in (self.unwritten, self.asking, self.following):
+            if each is not None:
+                each.cancel()
         if not self.closed:
             self.closed = True
             self.tree.close()

@@ -19,14 +19,16 @@ from holdfast.process import events as told
 from holdfast.process.status import ExitStatus
 
 from .copy import Copy
-from .processes import is_below, look
+from .processes import is_below
 from .watch import Watcher
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
 
-PID_FILE_MAX = 64  # bytes that are read of one
-LOOK_AGAIN = (0.05, 0.2, 1.0, 5.0)  # seconds: pid files are written after the fork, too, and into new directories
+PID_FILE_BYTES = 64  # that are read of one
+PIDS = 1 << 31
+STALE_PAUSE = 1.0  # seconds
+LOOK_AGAIN = (0.05, 0.2, 1.0, 5.0)  # the same
 WHY = {
     "name": "it has the name",
     "only": "only one is left",
@@ -43,7 +45,6 @@ class Mains:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher()
-        self._watching: dict[Copy, asyncio.Task[None]] = {}
 
     def moved(self, copy: Copy, event: told.Moved) -> None:
         """Its keeper says so."""
@@ -71,72 +72,75 @@ class Mains:
     def said(self, copy: Copy, pid: int) -> None:
         """`MAINPID`, from somebody in its tree."""
         if self._is_forking(copy):
-            self._hint(copy, pid, "MAINPID")
+            self._refuse(copy, self._hint(copy, pid, "MAINPID"))
         elif is_below(pid, copy.tree.keeper_pid):
             copy.main_pid = pid  # for showing: main is what was started
 
     def look(self, copy: Copy) -> None:
-        """Something has changed: its `pid_file` may say what it means, now or in a moment."""
+        """Something has changed: its `pid_file` may say what it means, now or later."""
         spec = self._supervisor.config.services.get(copy.name)
-        if spec is None or spec.pid_file is None or not copy.tree.moves:
+        if spec is None or spec.pid_file is None or not copy.tree.moves or copy.closed:
             return
         self._read(copy, spec.pid_file)
-        if copy in self._watching:
-            self._watching[copy].cancel()
-        task = self._watching[copy] = self._loop.create_task(self._follow(copy, spec.pid_file))
-        task.add_done_callback(lambda task: self._watching.get(copy) is task and self._watching.pop(copy))
+        if copy.following is None or copy.following.done():
+            copy.following = self._loop.create_task(self._follow(copy, spec.pid_file))
+
+    def renew(self, copy: Copy) -> None:
+        """The configuration has another `pid_file` for it."""
+        if copy.following is not None:
+            copy.following.cancel()
+            copy.following = None
+        copy.refused = ""
+        self.look(copy)
 
     async def _follow(self, copy: Copy, path: str) -> None:
-        """Read it at each change of its directory for a while: as long as a daemon that has just forked may need."""
+        """Read it at each change of its directory, for as long as the copy is held; what it says of nobody of this tree
+        is told when it has stood there for a moment: it may be the last daemon's, and this one's comes."""
         try:
             with self._watcher.watching(os.path.dirname(path)) as changed:
-                deadline = self._loop.time() + LOOK_AGAIN[-1]
-                while not copy.closed and not changed.gone:
-                    self._read(copy, path)
+                while not changed.gone:
+                    refused = self._read(copy, path)
                     try:
-                        async with asyncio.timeout_at(deadline):
+                        async with asyncio.timeout(STALE_PAUSE if refused else None):
                             await changed.wait()
+                        changed.clear()
                     except TimeoutError:
-                        return
-                    changed.clear()
-        except OSError:
+                        self._refuse(copy, refused)
+                        await changed.wait()
+        except OSError:  # there is no such directory: some make it when they have forked
             for pause in LOOK_AGAIN:
                 await asyncio.sleep(pause)
-                if copy.closed:
-                    return
                 self._read(copy, path)
 
-    def _read(self, copy: Copy, path: str) -> None:
+    def _read(self, copy: Copy, path: str) -> str:
+        """Pass on what it says; if nobody of this tree is meant, the words for that."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
-            return
+            return ""
         try:
-            words = os.read(fd, PID_FILE_MAX).split()
+            words = os.read(fd, PID_FILE_BYTES).split()
         except OSError:
-            return
+            return ""
         finally:
             os.close(fd)
-        if words and words[0].isdigit():
-            self._hint(copy, int(words[0]), path)
+        return self._hint(copy, int(words[0]), path) if words and words[0].isdigit() else ""
 
-    def _hint(self, copy: Copy, pid: int, source: str) -> None:
+    def _hint(self, copy: Copy, pid: int, source: str) -> str:
         tree = copy.tree
-        if pid == tree.pid and tree.rule == "asked":
-            copy.refused = ""
-        elif not is_below(pid, tree.keeper_pid):
-            self._refuse(copy, f"{source} names {pid}, which is not in this tree")
-        elif (seen := look(pid)) and seen.parent != tree.keeper_pid:
-            copy.refused = ""  # below main: the next version of it, as a rule, which is ours when that one has gone
-        else:
-            copy.refused = ""
+        if not 0 < pid < PIDS or not is_below(pid, tree.keeper_pid):
+            return f"{source} names {pid}, which is not in this tree"
+        copy.refused = ""
+        if (pid, tree.rule) != (tree.pid, "asked") and is_below(pid, tree.keeper_pid, 1):
+            # One that has another parent may be its next version, which is the keeper's child when that one has gone.
             try:
                 tree.make_main(pid)
             except BlockingIOError:
                 pass  # frozen
+        return ""
 
     def _refuse(self, copy: Copy, why: str) -> None:
-        if copy.refused != why:
+        if why and copy.refused != why:
             copy.refused = why
             self._supervisor.events.add("main_refused", why, copy.name, copy.incarnation)
 
@@ -145,8 +149,6 @@ class Mains:
         return copy.tree.moves > 0 or (spec is not None and spec.type == "forking")
 
     def close(self) -> None:
-        for task in self._watching.values():
-            task.cancel()
         self._watcher.close()
 
 

@@ -164,6 +164,8 @@ class Supervisor:
             spec, old = config.services.get(copy.name), before.get(copy.name)
             if spec and old and spec.on_owner_loss != old.on_owner_loss:
                 copy.set_on_owner_loss(spec.on_owner_loss)
+            if spec and old and spec.pid_file != old.pid_file:
+                self.mains.renew(copy)
         self.sockets.apply()  # before anything starts: an address may be another service's now
         self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
         for name, spec in config.services.items():
