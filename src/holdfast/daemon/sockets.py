@@ -143,8 +143,8 @@ class Sockets:
         if name not in self._supervisor.config.services:
             return True
         engine = self._supervisor.engine
-        view = engine.view(name)
-        return not view.live and (not view.wanted or engine.closing or view.state in (State.EXITED, State.FATAL))
+        unit = engine.units[name]
+        return not unit.live and (not unit.wanted or engine.closing or unit.phase.state in (State.EXITED, State.FATAL))
 
     def _deposit(self, name: str, key: str, fd: int) -> None:
         try:
