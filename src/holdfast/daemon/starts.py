@@ -11,7 +11,7 @@ from holdfast.config.model import Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.process import events as told
-from holdfast.process.held import HeldTree, LogPlan
+from holdfast.process.held import HeldTree, LogPlan, LowNumbers
 
 from .copy import Copy
 from .plan import command_of, make_service_plan
@@ -31,6 +31,7 @@ class Starts:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._low = LowNumbers()
         self._below_anchor = False  # keepers that we start have come to be: where one does, all do
 
     def start(self, effect: fx.Spawn) -> ev.SpawnFailed | None:
@@ -59,6 +60,7 @@ class Starts:
                     spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""), spec.pty,
                     spec.stdin == "pipe",
                 ),
+                low=self._low,
             )  # fmt: skip
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
             supervisor.clean(name, incarnation)
@@ -67,6 +69,9 @@ class Starts:
         copy.below_anchor = self._below_anchor = self._below_anchor or supervisor.is_below_anchor(copy)
         supervisor.hold(copy)
         return None
+
+    def close(self) -> None:
+        self._low.close()
 
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""

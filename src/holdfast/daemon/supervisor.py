@@ -431,6 +431,7 @@ class Supervisor:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
+        self.starts.close()
         self.sockets.close()
         self.stored.close()
         self.voices.close()
