@@ -119,6 +119,7 @@ class MemberFiles:
         copy.asking = asyncio.get_running_loop().call_later(ASK_PAUSE, self._ask, copy)
 
     def _ask(self, copy: Copy) -> None:
+        copy.asking = None
         try:
             copy.tree.query()  # it looks, and announces whom it had not seen
         except BlockingIOError:
