@@ -59,18 +59,26 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class MemberExited:
-    """A member that had no parent but the keeper has ended: waitid(2)'s si_code and si_status."""
+    """A member that had no parent but the keeper has ended.  The others' ends are their parents' to know.
+
+    Nobody has noted its start: `started_at` and `elapsed` of its status are counted from the start of the tree.
+    """
 
     pid: int
-    code: int
-    status: int
+    status: ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A member lost its parent and is the keeper's child now."""
+    """A member lost its parent and is the keeper's child now.
+
+    The kernel does not tell, so this is noticed with the next event, question or stop; of one that has ended by then
+    there is `MemberExited` alone.  `previous_parent` is the number of the parent that it lost, where that is certain,
+    else None.
+    """
 
     pid: int
+    previous_parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,10 @@ if TYPE_CHECKING:
         Spawned | Failed | Exited | Moved | MemberExited | Adopted | Stopped | Continued | StopReported | Members
         | LogState | Empty | EventsLost | KeeperGone
     )  # fmt: skip
+    # Those of them that say what has happened to the processes: what a handle's events are.
+    TreeEvent: TypeAlias = (
+        Spawned | Adopted | Moved | MemberExited | Exited | Stopped | Continued | Empty | EventsLost
+    )  # fmt: skip
 
 
 class Account:
@@ -159,6 +171,10 @@ class Account:
         self.rule = RULES[0]
         self.moves = 0  # how often main has become another process
         self._started_ns = 0
+
+    def begin(self, started_ns: int, started_at: float) -> None:
+        """For who knows of the start, and has no record of it: on the monotonic clock, and on the wall's."""
+        self._started_ns, self.started_at = started_ns, started_at
 
     def take_in(self, record: tuple[Any, ...]) -> Event | None:
         """The event that a record is; None where it is none, or a later version's."""
@@ -178,13 +194,13 @@ class Account:
             return Failed(STAGES.get(stage, str(stage)), error)
         elif tag == EXITED:
             pid, is_main, code, status, ended_ns, usage = fields
+            how = from_siginfo(code, status, usage, self.started_at, (ended_ns - self._started_ns) / 1e9)
             if not is_main:
-                return MemberExited(pid, code, status)
-            elapsed = (ended_ns - self._started_ns) / 1e9
-            self.status = from_siginfo(code, status, usage, self.started_at, elapsed)
-            return Exited(self.status)
+                return MemberExited(pid, how)
+            self.status = how
+            return Exited(how)
         elif tag == ADOPTED:
-            return Adopted(fields[0])
+            return Adopted(fields[0], *fields[2:])
         elif tag == STOPPED:
             return Stopped(*fields)
         elif tag == CONTINUED:
