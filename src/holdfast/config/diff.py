@@ -143,8 +143,8 @@ def _words(value: object, form: str) -> str:
 
 
 def _told(struct: msgspec.Struct) -> dict[str, Any]:
-    values = ((key, default, getattr(struct, key)) for key, default in _defaults(type(struct)))
-    return {key: _plain(value) for key, default, value in values if value != default}
+    given = _defaults(type(struct))
+    return {key: _plain(value) for key, default in given if (value := getattr(struct, key)) != default}
 
 
 def _plain(value: object) -> object:

@@ -252,12 +252,13 @@ class Supervisor:
 
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
-        if self.engine.view(copy.name).incarnation == copy.incarnation:
+        if self.engine.units[copy.name].incarnation == copy.incarnation:
             self.copies[copy.name] = copy
         else:
             self.beside[copy.name, copy.incarnation] = copy
         self.by_keeper[copy.tree.keeper_pid] = copy
-        copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
+        if copy.tree.attached:
+            copy.below_anchor = self.is_below_anchor(copy)
         self.members.take_over(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         # Who had it before us may have changed it, or was started with another configuration.
@@ -265,6 +266,9 @@ class Supervisor:
         if (copy.name, copy.incarnation) in self._unheard:
             self._unheard.discard((copy.name, copy.incarnation))
             self._stop(copy.name, copy.incarnation)
+
+    def is_below_anchor(self, copy: Copy) -> bool:
+        return self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
 
     def _on_report(self, copy: Copy) -> None:
         for event in copy.tree.events():
@@ -432,6 +436,7 @@ class Supervisor:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
+        self.starts.close()
         self.sockets.close()
         self.stored.close()
         self.voices.close()

@@ -18,6 +18,7 @@ from .address import (
     ACK_EXITED,
     ACK_STOP_REPORT,
     LogPlan,
+    LowNumbers,
     connect,
     launch,
     pidfd_of_peer,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adopted", "Continued", "Empty", "EventsLost", "Exited", "Failed", "HeldTree", "KeeperGone", "LogPlan", "LogState",
-    "MemberExited", "Members", "Moved", "Spawned", "StopReported", "Stopped", "read_report",
+    "LowNumbers", "MemberExited", "Members", "Moved", "Spawned", "StopReported", "Stopped", "read_report",
 ]  # fmt: skip
 
 # Tags of the wire (csrc/common/wire.h).
@@ -96,8 +97,9 @@ class HeldTree(Account):
 
     @classmethod
     def start(
-        cls, plan: Plan, *, address: str, report: str, stop_rest: bool = True, log: LogPlan | None = None
-    ) -> HeldTree:
+        cls, plan: Plan, *, address: str, report: str, stop_rest: bool = True, log: LogPlan | None = None,
+        low: LowNumbers | None = None,
+    ) -> HeldTree:  # fmt: skip
         """Start a keeper with its process; returns without waiting for the exec (`Spawned` or `Failed` tells).
 
         `address` is the path of the socket, `report` that of the report file.  `stop_rest`: the end of the main
@@ -105,7 +107,7 @@ class HeldTree(Account):
         ValueError: nothing was started and nothing is left; the plan's descriptors are closed in every case.
         """
         try:
-            sock, pid = launch(plan, address, report, stop_rest, log)
+            sock, pid = launch(plan, address, report, stop_rest, log, low)
         except BaseException:
             plan.discard()
             raise
