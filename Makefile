@@ -48,7 +48,7 @@ install: .venv/installed
 
 .venv/test-ready: .venv/installed
 	@echo "holdfast: installing what the tests need"
-	@$(PIP) 'croniter>=6' 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2' 'jsonschema>=4.18' 'schemathesis>=4.32,<5'
+	@$(PIP) 'croniter>=6' 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2' 'jsonschema>=4.18' 'schemathesis>=4.32,<5' 'trio>=0.26'
 	@touch .venv/test-ready
 
 lint: .venv/test-ready

@@ -470,6 +470,8 @@ def test_the_keeper_is_fuzzed(tmp_path):
             for flags, size in ((0, 90), (1, 90), (2, 0), (3, 1), (4, 90), (11, 0))]  # fmt: skip
     spawn = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2, options=1)))
     fails = packet(record("SPAWN", body=body(["false"])))
+    forks = packet(record("SPAWN", body=body(["/bin/true"], on_owner_loss=2, options=1 | 8192)))
+    main, well = packet(record("MAIN", {"pid": (1 << 30) + 2})), b"\x04"
     stop = packet(record("STOP", {"id": 5, "signo": 15, "scope": 1, "grace_ms": 1000}))
     query, ack = packet(record("QUERY", {"id": 9})), packet(record("ACK", {"what": 7}))
     leave, come, silent, exited, empty, orphans = b"\x0f", b"\x17", b"\x07", b"\x0c", b"\x05", b"\x16"
@@ -494,6 +496,8 @@ def test_the_keeper_is_fuzzed(tmp_path):
         [hello, logs[3], spawn, line * 20, stop, exited, empty],
         [hello, held, logs[0], fails, leave], [hello, held, leave, come],
         [hello, held, spawn, leave, silent, leave, come, b"\x06"],
+        [hello, held, forks, orphans, well, main, query, leave, come, main, well, exited, b"\x06", empty, leave],
+        [hello, forks, well, exited], [hello, held, forks, orphans, leave, well, well, come, stop, exited],
         [held, held, spawn, spawn, ack], [hello, logs[0], logs[1], leave],
     ]):  # fmt: skip
         (seeds / str(i)).write_bytes(b"".join(steps))

@@ -85,6 +85,13 @@ def test_default_cap_is_above_what_default_rotation_keeps():
         ("log.rotate.size = '64KiB'", "log", Log(rotate_size=1 << 16)),
         ("log = { timestamps = true, merge = false }", "log", Log(timestamps=True, merge=False)),
         ("rlimits = { nofile = 9, nproc = [1, 'unlimited'] }", "rlimits", {"nofile": (9, 9), "nproc": (1, -1)}),
+        ("capabilities = ['CAP_KILL', 'bpf']", "capabilities", dict.fromkeys(("ambient", "bounding"), ("kill", "bpf"))),
+        ("capabilities = { ambient = [] }", "capabilities", {"ambient": ()}),
+        ("no_new_privs = true", "no_new_privs", True),
+        ("ioprio = 'idle'", "ioprio", "idle"),
+        ("oom_score_adj = -1000", "oom_score_adj", -1000),
+        ("cpu_affinity = '2,0-1'", "cpu_affinity", (0, 1, 2)),
+        ("cpu_affinity = [3, 1, 3]", "cpu_affinity", (1, 3)),
         ("rlimits = { core = '0KB', as = '1GiB' }", "rlimits", {"core": (0, 0), "as": (1 << 30, 1 << 30)}),
         ("rlimits = { cpu = ['1m', '2m'], rttime = '1ms' }", "rlimits", {"cpu": (60, 120), "rttime": (1000, 1000)}),
     ],
@@ -437,10 +444,10 @@ def fenced(page: str) -> list[str]:
 def test_example_of_the_reference_loads_and_is_complete(tmp_path):
     text = fenced("docs/configuration.md")[0]
     config = loaded(tmp_path, text)
-    assert list(config.services) == ["migrate", "db", "web-1", "web-2", "report", "backup"]
+    assert list(config.services) == ["migrate", "db", "web-1", "web-2", "cache", "report", "backup"]
     assert config.services["web-2"].env["GREETING"] == "costs $5"
     used = {key for table in tomllib.loads(text)["service"].values() for key in table}
-    assert used == set(model.keys_of(Service)) - {"user", "group"}  # those are root's
+    assert used == set(model.keys_of(Service)) - {"user", "group", "extra_groups", "capabilities"}  # those are root's
 
 
 @pytest.mark.parametrize("text", [*fenced("docs/configuration.md"), *fenced("docs/terminal.md")])

@@ -24,6 +24,9 @@ OTHER = {
     "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
     "restart_order": "start-first", "stdin": "pipe", "pty": True,
     "resources": Resources(pids_max=9),
+    "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
+    "oom_score_adj": 9, "cpu_affinity": (0,),
+    "main": "web", "pid_file": "/run/web.pid",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ user = 4294967295                                           #9
 umask = 22                                                  #10
 nice = 20                                                   #11
 restart = "on_failure"                                      #12
-type = "forking"                                            #13
+type = "forkin"                                             #13
 start_limit = "10"                                          #14
 success_exit_codes = [0, 256]                               #15
 requires = ["bd"]                                           #16
@@ -110,7 +110,7 @@ EXPECTED = {
     10: ("web", "umask", "must be a string of octal digits", 'umask = "022"'),
     11: ("web", "nice", "must be at most 19, not 20", ""),
     12: ("web", "restart", 'must be one of "always", "on-failure"', 'did you mean "on-failure"?'),
-    13: ("web", "type", '"forking" is not in this version', "foreground"),
+    13: ("web", "type", "must be one of", "forking"),
     14: ("web", "start_limit", "must be an integer, not a string", "without quotes"),
     15: ("web", "success_exit_codes", "must be at most 255, not 256", ""),
     16: ("web", "requires", 'there is no service "bd"', 'did you mean "db"?'),
@@ -196,6 +196,25 @@ def test_many_mistakes_have_as_many_messages_at_their_places(tmp_path):
         ("user = true", "user", "must be a name or a number, not a boolean", ""),
         ("group = 'nogruop'", "group", 'there is no group "nogruop"', 'did you mean "nogroup"?'),
         ("group = -1", "group", "-1 is no group's number", ""),
+        ("capabilities = ['net_bindservice']", "capabilities", "is no capability", 'mean "net_bind_service"?'),
+        ("capabilities = ['CAP_KIL']", "capabilities", '"CAP_KIL" is no capability', 'did you mean "kill"?'),
+        ("capabilities = 'kill'", "capabilities", "must be a list of capabilities, not a string", "such as"),
+        ("capabilities = [5]", "capabilities", "must be a string, not an integer", ""),
+        ("capabilities = { ambint = [] }", "capabilities", '"ambint" is no set of', 'did you mean "ambient"?'),
+        ("capabilities = { ambient = ['bfp'] }", "capabilities.ambient", '"bfp" is no capability', 'mean "bpf"?'),
+        ("capabilities = { ambient = ['kill'], bounding = [] }", "capabilities", "bounding has not: kill", ""),
+        ("ioprio = 'best-effort:8'", "ioprio", '"best-effort:8" is no I/O priority', '"idle"'),
+        ("ioprio = 4", "ioprio", "must be a string, not an integer", ""),
+        ("oom_score_adj = 1001", "oom_score_adj", "must be at most 1000", ""),
+        ("cpu_affinity = []", "cpu_affinity", "[] names no CPUs, 0 to 8191", "such as"),
+        ("cpu_affinity = ['0']", "cpu_affinity", '["0"] names no CPUs', "such as"),
+        ("cpu_affinity = '0-'", "cpu_affinity", '"0-" names no CPUs', "such as"),
+        ("cpu_affinity = [9000]", "cpu_affinity", "names no CPUs, 0 to 8191", ""),
+        (f"cpu_affinity = [0x{'f' * 5000}]", "cpu_affinity", "names no CPUs, 0 to 8191", ""),
+        ("cpu_affinity = 1", "cpu_affinity", "must be a list of numbers or a string, not an integer", ""),
+        ("no_new_privs = 'yes'", "no_new_privs", "must be true or false", ""),
+        ("extra_groups = 'adm'", "extra_groups", "must be a list of groups, not a string", ""),
+        ("cap_add = ['kill']", "cap_add", "is no key", 'did you mean "capabilities"?'),
         ("umask = '9'", "umask", '"9" is no mask', ""),
         ("umask = '1777'", "umask", "is no mask", ""),
         ("rlimits = { NOFILE = 1 }", "rlimits.NOFILE", "is no resource limit", '"nofile"'),
@@ -274,6 +293,17 @@ def test_identity_is_roots_to_give(tmp_path, key, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     (found,) = problems(tmp_path, f"[service.web]\ncommand = 'x'\n{key} = 0\n")
     assert found.message == f"only root may choose the {key}"
+
+
+def test_groups_are_roots_to_give(tmp_path, monkeypatch):
+    if os.geteuid() == 0:
+        (found,) = problems(tmp_path, "[service.web]\ncommand = 'x'\nextra_groups = ['nogruop']\n")
+        assert (found.message, found.hint) == ('there is no group "nogruop" on this machine', 'did you mean "nogroup"?')
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    for groups in ("['nogruop']", "[]"):
+        (found,) = problems(tmp_path, f"[service.web]\ncommand = 'x'\nextra_groups = {groups}\n")
+        assert found.message == "only root may choose the groups"
+        assert "leave `extra_groups` out" in found.hint
 
 
 @pytest.mark.parametrize(

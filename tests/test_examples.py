@@ -3,6 +3,7 @@ reference is of a kind that nobody tries."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import subprocess
@@ -55,6 +56,8 @@ def test_every_toml_is_good(tmp_path, page, text):
     token.chmod(0o600)
     text = text.replace("/etc/holdfast/token", str(token))
     file.write_text(whole(text))
+    if os.geteuid() != 0 and re.search(r"^(user|group|extra_groups) =", text, flags=re.M):
+        pytest.skip("only root may choose a user")
     assert load(str(file), environ={}).services
     for validator in VALIDATORS:
         assert not [error.message for error in validator.iter_errors(tomllib.loads(whole(text)))]
@@ -86,8 +89,7 @@ def used(table: dict[str, object], prefix: str = "") -> set[str]:
 def test_every_key_has_an_example():
     files = [tomllib.loads(whole(text)) for _, text in TOML]
     services = set().union(*(used(table) for file in files for table in file.get("service", {}).values()))
-    # A user that is there on every machine, and that everybody may become, is none.
-    assert names(keys_of(model.Service)) - services == {"user", "group"}
+    assert names(keys_of(model.Service)) - services == {"group"}  # one that is there on every machine is none
     assert names(keys_of(model.Supervisor)) <= set().union(*(used(file.get("supervisor", {})) for file in files))
 
 

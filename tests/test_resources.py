@@ -222,14 +222,20 @@ def test_what_a_lost_keeper_leaves_is_found_by_its_cgroup(tmp_path):
         own = directory("pids", up.run_dir, "web@1")
         inside = wait_for(lambda: len(pids(own)) == 2 and pids(own))
         keeper = keeper_of(pid)
-        anchor = up.client().supervisor()["anchor_pid"]
-        kill(anchor)
-        assert up.process.wait(LIMIT) == -9
-        kill(keeper)  # nobody is left who would adopt them
-        assert all_ended([keeper])
-        up.up()
-        up.wait_for_socket()
-        assert all_ended(inside)
+        held = [os.pidfd_open(each) for each in inside]
+        try:
+            kill(up.client().supervisor()["anchor_pid"])
+            assert up.process.wait(LIMIT) == -9
+            kill(keeper)  # nobody is left who would adopt them
+            assert all_ended([keeper])
+            up.up()
+            up.wait_for_socket()
+            assert all_ended(inside)
+        finally:
+            for fd in held:  # of a failed test, nobody else would find the one without marks
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                os.close(fd)
         up.until("web", state="exited")
         wait_for(lambda: not own.exists())
 

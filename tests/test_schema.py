@@ -86,8 +86,12 @@ def test_mistakes_of_tables_are_refused(validator, text):
         "ready = { http = 'https://x/' }", "health = { http = 'x', failures = 0 }", "watchdog = 5",
         "shell = 'yes'", "cwd = 1", "env = { A = 1 }", "env = 'A'", "user = true",
         "group = -1", "umask = 22", "umask = '9'", "nice = 20", "nice = 1.5", "rlimits = { nofil = 1 }",
+        "extra_groups = 'audio'", "extra_groups = [-1]", "capabilities = 'kill'", "capabilities = ['kil']",
+        "capabilities = { effective = ['kill'] }", "capabilities = { ambient = ['Kill'] }", "no_new_privs = 1",
+        "ioprio = 'best-effort:8'", "ioprio = 'idle:1'", "ioprio = 3", "oom_score_adj = 1001", "oom_score_adj = '1'",
+        "cpu_affinity = []", "cpu_affinity = [-1]", "cpu_affinity = ['0']", "cpu_affinity = 'all'", "cpu_affinity = 1",
         "rlimits = { nofile = '1' }", "rlimits = { as = 1 }", "rlimits = { as = ['1MB'] }", "rlimits = { cpu = '1MB' }",
-        "type = 'forking'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
+        "type = 'forked'", "restart = 'on_failure'", "restart = true", "start_limit = -1", "start_limit = '1'",
         "success_exit_codes = [256]", "success_exit_codes = []", "success_exit_codes = 0", "requires = 'db'",
         "requires = ['a b']", "after = [1]", "stop_signal = 15", "stop_signal = 'TREM'", "stop_signal = 'STOP'",
         "stop_scope = 'all'", "grace = 10", "grace = '10'", "grace = '10 s'", "grace = '1d'", "backoff = '1s'",
@@ -121,6 +125,12 @@ PLAUSIBLE = [
     [1, 9],
     {"A": "x"},
     {"A": 1},
+    ["chown", "CAP_NET_RAW"],
+    {"ambient": ["KILL"], "bounding": ["cap_kill", "bpf"]},
+    "best-effort:7",
+    "realtime",
+    "0-1, 3",
+    [0, 1, 8191],
 ]
 
 
@@ -151,6 +161,8 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
         if path[0] == "schedule" and isinstance(keys["schedule"], dict):  # nothing of it means anything alone
             needed = {} if path[-1] == "every" else {"cron": "0 3 * * *"}
             keys = {"schedule": needed | keys["schedule"], "type": "oneshot"}
+        if path[0] in ("main", "pid_file"):
+            keys |= {"type": "forking"}
         data = {"service": {"web": {"command": "x"} | keys, "other": {"command": ["x"]}}}
         file.write_bytes(document(data).encode())
         try:
@@ -160,7 +172,7 @@ def test_schema_accepts_whatever_the_loader_accepts(tmp_path, path):
         accepted += 1
         for validator in VALIDATORS:
             assert not [error.message for error in validator.iter_errors(data)], value
-    assert accepted or (path[-1] in ("user", "group") and os.geteuid() != 0)
+    assert accepted or (path[-1] in ("user", "group", "extra_groups") and os.geteuid() != 0)
 
 
 @pytest.mark.parametrize("struct", [Service, Supervisor])

@@ -24,7 +24,7 @@ PYTHON_FILES = sorted(SOURCE.rglob("*.py"))
 # Who may import whom: a module may import from its own layer and from those in its set.
 LAYERS = {
     "process": set(),
-    "config": set(),
+    "config": {"process"},  # how capabilities, priorities and CPUs are written: both take them
     "engine": {"config"},  # its specs
     "daemon": {"process", "config", "engine"},
     "control": {"process", "config", "engine", "daemon"},

@@ -44,6 +44,7 @@ REQUESTS = {
     "LOG": {"flags": 3, "rotate_count": 8, "rotate_size": 16 << 20, "cap": 2**40, "label": b"web@41"},
     "ACK": {"what": 5},
     "ATTACH": {},
+    "MAIN": {"pid": 4713},
 }
 # Between keeper and clients; bytes: the body.
 CLIENTS = {
@@ -74,6 +75,7 @@ REPORTS = {
     "MEMBERS": {"id": 5, "n_members": 2, "unlisted": 0, "members": MEMBERS},
     "LOST": {"events": 2**40},
     "LAUNCHED": {"pid": 4243},
+    "MOVED": {"old_pid": 4711, "pid": 4713, "identity": 2**63 + 7, "rule": 3, "count": 2},
     "LOG_STATE": {"written_bytes": 2**40 + 1, "lost_bytes": 2**33, "dropped_bytes": 100, "error": 28},
 }  # fmt: skip
 

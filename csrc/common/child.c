@@ -16,6 +16,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#define IOPRIO_WHO_PROCESS 1
+
 struct child_arg {
     const struct hf_plan *plan;
     struct hf_child_result *result;
@@ -185,6 +187,75 @@ static long enter_cgroups(const struct child_arg *arg)
     return 0;
 }
 
+/* The kernel takes what it has of a mask in silence, and no CPU at all is its only error: so what it took is compared. */
+static long set_affinity(const char *wanted, uint32_t size)
+{
+    char got[HF_CPUS_BYTES_MAX];
+    long r = HF_CALL3(SYS_sched_setaffinity, 0, size, wanted);
+    long n = r < 0 ? r : HF_CALL3(SYS_sched_getaffinity, 0, sizeof got, got);
+    for (uint32_t i = 0; n >= 0 && i < size; i++)
+        if (wanted[i] & ~(i < n ? got[i] : 0))
+            return -EINVAL;
+    return n;
+}
+
+static long set_oom_score_adj(int value)
+{
+    char text[12];
+    size_t at = sizeof text;
+    for (int left = value < 0 ? -value : value; left || at == sizeof text; left /= 10)
+        text[--at] = (char)('0' + left % 10);
+    if (value < 0)
+        text[--at] = '-';
+    long fd = HF_CALL4(SYS_openat, AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return fd;
+    long r = HF_CALL3(SYS_write, fd, text + at, sizeof text - at);
+    HF_CALL1(SYS_close, fd);
+    return r;
+}
+
+/* Exactly these.  What is not in the set cannot be put there, and asked for it would be missing without a word. */
+static long set_bounding(uint64_t wanted)
+{
+    for (int n = 0; n < 64; n++) {
+        long has = HF_CALL2(SYS_prctl, PR_CAPBSET_READ, n); /* -EINVAL: the kernel does not know it */
+        if (wanted >> n & 1) {
+            if (has != 1)
+                return has < 0 ? has : -EPERM;
+        } else if (has == 1) {
+            long r = HF_CALL2(SYS_prctl, PR_CAPBSET_DROP, n);
+            if (r < 0)
+                return r;
+        }
+    }
+    return 0;
+}
+
+/* The inheritable set is what root has beyond the bounding set after an exec, and what keeps an ambient capability: so
+ * it loses what is out of bounds (ambient with it), and gets what shall be ambient.  The exec makes the rest. */
+static long set_ambient(const struct hf_more *more)
+{
+    struct {uint32_t version; int pid;} head = {0x20080522, 0};
+    struct {uint32_t effective, permitted, inheritable;} half[2];
+    long r = HF_CALL2(SYS_capget, &head, half);
+    for (int i = 0; r >= 0 && i < 2; i++) {
+        if (more->flags & HF_MORE_BOUNDING)
+            half[i].inheritable &= (uint32_t)(more->bounding >> 32 * i);
+        if (more->flags & HF_MORE_AMBIENT)
+            half[i].inheritable |= (uint32_t)(more->ambient >> 32 * i);
+    }
+    if (r >= 0)
+        r = HF_CALL2(SYS_capset, &head, half);
+    if (r < 0 || !(more->flags & HF_MORE_AMBIENT))
+        return r;
+    r = HF_CALL5(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (int n = 0; r >= 0 && n < 64; n++)
+        if (more->ambient >> n & 1)
+            r = HF_CALL5(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, n, 0, 0);
+    return r;
+}
+
 #define TRY(stage_, call) do { long r_ = (call); if (r_ < 0) { \
     result->error = (int)-r_; result->stage = (stage_); return 127; } } while (0)
 
@@ -195,7 +266,7 @@ static int child_main(void *raw)
     struct child_arg *arg = raw;
     const struct hf_plan *plan = arg->plan;
     struct hf_child_result *result = arg->result;
-    uint32_t o = plan->options;
+    uint32_t o = plan->options, more = plan->more.flags;
 
     TRY(HF_STAGE_CGROUP, enter_cgroups(arg));
     TRY(HF_STAGE_FDS, install_fds(plan));
@@ -220,6 +291,12 @@ static int child_main(void *raw)
         long was = HF_CALL2(SYS_getpriority, PRIO_PROCESS, 0);
         TRY(HF_STAGE_NICE, was < 0 ? was : HF_CALL3(SYS_setpriority, PRIO_PROCESS, 0, 20 - was + plan->nice));
     }
+    if (more & HF_MORE_CPUS)
+        TRY(HF_STAGE_CPU_AFFINITY, set_affinity(plan->cpus, plan->more.cpus_size));
+    if (more & HF_MORE_IOPRIO)
+        TRY(HF_STAGE_IOPRIO, HF_CALL3(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, plan->more.ioprio));
+    if (more & HF_MORE_OOM_SCORE_ADJ) /* before the limits, of which one may leave no descriptor for it */
+        TRY(HF_STAGE_OOM_SCORE_ADJ, set_oom_score_adj(plan->more.oom_score_adj));
     if (plan->restore_nofile != ~0ULL) {
         struct {uint64_t soft, hard;} now = {0, 0};
         TRY(HF_STAGE_RLIMIT, HF_CALL4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &now));
@@ -227,6 +304,10 @@ static int child_main(void *raw)
     }
     for (uint32_t i = 0; i < plan->n_rlimits; i++)
         TRY(HF_STAGE_RLIMIT, set_rlimit(plan->rlimits[i].which, plan->rlimits[i].soft, plan->rlimits[i].hard));
+    if (more & HF_MORE_BOUNDING) /* needs CAP_SETPCAP, so while we are who we were */
+        TRY(HF_STAGE_CAPABILITIES, set_bounding(plan->more.bounding));
+    if (more & HF_MORE_AMBIENT && o & HF_SET_UID) /* what root has goes with its uid otherwise; the exec ends it */
+        TRY(HF_STAGE_CAPABILITIES, HF_CALL2(SYS_prctl, PR_SET_KEEPCAPS, 1));
     /* Groups before gid before uid: each needs the right that the next gives up.  Raw calls,
      * because libc's would change the identity of the parent's other threads. */
     if (o & HF_SET_GROUPS)
@@ -235,6 +316,10 @@ static int child_main(void *raw)
         TRY(HF_STAGE_SETGID, HF_CALL3(SYS_setresgid, plan->gid, plan->gid, plan->gid));
     if (o & HF_SET_UID)
         TRY(HF_STAGE_SETUID, HF_CALL3(SYS_setresuid, plan->uid, plan->uid, plan->uid));
+    if (more & (HF_MORE_BOUNDING | HF_MORE_AMBIENT))
+        TRY(HF_STAGE_CAPABILITIES, set_ambient(&plan->more));
+    if (more & HF_MORE_NO_NEW_PRIVS)
+        TRY(HF_STAGE_NO_NEW_PRIVS, HF_CALL5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     if (o & HF_PDEATHSIG) {
         /* 1. After identity: a change of uid clears it.  2. Then look at the parent: had it died
          *    before the prctl, nothing would ever be sent. */

@@ -44,7 +44,8 @@ enum hf_plan_option {
     HF_IGNORE_SIGCHLD = 1024, /* the keeper took SIGCHLD over; the owner had it ignored */
     HF_LISTEN_PID = 2048,   /* the environment's LISTEN_PID, which has room for it, becomes the child's number */
     HF_TERMINAL = 4096,     /* descriptor 0 is a terminal, and becomes that of the new session */
-    HF_OPTIONS_ALL = 8191,
+    HF_FORKING = 8192,      /* it ends with code 0 when it has left a daemon, which is main then */
+    HF_OPTIONS_ALL = 16383,
 };
 
 struct hf_rlimit {
@@ -57,6 +58,7 @@ enum hf_more_flag {
     HF_MORE_OOM_SCORE_ADJ = 1, HF_MORE_IOPRIO = 2, HF_MORE_NO_NEW_PRIVS = 4, HF_MORE_BOUNDING = 8,
     HF_MORE_AMBIENT = 16, HF_MORE_CPUS = 32, HF_MORE_ALL = 63,
 };
+enum { HF_CPUS_BYTES_MAX = 1024 }; /* the 8,192 CPUs that a kernel can be built for */
 struct hf_more {
     uint32_t size, flags; /* flags say which of the rest are meant */
     int32_t oom_score_adj;

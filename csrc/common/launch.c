@@ -2,9 +2,10 @@
  *
  * 1. outer has exit signal 0 and never execs, so neither SIGCHLD nor waitpid(-1) tells of it
  *    (exec would reset the exit signal: that is why the keeper itself cannot be our child).
- * 2. outer has a copy of our descriptor table and closes all of it but the keeper's five, before the
- *    keeper gets a copy in turn: a table is as large as its highest number, and an owner of thousands
- *    of processes would give each keeper tens of kilobytes of empty table.
+ * 2. outer begins in our descriptor table and takes a copy of what is not above its two descriptors: to
+ *    copy and close thousands costs an owner of thousands more than all the rest, so it gives low ones.
+ *    Of the copy it closes all but the keeper's five, before the keeper gets a copy in turn: a table is as
+ *    large as its highest number, and the keeper would have tens of kilobytes of empty table.
  * 3. The pidfd that the kernel makes for the keeper goes to the owner over the keeper's own socket:
  *    no number is ever looked up.
  * 4. The keeper descends from us at this moment: it has our limits, identity, cgroup, terminal.
@@ -18,6 +19,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -41,6 +43,12 @@ static int fail(struct launch *l, long error)
 /* Descriptors 0 to 4 as the keeper wants them, and nothing else. */
 static long set_table(struct launch *l)
 {
+    int last = l->control > l->owner ? l->control : l->owner;
+    long r = HF_CALL3(HF_SYS_close_range, last + 1, ~0U, HF_CLOSE_RANGE_UNSHARE);
+    if (r < 0) /* before 5.9: a copy of all */
+        r = HF_CALL1(SYS_unshare, CLONE_FILES);
+    if (r < 0) /* what comes now must not happen to our own table */
+        return r;
     /* Lift first: either may lie on a number that is about to be overwritten. */
     long control = HF_CALL3(SYS_fcntl, l->control, F_DUPFD_CLOEXEC, 5);
     long owner = HF_CALL3(SYS_fcntl, l->owner, F_DUPFD_CLOEXEC, 5);
@@ -51,7 +59,7 @@ static long set_table(struct launch *l)
         null = owner;
     for (int fd = 0; fd < 5; fd++) {
         long from = fd == HF_CONTROL_FD ? control : fd == HF_OWNER_FD ? owner : null;
-        long r = from != fd ? HF_CALL3(SYS_dup3, from, fd, 0) : HF_CALL3(SYS_fcntl, fd, F_SETFD, 0);
+        r = from != fd ? HF_CALL3(SYS_dup3, from, fd, 0) : HF_CALL3(SYS_fcntl, fd, F_SETFD, 0);
         if (r < 0)
             return r;
     }
@@ -120,7 +128,7 @@ long hf_launch(const char *path, int control_fd, int owner_pidfd, struct hf_chil
     };
     int ignored;
     struct hf_clone_request request = {
-        .exit_signal = 0, .fn = outer_main, .arg = &l,
+        .flags = CLONE_FILES, .exit_signal = 0, .fn = outer_main, .arg = &l,
         .stack = outer_stack, .stack_size = sizeof outer_stack, .handlers_cleared = &ignored,
     };
     result->stage = result->error = 0;

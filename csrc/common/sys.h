@@ -30,6 +30,7 @@
 #define HF_WALL 0x40000000
 #define HF_WCLONE 0x80000000
 
+#define HF_CLOSE_RANGE_UNSHARE 2            /* Linux 5.9 */
 #define HF_CLOSE_RANGE_CLOEXEC 4            /* Linux 5.11 */
 #define HF_PIDFD_SIGNAL_PROCESS_GROUP 4     /* Linux 6.9 */
 #define HF_SO_PEERPIDFD 77                  /* Linux 6.5 */

@@ -90,7 +90,7 @@ static int take_more(const char *body, size_t size, size_t first, size_t offset,
         return -EBADMSG;
     memcpy(more, body + offset, given < sizeof *more ? given : sizeof *more);
     if ((more->flags & ~(uint32_t)HF_MORE_ALL) || (more->flags & HF_MORE_CPUS && more->cpus < first) ||
-        more->cpus > size || more->cpus_size > size - more->cpus)
+        more->cpus > size || more->cpus_size > size - more->cpus || more->cpus_size > HF_CPUS_BYTES_MAX)
         return -EBADMSG;
     return 0;
 }

@@ -27,11 +27,11 @@ enum {
 enum hf_tag {
     /* owner to keeper */
     HF_HELLO = 1, HF_SPAWN = 2, HF_SPAWN_MAP = 3, HF_SIGNAL = 4, HF_STOP = 5, HF_QUERY = 6,
-    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11, HF_ATTACH = 13,
+    HF_ON_OWNER_LOSS = 7, HF_LAUNCH = 8, HF_HELD = 9, HF_LOG = 10, HF_ACK = 11, HF_ATTACH = 13, HF_MAIN = 14,
     /* keeper to owner */
     HF_KEEPER_HELLO = 64, HF_SPAWNED = 65, HF_FAILED = 66, HF_EXITED = 67, HF_ADOPTED = 68,
     HF_STOPPED = 69, HF_CONTINUED = 70, HF_EMPTY = 71, HF_STOP_REPORT = 72, HF_MEMBERS = 73,
-    HF_LOST = 74, HF_LAUNCHED = 75, HF_LOG_STATE = 76,
+    HF_LOST = 74, HF_LAUNCHED = 75, HF_LOG_STATE = 76, HF_MOVED = 77,
     /* client to keeper */
     HF_INPUT = 40, HF_WINDOW = 41,
     /* keeper to client */
@@ -45,8 +45,11 @@ enum hf_held_flag { HF_HELD_STOP_REST = 1 };
 enum hf_log_flag { HF_LOG_TIMESTAMPS = 1, HF_LOG_MERGE = 2, HF_LOG_TERMINAL = 4, HF_LOG_INPUT = 8 };
 enum hf_attached_flag { HF_HAS_TERMINAL = 1, HF_HAS_INPUT = 2 };
 enum hf_ack_what { HF_ACK_EXITED = 1, HF_ACK_EMPTY = 2, HF_ACK_STOP_REPORT = 4 };
+enum hf_rule { /* why a process is main: daemon.c */
+    HF_RULE_STARTED = 0, HF_RULE_NAME = 1, HF_RULE_ONLY = 2, HF_RULE_SESSION = 3, HF_RULE_TOGETHER = 4, HF_RULE_ASKED = 5,
+};
 enum hf_member_flag {
-    HF_IS_MAIN = 1,      /* the process that was started */
+    HF_IS_MAIN = 1,      /* the process that was started, or what it has left in its place */
     HF_SIGNALLED = 2,    /* got the stop signal */
     HF_LEFT_GROUP = 4,   /* was no longer in main's process group when the stop began */
     HF_KILLED = 8,       /* needed SIGKILL */
@@ -83,6 +86,7 @@ struct hf_loss { uint32_t on_owner_loss, zero; };
 struct hf_held { uint32_t flags, zero; char report[64]; };
 struct hf_log { uint32_t flags, rotate_count; uint64_t rotate_size, cap; char label[160]; };
 struct hf_ack { uint32_t what, zero; };
+struct hf_main { int32_t pid; uint32_t zero; };
 
 struct hf_usage {
     uint64_t user_us, system_us, max_rss_kib, minor_faults, major_faults, blocks_in, blocks_out,
@@ -94,6 +98,7 @@ struct hf_failed { uint32_t stage; int32_t error; };
 struct hf_exited { int32_t pid; uint32_t flags; int32_t code, status; uint64_t ended_ns; struct hf_usage usage; };
 struct hf_adopted { int32_t pid; uint32_t zero; uint64_t identity; };
 struct hf_state_change { int32_t pid, signo; };
+struct hf_moved { int32_t old_pid, pid; uint64_t identity; uint32_t rule, count; };
 struct hf_empty { uint64_t at_ns; uint32_t reaped, zero; struct hf_usage usage; };
 struct hf_member { int32_t pid; uint32_t flags; char name[16]; };
 struct hf_stop_report {

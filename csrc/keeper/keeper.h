@@ -45,8 +45,8 @@ int hf_read_stat(int pid, struct hf_stat *stat); /* -ENOENT also where /proc is 
  * Returns how many were visited.  Members that appear during the walk may be missed. */
 typedef void hf_visit(int pid, int pidfd, const struct hf_stat *stat);
 uint32_t hf_tree_walk(hf_visit *visit);
-/* Members that have no parent but us, without main; up to max pids. */
-uint32_t hf_tree_adopted(int *pids, uint32_t max);
+/* Members that have no parent but us, without main: how many, and their pids, until the next call in here that looks. */
+uint32_t hf_tree_adopted(const int **pids);
 /* Signal main's group at once; -ENOTSUP where no handle of the group exists. */
 int hf_tree_signal_group(int signo);
 void hf_tree_look_up_group(void);
@@ -59,6 +59,17 @@ void hf_tree_reap(void);
 void hf_tree_rest(void);
 /* Start the plan and begin its tree; 0 or -errno with *result. */
 int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *result);
+
+/* ---- daemon.c: which process is main, where the one that was started forks a daemon and ends -- */
+
+/* The plan's process has been started. */
+void hf_daemon_begin(const struct hf_plan *plan);
+/* Main was reaped: 1: another one is main now, so it was not the end. */
+int hf_daemon_follow(const siginfo_t *ended);
+/* Somebody has come or gone: it may have the name that main is to have. */
+void hf_daemon_look(void);
+/* The owner knows which one is main. */
+void hf_daemon_ask(int pid);
 
 /* ---- stop.c: TERM, grace, KILL, report ------------------------------------------------------ */
 

@@ -59,6 +59,7 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
         hf_reports_failed(result.stage, result.error);
         return;
     }
+    hf_daemon_begin(&plan);
     hf_reports_spawned(started_ns, started_at_ns);
 }
 
@@ -118,7 +119,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
     struct hf_record record;
     const char *body;
     union { struct hf_hello hello; struct hf_signal signal; struct hf_stop stop; struct hf_query query;
-            struct hf_loss loss; struct hf_held held; struct hf_ack ack; struct hf_log_state log; } u;
+            struct hf_loss loss; struct hf_held held; struct hf_ack ack; struct hf_main main; struct hf_log_state log; } u;
     while (hf_wire_next(request, size, &at, &record, &body) == 1) {
         /* There is one place for an answer: a packet may hold one request that has one. */
         if (hf_reports.answer && (record.tag == HF_SPAWN || record.tag == HF_SPAWN_MAP || record.tag == HF_LAUNCH))
@@ -147,6 +148,7 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_QUERY:
             if (hf_wire_get(&record, body, &u, sizeof u.query) == 0) {
                 hf_reports_note_adopted();
+                hf_daemon_look();
                 hf_reports.members_id = u.query.id;
                 hf_reports.members = 1;
                 hf_reports.log = hf_log_state(&u.log);
@@ -170,6 +172,10 @@ static void obey(char *request, size_t size, const int *fds, int n_fds)
         case HF_ACK:
             if (hf_wire_get(&record, body, &u, sizeof u.ack) == 0 && hf_holding.listener >= 0)
                 hf_reports_acknowledge(u.ack.what);
+            break;
+        case HF_MAIN:
+            if (hf_wire_get(&record, body, &u, sizeof u.main) == 0)
+                hf_daemon_ask(u.main.pid);
             break;
         case HF_LOG:
             hf_log_request(&record, body, fds, n_fds);
@@ -257,6 +263,7 @@ static void reap(void)
         hf_reports_emptied();
     } else if (hf_stop.phase != STOP_KILL && hf_kept.control >= 0)
         hf_reports_note_adopted();
+    hf_daemon_look();
     /* A stop that is under way takes care of the rest by itself. */
     if ((hf_holding.flags & HF_HELD_STOP_REST) && hf_tree.main_ended && !had_ended && !hf_tree.empty &&
         hf_stop.phase != STOP_GRACE && hf_stop.phase != STOP_KILL)

@@ -32,6 +32,7 @@ _Static_assert(sizeof hf_scratch % HF_PAGE == 0, "the last page is shared with o
 /* What waits to be sent; kept.c and log.c set the first four. */
 struct hf_reports {
     int stop, empty, members, log;
+    int moved;
     uint32_t members_id;
     int answer, failed;   /* to a request; the last start failed */
     int empty_told;
@@ -44,6 +45,8 @@ extern const struct hf_mode hf_kept_mode;
 void hf_reports_begin_tree(void);
 void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns);
 void hf_reports_failed(int stage, int error);
+/* hf_tree's main is another one than before, or by another rule. */
+void hf_reports_moved(int old_pid, enum hf_rule rule);
 /* The tree is empty; a stop has come to its end. */
 void hf_reports_emptied(void);
 void hf_reports_stopped(void);

@@ -25,6 +25,7 @@ struct hf_reports hf_reports;
 static int hello_sent, exited_pending;
 static struct hf_exited main_exit;
 static struct hf_spawned main_start;
+static struct hf_moved last_move;
 static struct hf_empty tree_end;
 /* A held keeper's copy of the last stop's report: a QUERY writes over the original. */
 HF_RARELY_USED static struct { struct hf_stop_report report; struct hf_member members[HF_MEMBERS_MAX]; } stop_copy;
@@ -59,6 +60,13 @@ static void queue_event(uint16_t tag, const struct hf_exited *body, int fd)
     e->body = *body;
 }
 
+static void forget_adopted(int pid)
+{
+    for (int i = 0; i < n_adopted; i++)
+        if (adopted[i] == pid)
+            adopted[i--] = adopted[--n_adopted];
+}
+
 static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int is_main)
 {
     struct hf_exited e = {
@@ -72,9 +80,7 @@ static void on_exited(const siginfo_t *info, const struct hf_usage *usage, int i
         hf_log_main_ended(info);
         return;
     }
-    for (int i = 0; i < n_adopted; i++)
-        if (adopted[i] == e.pid)
-            adopted[i--] = adopted[--n_adopted];
+    forget_adopted(e.pid);
     queue_event(HF_EXITED, &e, -1);
 }
 
@@ -94,9 +100,9 @@ const struct hf_mode hf_kept_mode = {on_exited, on_stopped, on_continued};
 /* Adoption itself makes no event (kernel-wide): it is noticed at the next SIGCHLD, query or stop. */
 void hf_reports_note_adopted(void)
 {
-    int now[ADOPTED_MAX];
-    int n = (int)hf_tree_adopted(now, ADOPTED_MAX);
-    for (int i = 0; i < n && n_adopted < ADOPTED_MAX; i++) {
+    const int *now;
+    uint32_t n = hf_tree_adopted(&now);
+    for (uint32_t i = 0; i < n && n_adopted < ADOPTED_MAX; i++) {
         int known = 0;
         for (int j = 0; j < n_adopted; j++)
             known |= adopted[j] == now[i];
@@ -144,8 +150,8 @@ static size_t event_size(uint16_t tag)
 
 int hf_reports_pending(void)
 {
-    return hf_reports.answer || ring_count || ring_lost || exited_pending || hf_reports.stop || hf_reports.empty ||
-           hf_reports.members || hf_reports.log;
+    return hf_reports.answer || ring_count || ring_lost || hf_reports.moved || exited_pending || hf_reports.stop ||
+           hf_reports.empty || hf_reports.members || hf_reports.log;
 }
 
 static size_t put_members(size_t at, uint16_t tag, const void *head, size_t head_size, const struct hf_member *list,
@@ -182,6 +188,7 @@ int hf_reports_flush(void)
         int fd = -1;
         unsigned events = 0;
         int took_reply = 0, took_exit = 0, took_report = 0, took_members = 0, took_empty = 0, took_lost = 0, took_log = 0;
+        int took_move = 0;
         struct hf_log_state log;
         if (!hello_sent)
             put_hello(&at);
@@ -205,6 +212,12 @@ int hf_reports_flush(void)
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOST, &lost, sizeof lost);
             took_lost = 1;
         }
+        if (!more && hf_reports.moved && fd < 0) {
+            hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_MOVED, &last_move, sizeof last_move);
+            fd = hf_tree.main_pidfd;
+            took_move = 1;
+        }
+        more |= hf_reports.moved && !took_move; /* its own packet comes first */
         if (!more && exited_pending) {
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_EXITED, &main_exit, sizeof main_exit);
             took_exit = 1;
@@ -249,6 +262,7 @@ int hf_reports_flush(void)
         ring_first = (ring_first + events) % RING;
         ring_count -= events;
         ring_lost = took_lost ? 0 : ring_lost;
+        hf_reports.moved &= !took_move;
         exited_pending &= !took_exit;
         hf_reports.stop &= !took_report;
         hf_reports.members &= !took_members;
@@ -277,7 +291,7 @@ void hf_reports_forget(void)
             close(ring.at[(ring_first + i) % RING].fd);
     ring_count = 0;
     ring_lost = 0;
-    hf_reports.answer = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.log =
+    hf_reports.answer = hf_reports.moved = exited_pending = hf_reports.stop = hf_reports.members = hf_reports.log =
         hf_reports.empty = 0;
 }
 
@@ -308,8 +322,22 @@ void hf_reports_spawned(uint64_t started_ns, uint64_t started_at_ns)
     answer_spawned();
 }
 
+void hf_reports_moved(int old_pid, enum hf_rule rule)
+{
+    forget_adopted(hf_tree.main_pid);
+    main_start.pid = hf_tree.main_pid;
+    main_start.identity = identity(hf_tree.main_pidfd);
+    last_move = (struct hf_moved){old_pid, main_start.pid, main_start.identity, rule,
+                                  last_move.count + (old_pid != main_start.pid)};
+    hf_reports.moved = hf_kept.control >= 0;
+    if (hf_reports.answer && reply.tag == HF_SPAWNED)
+        answer_spawned(); /* not told yet, and its descriptor was the old one's */
+}
+
 void hf_reports_begin_tree(void)
 {
+    memset(&last_move, 0, sizeof last_move);
+    hf_reports.moved = 0;
     n_adopted = exited_pending = 0;
     hf_reports.empty_told = hf_reports.empty = hf_reports.stop = 0;
     hf_reports.unacknowledged = 0;
@@ -349,6 +377,7 @@ void hf_reports_greet(void)
         answer_spawned();
     else
         hf_reports.answer = 1; /* the failure that `reply` still holds: else we would have ended */
+    hf_reports.moved = last_move.count != 0;
     exited_pending = (owed & HF_ACK_EXITED) != 0;
     hf_reports.stop = (owed & HF_ACK_STOP_REPORT) != 0;
     hf_reports.empty = hf_tree.main_pid && (owed & HF_ACK_EMPTY);
@@ -368,6 +397,8 @@ size_t hf_reports_record(void)
         return at;
     }
     hf_wire_put(hf_scratch.out, room, &at, HF_SPAWNED, &main_start, sizeof main_start);
+    if (last_move.count)
+        hf_wire_put(hf_scratch.out, room, &at, HF_MOVED, &last_move, sizeof last_move);
     hf_wire_put(hf_scratch.out, room, &at, HF_EXITED, &main_exit, sizeof main_exit);
     if (stop_copy.report.signo) /* there was a stop */
         at = put_stop_report(at);

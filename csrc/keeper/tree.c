@@ -218,14 +218,15 @@ uint32_t hf_tree_walk(hf_visit *visit)
     return walk(0, &us, 0, visit);
 }
 
-uint32_t hf_tree_adopted(int *out, uint32_t max)
+uint32_t hf_tree_adopted(const int **list)
 {
     uint32_t n = 0;
     n_pids = 0;
     push_children(getpid(), getpid());
     for (uint32_t i = 0; i < n_pids; i++)
-        if (pids[i] != hf_tree.main_pid && !is_stranger(pids[i]) && n < max)
-            out[n++] = pids[i];
+        if (pids[i] != hf_tree.main_pid && !is_stranger(pids[i]))
+            pids[n++] = pids[i];
+    *list = pids;
     return n;
 }
 
@@ -368,6 +369,8 @@ void hf_tree_reap(void)
             to_usage(&rusage, &usage);
             add_usage(&usage);
             hf_tree.reaped++;
+            if (is_main && hf_daemon_follow(&info))
+                is_main = 0; /* another one is, by now */
             if (is_main)
                 hf_tree.main_ended = 1;
             hf_mode->exited(&info, &usage, is_main);

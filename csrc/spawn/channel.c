@@ -313,26 +313,30 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
                          s.spawned.started_at_ns);
 }
 
-/* launch_on(keeper, socket) -> pid: a keeper at the other end of a socketpair, in which its requests wait already.
- * Waits for the exec of the keeper alone; everything else is told in the reports. */
+/* launch_on(keeper, socket, low_socket=-1, low_owner=-1) -> pid: a keeper at the other end of a socketpair, in which its
+ * requests wait already.  Waits for the exec of the keeper alone; everything else is told in the reports.  Given the low
+ * two, both pidfds of this process, it lends the first's number to the socket: hf_launch copies no descriptor above. */
 PyObject *hf_channel_launch_on(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *path;
-    int sock;
+    int sock, low = -1, low_owner = -1;
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
-    if (!PyArg_ParseTuple(args, "yi", &path, &sock))
+    if (!PyArg_ParseTuple(args, "yi|ii", &path, &sock, &low, &low_owner))
         return NULL;
-    int owner = hf_pidfd_open(getpid());
+    int owner = low < 0 ? hf_pidfd_open(getpid()) : dup3(sock, low, O_CLOEXEC) < 0 ? -errno : low_owner;
     if (owner < 0) {
         result.error = -owner;
         return hf_raise_stage(&result);
     }
     long pid;
     Py_BEGIN_ALLOW_THREADS
-    pid = hf_launch(path, sock, owner, &result);
+    pid = hf_launch(path, low < 0 ? sock : low, owner, &result);
     Py_END_ALLOW_THREADS
-    close(owner);
+    if (low < 0)
+        close(owner);
+    else
+        dup3(low_owner, low, O_CLOEXEC); /* the keeper's end of the socket must not stay open with us */
     return pid < 0 ? hf_raise_stage(&result) : PyLong_FromLong(pid);
 }
 

@@ -28,7 +28,7 @@ static PyObject *decode_record(const struct hf_record *record, const char *body)
         struct hf_keeper_hello hello; struct hf_spawned spawned; struct hf_failed failed; struct hf_exited exited;
         struct hf_adopted adopted; struct hf_state_change change; struct hf_empty empty;
         struct hf_stop_report stop; struct hf_members members; struct hf_lost lost; struct hf_launched launched;
-        struct hf_log_state log;
+        struct hf_log_state log; struct hf_moved moved;
     } u;
     unsigned tag = record->tag;
 #define GET(member) if (hf_wire_get(record, body, &u.member, sizeof u.member) < 0) goto malformed
@@ -68,6 +68,9 @@ static PyObject *decode_record(const struct hf_record *record, const char *body)
         PyObject *members = decode_members(body + sizeof u.members, record->length - sizeof u.members, u.members.n_members);
         return members ? Py_BuildValue("IIIN", tag, u.members.id, u.members.unlisted, members) : NULL;
     }
+    case HF_MOVED:
+        GET(moved);
+        return Py_BuildValue("IiiKII", tag, u.moved.old_pid, u.moved.pid, u.moved.identity, u.moved.rule, u.moved.count);
     case HF_LOST:
         GET(lost);
         return Py_BuildValue("IK", tag, u.lost.events);

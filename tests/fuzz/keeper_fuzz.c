@@ -4,7 +4,12 @@
  *
  * An input is a series of steps: one byte says which, and what follows is for it.
  */
+#define _GNU_SOURCE
+#include "sys.h"
+#define hf_pidfd_open(pid) fake_pidfd(pid) /* of processes that there are not */
+static int fake_pidfd(int pid);
 #include "../../csrc/keeper/attach.c" /* with everything that they keep to themselves: each input starts anew */
+#include "../../csrc/keeper/daemon.c"
 #include "../../csrc/keeper/held.c"
 #include "../../csrc/keeper/kept.c"
 #include "../../csrc/keeper/kept_reports.c"
@@ -26,7 +31,13 @@ static int adopted_now;
 static int null_fd;
 
 int hf_proc_is_ours(void) { return 0; }
-int hf_read_stat(int pid, struct hf_stat *stat) { (void)pid, (void)stat; return -ENOENT; }
+int hf_read_stat(int pid, struct hf_stat *stat)
+{
+    *stat = (struct hf_stat){.ppid = getpid(), .state = 'S', .threads = 1, .pgrp = pid, .session = pid % 3, .start = 5,
+                             .name = "fake"};
+    return pid >= FAKE_PID ? 0 : -ENOENT;
+}
+static int fake_pidfd(int pid) { return pid >= FAKE_PID ? fcntl(null_fd, F_DUPFD_CLOEXEC, 3) : (hf_pidfd_open)(pid); }
 uint32_t hf_tree_walk(hf_visit *visit)
 {
     struct hf_stat stat = {.state = 'S', .threads = 1, .pgrp = FAKE_PID, .start = 5, .name = "fake"};
@@ -34,11 +45,15 @@ uint32_t hf_tree_walk(hf_visit *visit)
         visit(FAKE_PID + i, -1, &stat);
     return (uint32_t)adopted_now + 1;
 }
-uint32_t hf_tree_adopted(int *to, uint32_t max)
+uint32_t hf_tree_adopted(const int **list)
 {
-    for (int i = 0; i < adopted_now && (uint32_t)i < max; i++)
-        to[i] = FAKE_PID + 1 + i;
-    return (uint32_t)adopted_now < max ? (uint32_t)adopted_now : max;
+    static int pids[256];
+    uint32_t n = 0;
+    for (int i = 0; i < adopted_now; i++)
+        if (FAKE_PID + 1 + i != hf_tree.main_pid)
+            pids[n++] = FAKE_PID + 1 + i;
+    *list = pids;
+    return n;
 }
 int hf_tree_signal_group(int signo) { (void)signo; return -ENOTSUP; }
 void hf_tree_look_up_group(void) {}
@@ -106,7 +121,7 @@ static void hear(void)
         size_t at = 0;
         int r;
         while ((r = hf_wire_next(packet, (size_t)n, &at, &record, &body)) == 1) {
-            assert(record.tag >= HF_KEEPER_HELLO && record.tag <= HF_LOG_STATE);
+            assert(record.tag >= HF_KEEPER_HELLO && record.tag <= HF_MOVED);
             assert(!said_empty || record.tag == HF_MEMBERS || record.tag == HF_LOG_STATE || record.tag == HF_STOP_REPORT ||
                    record.tag == HF_FAILED || record.tag == HF_KEEPER_HELLO || record.tag == HF_LOST ||
                    hf_kept.hello_flags);
@@ -219,10 +234,15 @@ static void end_main(int status)
 {
     siginfo_t info = {.si_code = status & 1 ? CLD_KILLED : CLD_EXITED};
     struct hf_usage usage = {0};
-    info.si_pid = FAKE_PID;
+    info.si_pid = hf_tree.main_pid;
     info.si_status = status >> 1;
     if (!hf_tree.main_pid || hf_tree.main_ended)
         return;
+    if (hf_daemon_follow(&info)) {
+        hf_tree.reaped++;
+        hf_mode->exited(&info, &usage, 0);
+        return;
+    }
     hf_tree.main_ended = 1;
     hf_tree.reaped++;
     hf_mode->exited(&info, &usage, 1);
@@ -306,6 +326,8 @@ static void reset(void)
     memset(&hf_reports, 0, sizeof hf_reports);
     memset(&stop_copy, 0, sizeof stop_copy);
     memset(&reply, 0, sizeof reply);
+    memset(&choice, 0, sizeof choice);
+    memset(&last_move, 0, sizeof last_move);
     hello_sent = exited_pending = n_adopted = 0;
     asked = refused = active = was_used = ended = n_clients = 0;
     hf_log_set = (struct hf_log_set){.directory = -1};

@@ -51,6 +51,10 @@ static void check_spawn(const char *from, size_t size)
         total += text(plan.executable, exact, size);
         if (plan.cwd)
             total += text(plan.cwd, exact, size);
+        if (plan.more.flags & HF_MORE_CPUS) {
+            assert(plan.more.cpus_size <= HF_CPUS_BYTES_MAX);
+            inside(plan.cpus, plan.more.cpus_size, exact, size);
+        }
         assert(policy.stop_signal >= 1 && policy.stop_signal <= HF_NSIG && policy.on_owner_loss <= HF_LOSS_KEEP &&
                policy.stop_scope <= HF_SCOPE_TREE);
     }

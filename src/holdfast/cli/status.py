@@ -63,7 +63,7 @@ def _row(s: dict[str, Any]) -> list[str]:
     note = s["status_text"] if quiet else s["reason"]
     if last:  # it has a column of its own
         note = note.removeprefix(last["cause"]).removeprefix("; ")
-    note = "; ".join(filter(None, (_health(s.get("health")), note)))
+    note = "; ".join(filter(None, (_health(s.get("health")), _main(s.get("main")), note)))
     if s.get("next_run"):
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(s["next_run"]))
         note = f"next run {at} (in {duration(max(0.0, s['next_run'] - time.time()))}); {note}".removesuffix("; ")
@@ -87,6 +87,13 @@ def _row(s: dict[str, Any]) -> list[str]:
         last["cause"] if last else "-",
         note.strip(),
     ]
+
+
+def _main(main: dict[str, Any] | None) -> str:
+    """What is not plain about which process is main."""
+    if main and main["refused"]:
+        return str(main["refused"])
+    return "main: the oldest of several, none of which stands out" if main and main["rule"] == "together" else ""
 
 
 def _health(health: dict[str, Any] | None) -> str:

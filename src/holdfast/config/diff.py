@@ -24,7 +24,7 @@ from .units import duration_text, percent_text, size_text
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
-    "restart_order", "fd_store_max",
+    "restart_order", "fd_store_max", "pid_file",
 ))  # fmt: skip
 
 def applied(running: Service, wanted: Service) -> Service:
@@ -160,8 +160,8 @@ def _words(value: object, form: str) -> str:
 
 
 def _told(struct: msgspec.Struct) -> dict[str, Any]:
-    values = ((key, default, getattr(struct, key)) for key, default in _defaults(type(struct)))
-    return {key: _plain(value) for key, default, value in values if value != default}
+    given = _defaults(type(struct))
+    return {key: _plain(value) for key, default in given if (value := getattr(struct, key)) != default}
 
 
 def _plain(value: object) -> object:

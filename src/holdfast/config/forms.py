@@ -139,8 +139,6 @@ def choice(value: object, key: Key, around: Around) -> str:
     words = get_args(key.type)
     if not isinstance(value, str):
         raise Wrong(f"must be one of {_words(words)}, not {kind(value)}")
-    if value == "forking" and key.field == "type":
-        raise Wrong('"forking" is not in this version', 'run the program in the foreground, as type "simple"')
     if value not in words:
         raise Wrong(f"must be one of {_words(words)}, not {one_line(value)}", did_you_mean(value, words))
     return value
@@ -245,18 +243,19 @@ def each_of(table: dict[str, Any], read: Callable[[str, Any], T]) -> dict[str, T
 def user(value: object, key: Key, around: Around) -> str | int:
     import pwd
 
-    return _identity(value, around, "user", pwd.getpwnam, lambda: [each.pw_name for each in pwd.getpwall()])
+    return _identity(value, key, around, "user", pwd.getpwnam, lambda: [each.pw_name for each in pwd.getpwall()])
 
 
 def group(value: object, key: Key, around: Around) -> str | int:
     import grp
 
-    return _identity(value, around, "group", grp.getgrnam, lambda: [each.gr_name for each in grp.getgrall()])
+    return _identity(value, key, around, "group", grp.getgrnam, lambda: [each.gr_name for each in grp.getgrall()])
 
 
 def _identity(
-    value: object, around: Around, what: str, look_up: Callable[[str], object], everybody: Callable[[], list[str]]
-) -> str | int:
+    value: object, key: Key, around: Around, what: str, look_up: Callable[[str], object],
+    everybody: Callable[[], list[str]],
+) -> str | int:  # fmt: skip
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Wrong(f"must be a name or a number, not {kind(value)}")
     if isinstance(value, str):
@@ -269,7 +268,7 @@ def _identity(
     elif not 0 <= value < 2**32 - 1:  # 2**32 - 1 means "leave it" to the kernel
         raise Wrong(f"{one_line(value)} is no {what}'s number", "0 to 4294967294")
     if os.geteuid() != 0:
-        raise Wrong(f"only root may choose the {what}", f"leave `{what}` out, or start the supervisor as root")
+        raise Wrong(f"only root may choose the {what}", f"leave `{key.field}` out, or start the supervisor as root")
     return value
 
 

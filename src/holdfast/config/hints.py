@@ -4,14 +4,7 @@ from __future__ import annotations
 
 # Keys that are designed and not built.  key -> what to do meanwhile ("": nothing comes near).
 LATER = {
-    "capabilities": "",
-    "cpu_affinity": "taskset in the command does it",
-    "extra_groups": "the user's own groups are set",
     "fds": "",
-    "ioprio": "ionice in the command does it",
-    "main": "",
-    "no_new_privs": "setpriv --no-new-privs in the command does it",
-    "oom_score_adj": "choom in the command does it",
     "ready_timeout": "ready = { timeout = ... } is",
 }
 
@@ -24,9 +17,14 @@ TABLES = {
 
 # What others call it (supervisord, systemd, compose, pm2, circus) -> what we call it.
 OTHER_WORDS = {
+    "ambientcapabilities": "capabilities",
     "args": "command",
     "autorestart": "restart",
+    "cap_add": "capabilities",
+    "capabilityboundingset": "capabilities",
     "cmd": "command",
+    "cpuaffinity": "cpu_affinity",
+    "cpuset": "cpu_affinity",
     "cwd_dir": "cwd",
     "depends_on": "requires",
     "directory": "cwd",
@@ -42,7 +40,9 @@ OTHER_WORDS = {
     "execstart": "command",
     "exitcodes": "success_exit_codes",
     "gid": "group",
-    "groups": "group",
+    "group_add": "extra_groups",
+    "groups": "extra_groups",
+    "ioschedulingclass": "ioprio",
     "instances": "replicas",
     "healthcheck": "health",
     "readiness_probe": "ready",
@@ -55,7 +55,9 @@ OTHER_WORDS = {
     "members": "services",
     "memorymax": "resources",
     "needs": "requires",
+    "nonewprivileges": "no_new_privs",
     "numprocs": "replicas",
+    "oomscoreadjust": "oom_score_adj",
     "priority": "after",
     "process": "service",
     "processes": "service",
@@ -70,6 +72,7 @@ OTHER_WORDS = {
     "stopsignal": "stop_signal",
     "stopwaitsecs": "grace",
     "successexitstatus": "success_exit_codes",
+    "supplementarygroups": "extra_groups",
     "timeout": "grace",
     "timeoutstopsec": "grace",
     "uid": "user",

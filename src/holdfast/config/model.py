@@ -13,6 +13,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from holdfast.process.more import OOM_SCORE_LEAST, OOM_SCORE_MOST
+
 from .parts import (
     BACKLOG,
     COUNT_MAX,
@@ -124,8 +126,48 @@ class Service(msgspec.Struct, frozen=True):
         str | int | None,
         About("group", "Group it runs as, by name or number. Only as root.", without="that of `user`, else ours"),
     ] = None
+    extra_groups: Annotated[
+        tuple[str | int, ...] | None,
+        About(
+            "groups",
+            "Supplementary groups, by name or number, instead of those of `user`. Only as root.",
+            without="those of `user`, else ours",
+        ),
+    ] = None
+    capabilities: Annotated[
+        dict[str, tuple[str, ...]] | None,
+        About(
+            "capabilities",
+            "Names of all [capabilities](identity.md#capabilities) that it and what it starts can have, which they "
+            'have as an ordinary user, too: `["net_bind_service"]`. Or the sets: `{ ambient = […], bounding = […] }`.',
+            without="ours",
+        ),
+    ] = None
+    no_new_privs: Annotated[
+        bool, About("boolean", "Neither it nor what it starts gains rights by a setuid program or a file's.")
+    ] = False
     umask: Annotated[int | None, About("umask", "File mode creation mask, in octal digits.", without="ours")] = None
     nice: Annotated[int | None, About("integer", "Niceness; below 0 needs root.", -20, 19, without="ours")] = None
+    ioprio: Annotated[
+        str | None,
+        About(
+            "ioprio",
+            "I/O priority: `best-effort:0` (first) to `best-effort:7`, `idle`, `none`; `realtime:0` to `realtime:7` "
+            "need root.",
+            without="ours",
+        ),
+    ] = None
+    oom_score_adj: Annotated[
+        int | None,
+        About(
+            "integer", "How readily the kernel kills it when memory is out; below ours needs root.",
+            OOM_SCORE_LEAST, OOM_SCORE_MOST, without="ours",
+        ),
+    ] = None  # fmt: skip
+    cpu_affinity: Annotated[
+        tuple[int, ...] | None,
+        About("cpus", 'CPUs that it runs on: `[0, 1]`, or `"0-3,5"`. All of them must be there.', without="ours"),
+    ] = None
     rlimits: Annotated[
         dict[str, tuple[int, int]],
         About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),
@@ -164,9 +206,27 @@ class Service(msgspec.Struct, frozen=True):
             "choice",
             "When it is ready: `simple` once it runs, or as `ready` says; `notify` when it says `READY=1` "
             "(sd_notify), as with `ready = { notify = true }`; `oneshot` when it has ended with a code of "
-            "`success_exit_codes`.",
+            "`success_exit_codes`; `forking` when it has ended with code 0 and left a [daemon](daemons.md), or as "
+            "`ready` says.",
         ),
     ] = "simple"
+    main: Annotated[
+        str | None,
+        About(
+            "process_name",
+            "Of a `forking` service: the name of its main process, as `ps` shows it.",
+            without="it is [found](daemons.md#the-main-process)",
+        ),
+    ] = None
+    pid_file: Annotated[
+        str | None,
+        About(
+            "path",
+            "Of a `forking` service: the file in which it writes the number of its main process. Believed only of a "
+            "process of its own.",
+            without="none is read",
+        ),
+    ] = None
     ready: Annotated[
         Ready | None,
         About("table", "What tells that it is ready: one of `notify`, `fd`, `tcp`, `http`, `command`, `log`."),
@@ -272,9 +332,12 @@ class Service(msgspec.Struct, frozen=True):
 
     @property
     def awaits(self) -> Ready | None:
-        """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`)."""
+        """What tells that it is ready; None: it is as soon as it runs (`simple`), or has succeeded (`oneshot`).
+        Without a kind: that it has ended and left a daemon (`forking`)."""
         if self.type == "notify" and not (self.ready and self.ready.kind):
             return msgspec.structs.replace(self.ready or Ready(), notify=True)
+        if self.type == "forking":
+            return self.ready or Ready()  # without a kind: the fork itself
         return self.ready if self.ready and self.ready.kind else None
 
     @property

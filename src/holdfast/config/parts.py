@@ -29,7 +29,7 @@ CPUS_MAX = 8192
 NAME_LENGTH_MAX = 64
 SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
-Type = Literal["simple", "notify", "oneshot"]
+Type = Literal["simple", "notify", "oneshot", "forking"]
 Restart = Literal["always", "on-failure", "on-abnormal", "unless-stopped", "never"]
 Scope = Literal["main", "group", "tree"]
 OnOwnerLoss = Literal["keep", "stop", "kill"]

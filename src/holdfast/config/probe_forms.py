@@ -89,7 +89,9 @@ def wrong_probes(spec: Service) -> Iterator[tuple[str, str, str]]:
         if len(kinds) > 1:
             yield key, f"has {' and '.join(kinds)}: one of them tells", "leave the others out"
         limits_steps = key == "ready" and not kinds and bool(spec.pre_start or spec.post_stop)
-        if not kinds and not limits_steps and not (key == "ready" and spec.type == "notify"):
+        if not kinds and not limits_steps and not (
+            key == "ready" and spec.type in ("notify", "forking")
+        ):
             yield key, "does not say what tells", f"one of {', '.join(PROBE_KINDS)}"
         if spec.type == "oneshot" and not limits_steps:
             yield key, "means nothing for a oneshot, which is ready when it has succeeded", f"leave `{key}` out"

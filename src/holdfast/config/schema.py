@@ -10,6 +10,9 @@ from typing import Any, get_args
 
 import msgspec
 
+from holdfast.process.capabilities import NAMES, SETS
+from holdfast.process.more import CPUS_MAX
+
 from . import model, units
 from .forms import BYTE_LIMITS, HOST, LIMITS, SIGNALS, TIME_LIMITS, UNABLE, UNLIMITED
 from .model import Key, Keys, keys_of
@@ -22,6 +25,12 @@ _STRING: Schema = {"type": "string", "minLength": 1}
 _DURATION: Schema = {"type": "string", "pattern": f"^{_NUMBER}({'|'.join(units.UNITS)})$"}
 _SIZE: Schema = {"type": "string", "pattern": f"^{_NUMBER}({'|'.join(units.SIZES)})$"}
 _SIGNALS = [name for name in SIGNALS if name not in UNABLE]
+_UPPER = "|".join(map(str.upper, NAMES))
+_CAPABILITY = rf"^(cap_({'|'.join(NAMES)})|(CAP_)?({_UPPER})|\$\{{.*)$"
+_CAPABILITIES: Schema = {
+    "type": "array",
+    "items": {"anyOf": [{"enum": list(NAMES)}, {"type": "string", "pattern": _CAPABILITY}]},
+}
 _NAME = f"^{model.SERVICE_NAME}$"
 
 
@@ -49,6 +58,20 @@ _FORMS: dict[str, Schema] = {
     "env": {"type": "object", "additionalProperties": {"type": "string"}},
     "user": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]},
     "group": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]},
+    "groups": {"type": "array", "items": {"anyOf": [_STRING, {"type": "integer", "minimum": 0}]}},
+    "capabilities": {
+        "anyOf": [
+            _CAPABILITIES,
+            {"type": "object", "properties": dict.fromkeys(SETS, _CAPABILITIES), "additionalProperties": False},
+        ]
+    },
+    "ioprio": {"type": "string", "pattern": r"^((best-effort|realtime)(:[0-7])?|idle|none|\$\{.*)$"},
+    "cpus": {
+        "anyOf": [
+            {"type": "string", "pattern": r"^([0-9, -]+|\$\{.*)$"},
+            {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": CPUS_MAX - 1}, "minItems": 1},
+        ]
+    },
     "umask": {"type": "string", "pattern": r"^(0?[0-7]{1,3}|\$\{.*)$"},
     "rlimits": {
         "type": "object",
@@ -60,6 +83,7 @@ _FORMS: dict[str, Schema] = {
     "regex": _STRING,
     "listen": _STRING,
     "fd_name": _STRING,
+    "process_name": _STRING,
     "names": {"type": "array", "items": {"type": "string", "pattern": r"^[A-Za-z0-9_*?\[][][A-Za-z0-9._*?!:-]*$"}},
     "loopback": {"type": "string", "pattern": r"^(.*:)?[0-9]{1,5}$"},
     "token_file": _STRING,

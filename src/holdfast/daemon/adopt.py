@@ -28,6 +28,7 @@ from holdfast.process.held import HeldTree
 
 from .copy import Copy
 from .lost import KEEPER_NAME
+from .mains import reported_exit
 from .processes import is_stopped, name_of
 from .supervisor import Supervisor
 
@@ -249,7 +250,8 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         if stranger and found.copy:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
-        found.ended = _reported_exit(supervisor, record.name, record.incarnation)
+        ended = reported_exit(report, supervisor.config.services.get(record.name), record.step)
+        found.ended = ended and supervisor.resources.explained(record.name, record.incarnation, ended)
         supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
@@ -293,17 +295,6 @@ def _take_over(supervisor: Supervisor, found: _Found) -> None:
             supervisor.events.add("adopted", f"runs on as pid {copy.pid}", name, incarnation)
         elif copy.silent:
             supervisor.events.add("frozen", "its keeper does not answer; its tree counts as alive", name, incarnation)
-
-
-def _reported_exit(supervisor: Supervisor, name: str, incarnation: int) -> Exit | None:
-    """What the keeper wrote of the end of main; None: there is no report."""
-    try:
-        said = told.read_report(supervisor.store.report(name, incarnation))
-    except (OSError, ValueError):
-        return None
-    statuses = [event.status for event in said if isinstance(event, told.Exited)]
-    exits = [supervisor.resources.exit_of(name, incarnation, status) for status in statuses]
-    return exits[-1] if exits else Exit(None, None, cause="could not start") if said else None
 
 
 def _go_on(supervisor: Supervisor, found: _Found) -> None:
@@ -365,12 +356,12 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
         return
     report = supervisor.store.report(name, incarnation)
     supervisor.chronicle.take_report(name, incarnation, report)
-    ended = _reported_exit(supervisor, name, incarnation)
+    ended = reported_exit(report, supervisor.config.services.get(name), supervisor.engine.view(name).step)
     if ended is None:
         await _end_lost(supervisor, found)
         return
     supervisor.adopted += 1
-    supervisor.post(ev.Exited(name, incarnation, ended))
+    supervisor.post(ev.Exited(name, incarnation, supervisor.resources.explained(name, incarnation, ended)))
     supervisor.post(ev.Emptied(name, incarnation, 0))
     supervisor.clean(name, incarnation)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.engine import effects as fx
 from holdfast.engine.events import Exit
-from holdfast.engine.service import ServiceView
+from holdfast.engine.service import Unit
 from holdfast.process import events as told
 from holdfast.process.status import ExitStatus, StopReport, Usage
 
@@ -94,6 +94,8 @@ class Chronicle:
         key = name, incarnation
         if isinstance(event, told.Spawned):
             self._history.note(key, pid=event.pid, started_at=event.started_at)
+        elif isinstance(event, told.Moved):
+            self._history.note(key, pid=event.pid)
         elif isinstance(event, told.Exited):
             self._history.note(key, **_status(event.status))
         elif isinstance(event, told.Empty):
@@ -130,9 +132,9 @@ class Chronicle:
                 columns = {"ended_at": record.time, "cause": record.text}
             case "exited":
                 columns = {"ended_at": record.time, "cause": record.text}
-                view = self._view(record.service, record.incarnation)
-                if view is not None and view.last_exit is not None and view.last_exit_of == view.incarnation:
-                    columns |= _exit(view.last_exit)
+                unit = self._unit(record.service, record.incarnation)
+                if unit is not None and unit.last_exit is not None and unit.last_exit_of == unit.incarnation:
+                    columns |= _exit(unit.last_exit)
             case "adopted":
                 columns = {"adopted": 1}
             case _:
@@ -162,18 +164,15 @@ class Chronicle:
     def _note_living_one(self, name: str) -> None:
         copy = self._supervisor.copies.get(name)
         if copy is not None and copy.tree.pid:
-            view = self._view(name, copy.incarnation)
+            unit = self._unit(name, copy.incarnation)
             key = name, copy.incarnation
-            why = _why(view.step, view.why) if view else None
+            why = _why(unit.step, unit.why) if unit else None
             self._history.note(key, why=why, pid=copy.tree.pid, started_at=copy.tree.started_at)
 
-    def _view(self, name: str, incarnation: int | None) -> ServiceView | None:
+    def _unit(self, name: str, incarnation: int | None) -> Unit | None:
         """None: that incarnation is not the last one, or the service is forgotten already."""
-        try:
-            view = self._supervisor.engine.view(name)
-        except KeyError:
-            return None
-        return view if view.incarnation == incarnation else None
+        unit = self._supervisor.engine.units.get(name)
+        return unit if unit and unit.incarnation == incarnation else None
 
     def _soon(self, function: Callable[[], None]) -> None:
         """In the loop's thread; not at all, when that has ended."""

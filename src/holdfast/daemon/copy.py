@@ -23,7 +23,8 @@ class Copy:
         self.tree = tree
         self.log_path = log_path
         self.lost = self.dropped = self.log_error = 0
-        self.main_pid = 0  # MAINPID= of sd_notify; 0: the process that was started
+        self.main_pid = 0  # MAINPID= of sd_notify, of one that is not `forking`; 0: what the keeper says
+        self.refused = ""  # why a hint of which process is main is not believed
         self.status_text = ""  # STATUS= of sd_notify
         self.stopping_said = False  # STOPPING=1 of sd_notify
         self.reloading = False  # RELOADING=1 of sd_notify, and no READY=1 since
@@ -32,6 +33,7 @@ class Copy:
         self.members: dict[str, Identity] = {}  # keeper and main process, as they are written down
         self.unwritten: asyncio.TimerHandle | None = None  # adopted ones will be, soon
         self.asking: asyncio.TimerHandle | None = None  # its keeper will be, who is there
+        self.following: asyncio.Task[None] | None = None  # its pid file is
         self.closed = False
         self.silent = False  # found by start-up, and its keeper has not said a word yet
         self._insist: asyncio.TimerHandle | None = None
@@ -49,6 +51,11 @@ class Copy:
         except BlockingIOError:
             grace = 0.0  # frozen for so long already that its socket is full
         self._expect(grace + KILL_LIMIT + FROZEN_LIMIT, lambda: self._thaw(signo, scope))
+
+    @property
+    def stopping(self) -> bool:
+        """Its end was asked for, and has not been reported."""
+        return self._insist is not None
 
     def set_on_owner_loss(self, what: str) -> None:
         """Tell the keeper what to do when we die; one that is frozen has not even read that we are here."""
@@ -93,9 +100,9 @@ class Copy:
 
     def close(self) -> None:
         self.stopped()
-        for timer in (self.unwritten, self.asking):
-            if timer is not None:
-                timer.cancel()
+        for each in (self.unwritten, self.asking, self.following):
+            if each is not None:
+                each.cancel()
         if not self.closed:
             self.closed = True
             self.tree.close()

@@ -13,10 +13,9 @@ from typing import Any
 
 from .history_file import Database, Key, Row, is_damaged, merge, move_aside
 
-# Seconds after a transaction, for each of its rows: who is killed loses what waits, so they are few; but a storm of
-# starts shall not pay for a transaction each.
-ROW_PAUSE = 0.001
-PAUSE_MAX = 0.02
+# Seconds from the first thing that waits to its transaction: an end and the restart that follows go into one, and that
+# begins when the restart is over.  Who is killed loses what waits, so they are few.
+BATCH_DELAY = 0.02
 RETRY_PAUSE = 1.0  # seconds until a database that cannot be written is tried again
 WAITING_MAX = 10_000  # incarnations that wait to be written; what is not of them then is counted as lost
 CLOSE_LIMIT = 1.0  # seconds for what waits at the end
@@ -96,19 +95,19 @@ class History:
     # ---- the writer's thread
 
     def _write_all(self) -> None:
-        pause = 0.0
+        pause = BATCH_DELAY
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing, pause)
                 self._idle = True
                 self._changed.wait_for(lambda: self._closing or self._given > self._written)
                 self._idle = False
+                self._changed.wait_for(lambda: self._closing, pause)
                 rows, self._waiting = self._waiting, {}
                 settle, self._settle = self._settle, None
                 given = self._given
             if given > self._written:
                 written = self._try_to_write(rows, settle, given)
-                pause = min(PAUSE_MAX, len(rows) * ROW_PAUSE) if written else RETRY_PAUSE
+                pause = BATCH_DELAY if written else RETRY_PAUSE
             with self._changed:
                 if self._closing and (self._given == self._written or pause == RETRY_PAUSE):
                     break

@@ -7,6 +7,7 @@ time, it is one process: that is looked up only through a pidfd that was opened 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -69,12 +70,18 @@ def identify(role: str, pid: int, pidfd: int) -> Identity | None:
 
 
 def _inode(pidfd: int) -> int:
+    mine = os.fstat(pidfd)
+    return 0 if os.path.samestat(mine, _anonymous()) else mine.st_ino
+
+
+@functools.cache
+def _anonymous() -> os.stat_result:
+    """What descriptors without an inode of their own have in common."""
     other = os.eventfd(0, os.EFD_CLOEXEC)
     try:
-        mine, anonymous = os.fstat(pidfd), os.fstat(other)
+        return os.fstat(other)
     finally:
         os.close(other)
-    return 0 if os.path.samestat(mine, anonymous) else mine.st_ino
 
 
 def of_tree(tree: HeldTree) -> list[Identity]:
@@ -104,13 +111,15 @@ class MemberFiles:
 
     def take_over(self, copy: Copy) -> None:
         """A copy is held from now on: by us since its start, or an earlier supervisor may have written of it."""
-        written = self._store.members(copy.name, copy.incarnation)
-        copy.members = {who.role: who for who in written if who.role != ADOPTED}
-        if copy.tree.pid and MAIN not in copy.members:
-            self.write(copy)
+        if copy.tree.attached:
+            written = self._store.members(copy.name, copy.incarnation)
+            copy.members = {who.role: who for who in written if who.role != ADOPTED}
+            if copy.tree.pid and MAIN not in copy.members:
+                self.write(copy)
         copy.asking = asyncio.get_running_loop().call_later(ASK_PAUSE, self._ask, copy)
 
     def _ask(self, copy: Copy) -> None:
+        copy.asking = None
         try:
             copy.tree.query()  # it looks, and announces whom it had not seen
         except BlockingIOError:

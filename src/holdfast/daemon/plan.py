@@ -92,6 +92,8 @@ def make_service_plan(
         listen_fds=given.fds,
         cgroups=cgroups,
         on_owner_loss=spec.on_owner_loss,
+        forking=spec.type == "forking" and step == "main",
+        main=spec.main if step == "main" else None,
         stop_signal=spec.stop_signal,
         stop_scope=spec.stop_scope,
         grace=spec.grace,
@@ -104,18 +106,20 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
     env = dict(around.environ)
     user = spec.user
     group = spec.group
-    groups = None
+    groups: list[str | int] | None = None
     if user is not None:
         entry = pwd.getpwnam(user) if isinstance(user, str) else _by_number(user)
         if entry is not None:
             env.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name, SHELL=entry.pw_shell)
             if group is None:
                 group = entry.pw_gid
-            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+            groups = [*os.getgrouplist(entry.pw_name, entry.pw_gid)]
         elif group is None:
             groups = []
     elif group is not None and os.geteuid() == 0:
         groups = []  # not root's supplementary groups with another group
+    if spec.extra_groups is not None:
+        groups = list(spec.extra_groups)
     if spec.pty:
         env.setdefault("TERM", "xterm")  # what most terminals that somebody sits at understand
     for path in spec.env_file:
@@ -132,7 +136,12 @@ def around_service(spec: Service, around: Surroundings) -> dict[str, Any]:
         "user": user,
         "group": group,
         "extra_groups": groups,
+        "capabilities": spec.capabilities,
+        "no_new_privs": spec.no_new_privs,
         "nice": spec.nice,
+        "ioprio": spec.ioprio,
+        "oom_score_adj": spec.oom_score_adj,
+        "cpu_affinity": spec.cpu_affinity,
         "rlimits": limits,
     }
 

@@ -137,14 +137,14 @@ class Probes:
         spec = self._supervisor.config.services.get(key[0])
         if spec is None:
             return
-        view = self._supervisor.engine.view(key[0])
-        if key[1] not in (view.incarnation, view.next) or view.step != "main":
+        unit = self._supervisor.engine.units[key[0]]
+        if key[1] not in (unit.incarnation, unit.next and unit.next.incarnation) or unit.step != "main":
             return  # a `pre_start` or `post_stop` is nobody to ask; or it is over already
-        if view.state not in (State.STARTING, State.RUNNING):
+        if unit.phase.state not in (State.STARTING, State.RUNNING):
             return
         awaits, health = spec.awaits, spec.health
         if not ready:
-            if awaits is not None and not awaits.notify:
+            if awaits is not None and awaits.kind and not awaits.notify:
                 work = self._hear_ready if awaits.kind in hear.HEARD else self._ask_ready
                 self._run(key, work(key, spec, awaits))
             return

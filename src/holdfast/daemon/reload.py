@@ -9,7 +9,7 @@ from holdfast.config.model import Service
 
 from .aside import run_aside
 from .copy import Copy
-from .resources import exit_of
+from .mains import exit_of
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor

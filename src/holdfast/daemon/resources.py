@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +20,6 @@ import msgspec
 from holdfast.config.model import Config, Service
 from holdfast.engine.events import OUT_OF_MEMORY, Exit
 from holdfast.engine.table import State
-from holdfast.process.status import ExitStatus
 
 from .cgroup_files import LIMITS, Cgroups, asked, words
 from .cgroups import Ground, find, refused, remove
@@ -195,16 +195,16 @@ class Resources:
             return f"{OUT_OF_MEMORY} ({words('memory_max', limit)})"
         return f"{OUT_OF_MEMORY} (not by a limit of its own)"
 
-    def exit_of(self, name: str, incarnation: int, status: ExitStatus) -> Exit:
-        """An exit as the engine and the records know it, with the cause where the kernel has killed main."""
-        cause = ""
-        if status.signal == SIGKILL and not self._is_being_stopped(name, incarnation):
-            known, since = self._kills.get((name, incarnation), (0, time.monotonic()))
-            count = self.of(name, incarnation).oom_kills() or 0
-            if count > known or (count and time.monotonic() - since < OOM_AGE):
-                self._kills[name, incarnation] = count, 0.0
-                cause = self._why(name, incarnation)
-        return exit_of(status, cause)
+    def explained(self, name: str, incarnation: int, ended: Exit) -> Exit:
+        """The same exit, with its cause where it was the kernel that has killed main."""
+        if ended.signal != SIGKILL or self._is_being_stopped(name, incarnation):
+            return ended
+        known, since = self._kills.get((name, incarnation), (0, time.monotonic()))
+        count = self.of(name, incarnation).oom_kills() or 0
+        if count <= known and not (count and time.monotonic() - since < OOM_AGE):
+            return ended
+        self._kills[name, incarnation] = count, 0.0
+        return replace(ended, cause=self._why(name, incarnation))
 
     def _is_being_stopped(self, name: str, incarnation: int) -> bool:
         """Then it may be our KILL."""
@@ -244,8 +244,3 @@ class Resources:
         for parent in self._parents:
             with suppress(OSError):
                 remove(parent)
-
-
-def exit_of(status: ExitStatus, cause: str = "") -> Exit:
-    """An exit as the engine and the records know it."""
-    return Exit(code=status.code, signal=status.signal, core=status.core_dumped, cause=cause)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.engine.events import Exit
 
 from .processes import Table, is_stopped
-from .status import Frozen, LastExit, LogStatus, ServiceStatus, SupervisorStatus, TreeStatus
+from .status import Frozen, LastExit, LogStatus, MainStatus, ServiceStatus, SupervisorStatus, TreeStatus
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -69,6 +69,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         health=supervisor.probes.health(name, view.incarnation),
         step=view.step,
         reloading=copy is not None and (copy.reloading or copy.reload_runs),
+        main=MainStatus(copy.tree.rule, copy.tree.moves, copy.refused) if copy and copy.tree.moves else None,
         next_run=supervisor.scheduler.next_run(name) if view.due else None,
         resources=supervisor.resources.status(name, copy.incarnation) if copy else None,
     )

@@ -81,9 +81,8 @@ class Sockets:
         for name in [*self._held, *self._supervisor.stored.services()]:
             self.heed(name)
         for name, spec in self._supervisor.config.services.items():
-            view = self._supervisor.engine.view(name)
             # One that is live has them, or has to end before they can be opened again.
-            if spec.sockets and not view.live and not self._is_down(name):
+            if spec.sockets and not self._supervisor.engine.units[name].live and not self._is_down(name):
                 try:
                     self.give(spec)
                 except (OSError, KeyError) as error:  # its start will say it again, and fail
@@ -143,8 +142,8 @@ class Sockets:
         if name not in self._supervisor.config.services:
             return True
         engine = self._supervisor.engine
-        view = engine.view(name)
-        return not view.live and (not view.wanted or engine.closing or view.state in (State.EXITED, State.FATAL))
+        unit = engine.units[name]
+        return not unit.live and (not unit.wanted or engine.closing or unit.phase.state in (State.EXITED, State.FATAL))
 
     def _deposit(self, name: str, key: str, fd: int) -> None:
         try:

@@ -11,7 +11,7 @@ from holdfast.config.model import Service
 from holdfast.engine import effects as fx
 from holdfast.engine import events as ev
 from holdfast.process import events as told
-from holdfast.process.held import HeldTree, LogPlan
+from holdfast.process.held import HeldTree, LogPlan, LowNumbers
 
 from .copy import Copy
 from .plan import command_of, make_service_plan
@@ -31,6 +31,8 @@ class Starts:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._low = LowNumbers()
+        self._below_anchor = False  # keepers that we start have come to be: where one does, all do
 
     def start(self, effect: fx.Spawn) -> ev.SpawnFailed | None:
         """Start a keeper with the process, and hold it; or say why not."""
@@ -42,9 +44,10 @@ class Starts:
             before = supervisor.copies.get(name)  # one that has ended is let go as soon as this is done
             more = before is None or before.tree.status is None
             self.keep_spare_descriptors(len(supervisor.copies) + len(supervisor.beside) + more)
-            os.makedirs(log_path, 0o750, exist_ok=True)
+            if not os.path.isdir(log_path):
+                os.makedirs(log_path, 0o750, exist_ok=True)
             given = supervisor.sockets.give(spec) if step == "main" else NOTHING
-            last_exit = supervisor.engine.view(name).last_exit
+            last_exit = supervisor.engine.units[name].last_exit
             spec, cgroups = supervisor.resources.prepare(spec, incarnation)
             plan = make_service_plan(spec, incarnation, supervisor.around, step, last_exit, given, cgroups)
             if step == "main":
@@ -58,12 +61,18 @@ class Starts:
                     spec.log.merge, f"{name}@{incarnation}" + (f" {step}" if step != "main" else ""), spec.pty,
                     spec.stdin == "pipe",
                 ),
+                low=self._low,
             )  # fmt: skip
         except Exception as error:  # whatever it is: the start has failed, and the engine has to know
             supervisor.clean(name, incarnation)
             return ev.SpawnFailed(name, incarnation, str(error), is_temporary(getattr(error, "errno", None)))
-        supervisor.hold(Copy(name, incarnation, tree, log_path))
+        copy = Copy(name, incarnation, tree, log_path)
+        copy.below_anchor = self._below_anchor = self._below_anchor or supervisor.is_below_anchor(copy)
+        supervisor.hold(copy)
         return None
+
+    def close(self) -> None:
+        self._low.close()
 
     def keep_spare_descriptors(self, copies: int) -> None:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""

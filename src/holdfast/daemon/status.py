@@ -48,6 +48,21 @@ class HealthStatus(Struct, frozen=True):
     failed: Annotated[int, means('how many of them were bad: of one that flaps this grows, though it is "ok" now')]
 
 
+class MainStatus(Struct, frozen=True):
+    """Which process is main, of a service that has forked a daemon (docs/daemons.md)."""
+
+    rule: Annotated[
+        str,
+        means(
+            "why it is this one: it has the `name` of `main`, is the `only` one that was left, the oldest in a "
+            "`session` of its own, the oldest of several that are main `together`, or was `asked` for (`pid_file`, "
+            "`MAINPID`)"
+        ),
+    ]
+    moved: Annotated[int, means("how often it has become another process")]
+    refused: Annotated[str, means("what `pid_file` or `MAINPID` says, and why it is not believed")] = ""
+
+
 class Frozen(Struct, frozen=True):
     """Who is stopped (SIGSTOP, a debugger) and does nothing until `kill -CONT`."""
 
@@ -106,6 +121,7 @@ class ServiceStatus(Struct, frozen=True):
         bool, means("its `reload_command` runs, or it said `RELOADING=1` and not `READY=1` since")
     ] = False
     next_run: Annotated[float | None, means("unix seconds: the next run of one that waits for its schedule")] = None
+    main: Annotated[MainStatus | None, means("which process is main; null: the one that was started")] = None
     resources: Annotated[ResourceStatus | None, means("what it may use, and does; null: it has no `resources`")] = None
 
 

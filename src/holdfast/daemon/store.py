@@ -24,7 +24,7 @@ import msgspec
 from holdfast.config.diff import definition
 from holdfast.config.model import Service
 from holdfast.engine.effects import Record
-from holdfast.process.address import remove, remove_report
+from holdfast.process.address import remove
 
 from .cgroup_files import Cgroups
 from .members import Identity, decode, encode
@@ -83,20 +83,20 @@ class Store:
 
     def directory(self, name: str) -> str:
         """The directory of a service, made when it is not there."""
-        path = os.path.join(self._services, name)
+        path = f"{self._services}/{name}"
         if name not in self._known:
             os.makedirs(path, 0o700, exist_ok=True)
             self._known.add(name)
         return path
 
     def address(self, name: str, incarnation: int) -> str:
-        return os.path.join(self.directory(name), f"{incarnation}.sock")
+        return f"{self.directory(name)}/{incarnation}.sock"
 
     def report(self, name: str, incarnation: int) -> str:
-        return os.path.join(self.directory(name), f"{incarnation}.report")
+        return f"{self.directory(name)}/{incarnation}.report"
 
     def heard(self, name: str, incarnation: int, what: str) -> str:
-        return os.path.join(self.directory(name), f"{incarnation}.{what}")
+        return f"{self.directory(name)}/{incarnation}.{what}"
 
     def cgroup(self, name: str, incarnation: int) -> str:
         return os.path.join(self.directory(name), f"{incarnation}.cgroup")
@@ -113,10 +113,10 @@ class Store:
     def save(self, record: Record) -> None:
         data = msgspec.json.encode(record)
         try:
-            write_by_rename(os.path.join(self.directory(record.name), "record"), data)
+            write_by_rename(f"{self.directory(record.name)}/record", data)
         except FileNotFoundError:  # somebody has tidied up
             self._known.discard(record.name)
-            write_by_rename(os.path.join(self.directory(record.name), "record"), data)
+            write_by_rename(f"{self.directory(record.name)}/record", data)
 
     def names(self) -> list[str]:
         """Services that have left something.  What is no directory is somebody else's."""
@@ -138,7 +138,7 @@ class Store:
         return record if record.name == name else None
 
     def save_members(self, name: str, incarnation: int, members: Iterable[Identity]) -> None:
-        write_by_rename(os.path.join(self.directory(name), f"{incarnation}.members"), encode(members))
+        write_by_rename(f"{self.directory(name)}/{incarnation}.members", encode(members))
 
     def members(self, name: str, incarnation: int) -> list[Identity]:
         """Those that were saved, dead or alive; none: it never came to be, or nobody has written it down."""
@@ -154,13 +154,16 @@ class Store:
         return sorted(found, reverse=True)
 
     def forget_incarnation(self, name: str, incarnation: int) -> None:
-        # Not by `address`: the directory of a forgotten service is not made again.
-        path = os.path.join(self._services, name, str(incarnation))
-        remove(path + ".sock")
-        remove_report(path + ".report")
-        for end in ("members", *HEARD):
-            remove(f"{path}.{end}")
-        remove(path + ".members.new")  # of a supervisor that was killed as it wrote
+        """Also what a keeper or a supervisor has left that was killed as it wrote: .41.report.1234, 41.members.new."""
+        # Not by `directory`: that of a forgotten service is not made again.
+        directory = f"{self._services}/{name}"
+        try:
+            entries = os.listdir(directory)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.startswith((f"{incarnation}.", f".{incarnation}.")):
+                remove(f"{directory}/{entry}")
 
     def forget(self, name: str) -> None:
         """Everything about a service that is not configured any more and does not run."""

@@ -26,6 +26,7 @@ from .chronicle import Chronicle
 from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
 from .lost import Lost, LostTrees
+from .mains import Mains, exit_of
 from .members import MemberFiles
 from .plan import Surroundings, marks
 from .probes import Probes
@@ -92,6 +93,7 @@ class Supervisor:
         self.chronicle = Chronicle(self)
         self.voices = Voices(self)
         self.probes = Probes(self)
+        self.mains = Mains(self)
         self.scheduler = Scheduler(self)
         self.updates = Updates(self)
         self.manager = Manager(self, around.own)
@@ -164,6 +166,8 @@ class Supervisor:
             spec, old = config.services.get(copy.name), before.get(copy.name)
             if spec and old and spec.on_owner_loss != old.on_owner_loss:
                 copy.set_on_owner_loss(spec.on_owner_loss)
+            if spec and old and spec.pid_file != old.pid_file:
+                self.mains.renew(copy)
         self.sockets.apply()  # before anything starts: an address may be another service's now
         self.post(ev.PlanChanged(config.services, config.supervisor.start_budget, by))
         for name, spec in config.services.items():
@@ -252,12 +256,13 @@ class Supervisor:
 
     def hold(self, copy: Copy) -> None:
         """Listen to a copy's keeper from now on."""
-        if self.engine.view(copy.name).incarnation == copy.incarnation:
+        if self.engine.units[copy.name].incarnation == copy.incarnation:
             self.copies[copy.name] = copy
         else:
             self.beside[copy.name, copy.incarnation] = copy
         self.by_keeper[copy.tree.keeper_pid] = copy
-        copy.below_anchor = self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
+        if copy.tree.attached:
+            copy.below_anchor = self.is_below_anchor(copy)
         self.members.take_over(copy)
         self.resources.hold(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
@@ -266,6 +271,9 @@ class Supervisor:
         if (copy.name, copy.incarnation) in self._unheard:
             self._unheard.discard((copy.name, copy.incarnation))
             self._stop(copy.name, copy.incarnation)
+
+    def is_below_anchor(self, copy: Copy) -> bool:
+        return self.anchor_pid is not None and is_below(copy.tree.keeper_pid, self.anchor_pid, 1)
 
     def _on_report(self, copy: Copy) -> None:
         for event in copy.tree.events():
@@ -286,8 +294,11 @@ class Supervisor:
             self._acknowledge(copy)
             reason = why_not(self.config.services.get(name), self.engine.view(name).step, event)
             self.post(ev.SpawnFailed(name, incarnation, reason, is_temporary(event.errno)))
+        elif isinstance(event, told.Moved):
+            self.mains.moved(copy, event)
         elif isinstance(event, told.Exited):
-            self.post(ev.Exited(name, incarnation, self.resources.exit_of(name, incarnation, event.status)))
+            ended = self.resources.explained(name, incarnation, self.mains.end_of(copy, event.status))
+            self.post(ev.Exited(name, incarnation, ended))
         elif isinstance(event, told.StopReported):
             copy.stopped()
             if not event.report.empty:
@@ -298,6 +309,7 @@ class Supervisor:
             self._acknowledge(copy)
         elif isinstance(event, told.Adopted):
             self.members.write_soon(copy)
+            self.mains.look(copy)
         elif isinstance(event, told.LogState):
             self._on_log_state(copy, event)
         elif isinstance(event, told.KeeperGone) and not copy.closed:
@@ -348,7 +360,7 @@ class Supervisor:
         if copy.tree.status is None:
             status = copy.tree.recover_status()
             if status is not None:
-                ended = self.resources.exit_of(copy.name, copy.incarnation, status)
+                ended = self.resources.explained(copy.name, copy.incarnation, exit_of(status))
                 self.post(ev.Exited(copy.name, copy.incarnation, ended))
         self._drop(copy)
         await self.settle_lost(copy.name, copy.incarnation, survivors)
@@ -433,10 +445,12 @@ class Supervisor:
             if not copy.closed:
                 self._loop.remove_reader(copy.tree.fileno())
             copy.close()
+        self.starts.close()
         self.sockets.close()
         self.stored.close()
         self.voices.close()
         self.probes.close()
+        self.mains.close()
         self.scheduler.close()
         self.terminals.close()
         self.resources.close()

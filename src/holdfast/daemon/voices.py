@@ -10,7 +10,6 @@ from holdfast.engine import events as ev
 
 from .copy import Copy
 from .notify import Message, NotifySocket
-from .processes import is_below
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -57,8 +56,8 @@ class Voices:
             # It will be shown on somebody's terminal.
             copy.status_text = "".join(c if c.isprintable() else "?" for c in fields["STATUS"][:1024])
         pid, extension = _number(fields, "MAINPID"), _number(fields, "EXTEND_TIMEOUT_USEC")
-        if pid and is_below(pid, copy.tree.keeper_pid):
-            copy.main_pid = pid
+        if pid:
+            self._supervisor.mains.said(copy, pid)
         if extension:
             self._supervisor.post(ev.TimeExtended(name, incarnation, self._loop.time() + extension / 1e6))
         if fields.get("STOPPING") == "1" and not copy.stopping_said:

@@ -22,6 +22,7 @@ UNHEALTHY = "unhealthy"
 KEEPER_LOST = "keeper lost"
 PRE_START = "pre_start"  # that failed: the cause of an end before main
 NOT_DONE = "not done in time"
+LEFT_NOTHING = "left no process"  # what was to fork a daemon
 COULD_NOT_START = "could not start"  # followed by ": " and why
 OUT_OF_MEMORY = "out of memory"  # followed by whose limit that was; with a signal: the kernel has killed it
 UNKNOWN = "unknown"  # it ended while nobody looked
@@ -38,8 +39,9 @@ class Exit:
 
     @property
     def abnormal(self) -> bool:
-        """By a signal, not ready in time, unhealthy, keeper lost, never started: no decision of the program."""
-        causes = (READY_TIMEOUT, UNHEALTHY, KEEPER_LOST, PRE_START)
+        """By a signal, not ready in time, unhealthy, keeper lost, never started, or without the daemon that it was to
+        leave: no decision of the program."""
+        causes = (READY_TIMEOUT, UNHEALTHY, KEEPER_LOST, PRE_START, LEFT_NOTHING)
         return self.code is None or self.cause.startswith(causes)
 
     def succeeded(self, codes: tuple[int, ...]) -> bool:

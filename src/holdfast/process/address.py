@@ -186,7 +186,22 @@ def _undo(sock: socket.socket) -> None:
     sock.close()
 
 
-def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan | None) -> tuple[socket.socket, int]:
+class LowNumbers:
+    """Two descriptors of an owner that will have thousands, taken before it has: a start costs the same then as now,
+    for the kernel need not copy what lies above them.  For one thread alone.  OSError."""
+
+    def __init__(self) -> None:
+        self.owner = _native.pidfd_open(os.getpid())
+        self.socket = os.dup(self.owner)
+
+    def close(self) -> None:
+        os.close(self.owner)
+        os.close(self.socket)
+
+
+def launch(
+    plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan | None, low: LowNumbers | None = None
+) -> tuple[socket.socket, int]:
     """Start a held keeper with its process, without waiting for the exec: our end of its socket, and its pid.
 
     SpawnError, OSError, ValueError: nothing was started and nothing is left.
@@ -215,7 +230,8 @@ def launch(plan: Plan, address: str, report: str, stop_rest: bool, log: LogPlan 
             socket.send_fds(ours, [packet], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         try:
             _native.send_spawn(ours.fileno(), plan.body, plan.fds)
-            pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno())
+            numbers = (low.socket, low.owner) if low else ()
+            pid = _native.launch_on(os.fsencode(keeper.KEEPER), theirs.fileno(), *numbers)
         except OSError as error:
             raise spawn_error(error, plan) from None
     except BaseException:

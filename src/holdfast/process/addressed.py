@@ -152,7 +152,7 @@ class _HeldTree(KeptTree):
     def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
         report = super().finish_stop(stop_id, signo, scope, grace)
         if report.empty:  # the word comes with the report or behind it, and `acknowledge` needs it
-            self.held.wait_until(lambda: self.held.retired, FROZEN_LIMIT)
+            self._wait_until(lambda: self.held.retired, FROZEN_LIMIT)
         return report
 
     def _look_at_loss(self) -> KeeperLost:

@@ -67,6 +67,12 @@ class Descriptor:
         if last:
             os.close(self._fd)
 
+    def become(self, fd: int) -> None:
+        """The same number is another descriptor from now on: a copy of `fd`, which stays the caller's."""
+        with self._lock:
+            if not self._closed:
+                os.dup2(fd, self._fd, inheritable=False)
+
     def abandon(self) -> None:
         """In a forked child: close our copy without the lock, whose holder did not come along."""
         self._lock = allocate_lock()

@@ -15,6 +15,7 @@ from .keeper import SIGCONT, SIGKILL, spawn_error, try_signal
 from .kept import KILL_LIMIT
 from .notify.pidfd import PidfdNotifier
 from .status import ExitStatus, Member, StopReport, Usage
+from .told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class DirectTree:
         self._leads_group = plan.leads_group
         self._stop_began = 0.0
         self._owner = getpid()
+        self.told = Told()
+
+    @property
+    def started_ns(self) -> int:
+        return int(self._started * 1e9)
 
     def started(self) -> None:
         """Its handle is made: from now on it is not undone."""
@@ -88,11 +94,24 @@ class DirectTree:
 
     wait_empty = wait_exit
 
+    def hear(self) -> None:
+        self.wait_exit(0.0)
+
+    def members(self) -> tuple[Member, ...]:
+        from .members import main_alone
+
+        self.advance()
+        return () if self.status is not None else main_alone(self.pid)
+
     def check(self) -> None:
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.status is None:
-            self.status = self._notifier.status(self.started_at, self._started)
+            status = self._notifier.status(self.started_at, self._started)
+            if status is not None:
+                self.told.note(status)  # before anybody can see that nothing more will come
+                self.status = status
+                self.told.call_back()
 
     def signal(self, signo: int, scope: str) -> None:
         if self.foreign:

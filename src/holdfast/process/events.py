@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 # Tags of the wire (csrc/common/wire.h).
 KEEPER_HELLO, SPAWNED, FAILED, EXITED, ADOPTED, STOPPED, CONTINUED, EMPTY = 64, 65, 66, 67, 68, 69, 70, 71
-STOP_REPORT, MEMBERS, LOST, LAUNCHED, LOG_STATE = 72, 73, 74, 75, 76
+STOP_REPORT, MEMBERS, LOST, LAUNCHED, LOG_STATE, MOVED = 72, 73, 74, 75, 76, 77
+
+# Why a process is main: what was started; the one of that name, the only one, in a session of its own, the oldest of
+# several that are main together; named by the owner.
+RULES = {0: "started", 1: "name", 2: "only", 3: "session", 4: "together", 5: "asked"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +46,39 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Main is another process, one that the old one has left; or it is the same by another rule (`RULES`).
+
+    `count`: how often it has been another one.  A new owner is told the last of these again."""
+
+    old_pid: int
+    pid: int
+    rule: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemberExited:
-    """A member that had no parent but the keeper has ended: waitid(2)'s si_code and si_status."""
+    """A member that had no parent but the keeper has ended.  The others' ends are their parents' to know.
+
+    Nobody has noted its start: `started_at` and `elapsed` of its status are counted from the start of the tree.
+    """
 
     pid: int
-    code: int
-    status: int
+    status: ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A member lost its parent and is the keeper's child now."""
+    """A member lost its parent and is the keeper's child now.
+
+    The kernel does not tell, so this is noticed with the next event, question or stop; of one that has ended by then
+    there is `MemberExited` alone.  `previous_parent` is the number of the parent that it lost, where that is certain,
+    else None.
+    """
 
     pid: int
+    previous_parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +149,12 @@ class KeeperGone:
 
 if TYPE_CHECKING:
     Event: TypeAlias = (
-        Spawned | Failed | Exited | MemberExited | Adopted | Stopped | Continued | StopReported | Members | LogState
-        | Empty | EventsLost | KeeperGone
+        Spawned | Failed | Exited | Moved | MemberExited | Adopted | Stopped | Continued | StopReported | Members
+        | LogState | Empty | EventsLost | KeeperGone
+    )  # fmt: skip
+    # Those of them that say what has happened to the processes: what a handle's events are.
+    TreeEvent: TypeAlias = (
+        Spawned | Adopted | Moved | MemberExited | Exited | Stopped | Continued | Empty | EventsLost
     )  # fmt: skip
 
 
@@ -140,7 +168,13 @@ class Account:
         self.started_at = 0.0
         self.status: ExitStatus | None = None
         self.empty = False
+        self.rule = RULES[0]
+        self.moves = 0  # how often main has become another process
         self._started_ns = 0
+
+    def begin(self, started_ns: int, started_at: float) -> None:
+        """For who knows of the start, and has no record of it: on the monotonic clock, and on the wall's."""
+        self._started_ns, self.started_at = started_ns, started_at
 
     def take_in(self, record: tuple[Any, ...]) -> Event | None:
         """The event that a record is; None where it is none, or a later version's."""
@@ -151,18 +185,22 @@ class Account:
             self.pid, self.identity, self._started_ns, started_at_ns = fields
             self.started_at = started_at_ns / 1e9
             return Spawned(self.pid, self.identity, self.started_at)
+        elif tag == MOVED:
+            old_pid, self.pid, self.identity, rule, self.moves = fields
+            self.rule = RULES.get(rule, str(rule))
+            return Moved(old_pid, self.pid, self.rule, self.moves)
         elif tag == FAILED:
             stage, error = fields
             return Failed(STAGES.get(stage, str(stage)), error)
         elif tag == EXITED:
             pid, is_main, code, status, ended_ns, usage = fields
+            how = from_siginfo(code, status, usage, self.started_at, (ended_ns - self._started_ns) / 1e9)
             if not is_main:
-                return MemberExited(pid, code, status)
-            elapsed = (ended_ns - self._started_ns) / 1e9
-            self.status = from_siginfo(code, status, usage, self.started_at, elapsed)
-            return Exited(self.status)
+                return MemberExited(pid, how)
+            self.status = how
+            return Exited(how)
         elif tag == ADOPTED:
-            return Adopted(fields[0])
+            return Adopted(fields[0], *fields[2:])
         elif tag == STOPPED:
             return Stopped(*fields)
         elif tag == CONTINUED:

@@ -11,16 +11,19 @@ from .status import ExitStatus, StopReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
-    from typing import IO, Self
+    from typing import IO, Self, TypeAlias
 
     from .direct import DirectTree
+    from .events import TreeEvent
+    from .following import Events
     from .kept import KeptTree
     from .options import Command, Plan
     from .pump import Pump
-    from .status import Seconds
+    from .status import Member, Seconds
 
-    Tree = KeptTree | DirectTree
+    Tree: TypeAlias = KeptTree | DirectTree
 
 
 class Process:
@@ -30,13 +33,12 @@ class Process:
     block.  All methods may be called from any thread.  In a forked child of the program a handle is
     inert: its methods raise ValueError there.
 
-    `args` is the command (from `attach` the address), `pid` the process's number (for printing: act through
-    the methods), `stdin`, `stdout`, `stderr` are binary files for those that were PIPE, else None.
+    `args` is the command (from `attach` the address), `stdin`, `stdout`, `stderr` are binary files for those that
+    were PIPE, else None.
     """
 
     def __init__(self, tree: Tree, plan: Plan) -> None:
         self.args: Command = plan.args
-        self.pid: int = tree.pid
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
@@ -59,8 +61,17 @@ class Process:
 
     # ---- looking
 
+    @property
+    def pid(self) -> int:
+        """The process's number, for printing: act through the methods.  With `forking` it changes when main does."""
+        return self._tree.pid
+
     def fileno(self) -> int:
-        """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`."""
+        """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`.
+
+        With `forking`: when main has moved it is, under the same number, the pidfd of the present one; readable before
+        that is known, it says no more than that `poll` will know.  An epoll has to be told anew of the number then.
+        """
         if self._tree.descriptor is None:
             raise ValueError("the handle is closed")
         return self._tree.descriptor.fileno()
@@ -136,6 +147,43 @@ class Process:
         self._pump = None
         return pump.output(1), pump.output(2)
 
+    # ---- the tree
+
+    def members(self) -> tuple[Member, ...]:
+        """The processes of the tree that are there now, the eldest first, as far as its keeper sees them.
+
+        Asks the keeper and waits for its answer (a frozen one takes 8 s: KeeperLost).  Empty when nothing is left.
+        Processes that have ended and were not waited for by their parents count.  With `private=False`: the process.
+        """
+        return self._tree.members()
+
+    def events(self) -> Events:
+        """What happens to the process and its tree, from the start on: `for` and `async for` iterate over it.
+
+        The events are those of `holdfast.events`.  Asked for late, it begins with what has happened already; of
+        more than 1,024 the oldest are lost and counted (`EventsLost`).  Any number may follow, each sees all.
+        It keeps the handle alive.  With `private=False` there are `Spawned` and `Exited` alone.
+        """
+        from .following import Events
+
+        return Events(self)
+
+    def on_event(self, callback: Callable[[TreeEvent], object]) -> None:
+        """Call `callback(event)` for each event of the tree; first, before this returns, for those until now.
+
+        There is no thread that would do so: it is called in whichever thread hears of the event, within `wait`, `poll`,
+        `stop`, `communicate`, `members`, an iterator over `events` or another method that learns what the keeper has
+        said.  One at a time, in their order, with no lock held: it may use the handle.  What it raises comes out of
+        that method, and the event counts as told.
+        """
+        from .following import Callback
+
+        if self._tree.foreign:
+            self._tree.check()
+        self._tree.told.callbacks += (Callback(self._tree, callback),)
+        self._tree.advance()
+        self._tree.told.call_back()
+
     # ---- acting
 
     def send_signal(self, signal: int | str) -> None:
@@ -203,6 +251,7 @@ class Process:
         finally:
             self._tree.acknowledge()
             self._tree.drop()
+            self._tree.told.call_back()
 
     def _close_files(self) -> None:
         for file in (self.stdin, self.stdout, self.stderr):

@@ -18,6 +18,7 @@ from .address import (
     ACK_EXITED,
     ACK_STOP_REPORT,
     LogPlan,
+    LowNumbers,
     connect,
     launch,
     pidfd_of_peer,
@@ -29,6 +30,7 @@ from .events import (
     EXITED,
     KEEPER_HELLO,
     LAUNCHED,
+    MOVED,
     SPAWNED,
     Account,
     Adopted,
@@ -41,6 +43,7 @@ from .events import (
     LogState,
     MemberExited,
     Members,
+    Moved,
     Spawned,
     Stopped,
     StopReported,
@@ -60,11 +63,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adopted", "Continued", "Empty", "EventsLost", "Exited", "Failed", "HeldTree", "KeeperGone", "LogPlan", "LogState",
-    "MemberExited", "Members", "Spawned", "StopReported", "Stopped", "read_report",
+    "LowNumbers", "MemberExited", "Members", "Moved", "Spawned", "StopReported", "Stopped", "read_report",
 ]  # fmt: skip
 
 # Tags of the wire (csrc/common/wire.h).
-SIGNAL, QUERY, ATTACH = 4, 6, 13
+SIGNAL, QUERY, ATTACH, MAIN = 4, 6, 13, 14
 
 _GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
@@ -94,8 +97,9 @@ class HeldTree(Account):
 
     @classmethod
     def start(
-        cls, plan: Plan, *, address: str, report: str, stop_rest: bool = True, log: LogPlan | None = None
-    ) -> HeldTree:
+        cls, plan: Plan, *, address: str, report: str, stop_rest: bool = True, log: LogPlan | None = None,
+        low: LowNumbers | None = None,
+    ) -> HeldTree:  # fmt: skip
         """Start a keeper with its process; returns without waiting for the exec (`Spawned` or `Failed` tells).
 
         `address` is the path of the socket, `report` that of the report file.  `stop_rest`: the end of the main
@@ -103,7 +107,7 @@ class HeldTree(Account):
         ValueError: nothing was started and nothing is left; the plan's descriptors are closed in every case.
         """
         try:
-            sock, pid = launch(plan, address, report, stop_rest, log)
+            sock, pid = launch(plan, address, report, stop_rest, log, low)
         except BaseException:
             plan.discard()
             raise
@@ -168,8 +172,13 @@ class HeldTree(Account):
                 if self.keeper_pidfd >= 0:
                     os.close(self.keeper_pidfd)
                 self.keeper_pidfd = pidfd_of_peer(self._sock.fileno(), record[2], self.keeper_pid)
-        if tag == EXITED and not record[2] and record[1] in self.members:
-            os.close(self.members.pop(record[1]))
+        if tag == EXITED and not record[2]:
+            self._let_go_of(record[1])
+        if tag == MOVED:  # without a descriptor there was no room for it: better none than the old one's
+            self._let_go_of(record[2])
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+            self.pidfd = fds.pop() if fds else -1
         if not fds:
             return
         if tag == LAUNCHED and self.keeper_pidfd < 0:
@@ -177,9 +186,12 @@ class HeldTree(Account):
         elif tag == SPAWNED and self.pidfd < 0:
             self.pidfd = fds.pop()
         elif tag == ADOPTED:
-            if record[1] in self.members:  # the report of its end was lost, and the number came back
-                os.close(self.members.pop(record[1]))
+            self._let_go_of(record[1])  # the report of its end was lost, and the number came back
             self.members[record[1]] = fds.pop()
+
+    def _let_go_of(self, pid: int) -> None:
+        if pid in self.members:
+            os.close(self.members.pop(pid))
 
     # ---- asking
 
@@ -197,13 +209,18 @@ class HeldTree(Account):
             try:
                 _native.pidfd_signal(self.pidfd, signo)
             except ProcessLookupError:
-                pass
+                if self.moves:  # it may have moved again, of which we have not heard
+                    self._ask(SIGNAL, struct.pack("<iI", signo, SCOPE[scope]))
 
     def query(self) -> int:
         """Ask who is in the tree.  The id of the `Members` that answers."""
         self._id += 1
         self._ask(QUERY, struct.pack("<II", self._id, 0))
         return self._id
+
+    def make_main(self, pid: int) -> None:
+        """Of a `forking` plan: this one is the main process.  `Moved` follows if it is a living child of the keeper."""
+        self._ask(MAIN, struct.pack("<iI", pid, 0))
 
     def acknowledge(self, *, exited: bool = False, empty: bool = False, stopped: bool = False) -> None:
         """We have it on record: `Exited`, `Empty` (or `Failed`), `StopReported`.  A new owner is not told again.

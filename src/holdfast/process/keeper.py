@@ -272,6 +272,15 @@ class Keeper:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def pid(self) -> int:
+        """Its number, to be compared with parents in /proc; -1 when it is gone."""
+        with self.lock:
+            if self._closed:
+                return -1
+            with open(f"/proc/self/fdinfo/{self._pidfd}") as file:
+                return int(file.read().rpartition("\nPid:")[2].split()[0])
+
     def __enter__(self) -> int:
         """Borrow the socket: readable when the keeper has something to say; -1 when closed."""
         with self.lock:
@@ -368,6 +377,7 @@ class Keeper:
     def _apply(self, record: tuple[Any, ...], fds: list[int]) -> None:
         tree, tag = self.tree, record[0]
         if tag == EMPTY and tree:
+            tree.told.note(record)  # before anybody can see that nothing more will come
             tree.empty = True
             tree.usage_fields = record[3]
             self.retired = True
@@ -383,6 +393,8 @@ class Keeper:
         if self._closed:
             return
         self._closed = True
+        if self.tree:
+            self.tree.told.ring()
         if self.is_child:
             _retired.append(os.dup(self._pidfd))
         if self._users == 0:

@@ -11,18 +11,20 @@ from .errors import KeeperLost
 from .keeper import FROZEN_LIMIT, ON_OWNER_LOSS, POLLIN, SIGKILL, STOP, Keeper, launch, stop_body, try_signal
 from .options import LOSS, SCOPE
 from .status import SCOPES, ExitStatus, Member, StopReport, Usage, from_siginfo, from_wait_status
+from .told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .members import Look
     from .options import OnOwnerLoss, Plan
     from .status import Seconds
 
 # Tags of the wire (csrc/common/wire.h).
-SIGNAL = 4
-EXITED, ADOPTED, STOP_REPORT = 67, 68, 72
+SIGNAL, QUERY = 4, 6
+EXITED, ADOPTED, STOPPED, CONTINUED, STOP_REPORT, MEMBERS, LOST, MOVED = 67, 68, 69, 70, 72, 73, 74, 77
 
 KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
 
@@ -30,12 +32,15 @@ KILL_LIMIT: Seconds = 5.0  # the keeper gives up this long after the first KILL
 class KeptTree:
     """One process and its descendants, as far as the keeper has told.  Changed under the keeper's lock."""
 
-    __slots__ = ("_adopted", "_leads_group", "_lost", "_on_owner_loss", "_report_id", "descriptor", "empty", "foreign",
-                 "keeper", "pid", "report", "started_at", "started_ns", "status", "usage_fields")  # fmt: skip
+    __slots__ = ("_adopted", "_answer", "_blind", "_leads_group", "_look", "_lost", "_on_owner_loss", "_report_id",
+                 "descriptor", "empty", "foreign", "keeper", "moves", "pid", "report", "started_at", "started_ns",
+                 "status", "told", "usage_fields")  # fmt: skip
 
     def __init__(self, keeper: Keeper, plan: Plan) -> None:
         self.keeper = keeper
         self.pid = 0
+        self.moves = 0  # how often main has become another process
+        self._blind = False  # there was no room for the descriptor of the present one
         self.descriptor: Descriptor | None = None
         self.status: ExitStatus | None = None
         self.empty = False
@@ -48,7 +53,10 @@ class KeptTree:
         self._on_owner_loss = plan.on_owner_loss
         self._leads_group = plan.leads_group
         self._adopted: dict[int, int] = {}
+        self._answer: tuple[int, int, list[tuple[int, int, str]]] = (0, 0, [])  # id of a query, unlisted, members
+        self._look: Look = {}  # at the members when they were last asked for
         self._lost: KeeperLost | None = None
+        self.told = Told()
 
     @classmethod
     def launch(cls, plan: Plan) -> KeptTree:
@@ -80,12 +88,24 @@ class KeptTree:
                 self.status = from_siginfo(code, status, usage, self.started_at, elapsed)
             elif pid in self._adopted:
                 os.close(self._adopted.pop(pid))
+            self.told.note(record)
         elif tag == ADOPTED:
+            self.told.note(record, (*record, self._previous_parent(record[1])))
             if fds:
                 if record[1] in self._adopted:  # the report of its end was lost, and the number came back
                     os.close(self._adopted.pop(record[1]))
                 self._adopted[record[1]] = fds[0]
                 del fds[0]
+        elif tag == MOVED:
+            self.told.started_pid = self.told.started_pid or self.pid
+            _, _, self.pid, _, _, self.moves = record
+            self.told.note(record)
+            if self.pid in self._adopted:
+                os.close(self._adopted.pop(self.pid))
+            self._leads_group = True  # if there is a group of its number, then it is the daemon's
+            self._blind = not fds
+            if fds and self.descriptor is not None:
+                self.descriptor.become(fds[0])
         elif tag == STOP_REPORT:
             (_, self._report_id, signo, scope, grace_ms, duration_ns, signalled, _, killed, survivors, unlisted,
              members) = record  # fmt: skip
@@ -93,6 +113,10 @@ class KeptTree:
                 signo, SCOPES[scope], grace_ms / 1000, duration_ns / 1e9, signalled, killed, survivors, unlisted,
                 tuple(Member(*m) for m in members),
             )  # fmt: skip
+        elif tag in (STOPPED, CONTINUED, LOST):
+            self.told.note(record)
+        elif tag == MEMBERS:
+            self._answer = record[1:]
 
     # ---- waiting
 
@@ -109,13 +133,36 @@ class KeptTree:
     @property
     def voices(self) -> tuple[Keeper | Descriptor, ...]:
         """To be polled: when one is readable, `wait_exit` or `advance` may learn something."""
-        if self.status is None and self.descriptor is not None and not self.descriptor.closed:
+        if self.status is None and self.descriptor is not None and not (self.descriptor.closed or self._blind):
             return self.keeper, self.descriptor  # a frozen keeper does not tell of the end
         return (self.keeper,)
 
     def advance(self) -> None:
         """Take in what the keeper has said, without waiting."""
-        self.keeper.wait_until(lambda: self.keeper.retired, 0.0)
+        self._wait_until(lambda: self.keeper.retired, 0.0)
+
+    def hear(self) -> None:
+        """As `advance`, and an end under a frozen keeper is noticed (3 s).  KeeperLost."""
+        if self.status is None:
+            self.wait_exit(0.0)
+        else:
+            self.advance()
+
+    def _wait_until(self, done: Callable[[], object], timeout: Seconds | None, ended_fd: int = -1) -> bool:
+        """As the keeper's, and callbacks are called meanwhile: here, where no lock is held."""
+        told = self.told
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            seen = told.end
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            over = self.keeper.wait_until(
+                lambda: done() or (told.callbacks and told.end != seen), left, ended_fd  # noqa: B023
+            )
+            told.call_back()
+            if done():
+                return True
+            if not over:
+                return False
 
     def _settled(self) -> bool:
         return self.status is not None or self.keeper.retired or self.keeper.tree is not self
@@ -123,27 +170,47 @@ class KeptTree:
     def wait_exit(self, timeout: Seconds | None) -> bool:
         """True when the exit status is known; KeeperLost when it cannot come any more."""
         if self.status is None:
-            assert self.descriptor is not None
-            # A healthy keeper reports an end within microseconds.  The process's own descriptor is
-            # watched as well, for a process that ends under a frozen keeper.
-            try:
-                fd = self.descriptor.__enter__()
-            except ValueError:
-                pass  # closed by another thread, which knew the status; or we are a forked copy
-            else:
-                try:
-                    if not self.keeper.wait_until(self._settled, timeout, fd) and _native.poll(fd, POLLIN, 0):
-                        self._insist(self._settled)
-                finally:
-                    self.descriptor.__exit__()
+            self._wait(self._settled, timeout)
             if self.status is None:
                 self.check()
         return self.status is not None
 
+    def wait_forked(self, timeout: Seconds | None) -> bool:
+        """Of a forking plan: True when main is what the one that was started has left; KeeperLost."""
+        self._wait(lambda: self.moves or self._settled(), timeout)
+        if not self.moves and self.status is None:
+            self.check()
+        return self.moves > 0
+
+    def _wait(self, done: Callable[[], object], timeout: Seconds | None) -> None:
+        """Until `done`, or until the time is over.
+
+        A healthy keeper reports an end within microseconds, or that another process is main now.  The process's own
+        descriptor is watched as well, for one that ends under a frozen keeper."""
+        assert self.descriptor is not None
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            moves = self.moves
+            try:
+                fd = self.descriptor.__enter__()
+            except ValueError:
+                return  # closed by another thread, which knew the status; or we are a forked copy
+            try:
+                if self._wait_until(done, timeout, -1 if self._blind else fd) or self._blind:
+                    return
+                if not _native.poll(fd, POLLIN, 0):
+                    return
+                self._insist(lambda: done() or self.moves != moves)  # noqa: B023 (over when this returns)
+            finally:
+                self.descriptor.__exit__()
+            if done() or self.moves == moves:
+                return
+            timeout = None if deadline is None else max(0.0, deadline - monotonic())
+
     def _insist(self, done: Callable[[], object]) -> None:
         """The keeper owed us a word and time to say it: thaw it, give it time again, give it up."""
         self.keeper.thaw()
-        if self.keeper.wait_until(done, FROZEN_LIMIT):
+        if self._wait_until(done, FROZEN_LIMIT):
             return
         # It must not wake up later and act on an old state.
         self.keeper.kill()
@@ -157,7 +224,7 @@ class KeptTree:
         if not self.wait_exit(timeout):  # which notices an end under a frozen keeper, too
             return False
         left = None if deadline is None else max(0.0, deadline - monotonic())
-        self.keeper.wait_until(lambda: self.empty or self.keeper.retired, left)
+        self._wait_until(lambda: self.empty or self.keeper.retired, left)
         self.check()
         return self.empty
 
@@ -197,7 +264,8 @@ class KeptTree:
                 with self.descriptor as fd:
                     _native.pidfd_signal(fd, signo)
             except ProcessLookupError:
-                pass
+                if self.moves:  # it may have moved again, of which we have not heard
+                    self._request(SIGNAL, signo.to_bytes(4, "little") + SCOPE[scope].to_bytes(4, "little"))
             except ValueError:
                 self.check()  # closed by another thread: nothing happens; or we are a forked copy
 
@@ -217,7 +285,7 @@ class KeptTree:
 
     def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
         """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's."""
-        if not self.keeper.wait_until(lambda: self.stopped(stop_id), grace + self.stop_margin):
+        if not self._wait_until(lambda: self.stopped(stop_id), grace + self.stop_margin):
             self._insist(lambda: self.stopped(stop_id))
         self.check()
         if self.report is not None and self._report_id >= stop_id:
@@ -227,6 +295,34 @@ class KeptTree:
     def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
         self._on_owner_loss = policy
         self._request(ON_OWNER_LOSS, LOSS[policy].to_bytes(4, "little") + bytes(4))
+
+    # ---- who is in it
+
+    def members(self) -> tuple[Member, ...]:
+        """Ask the keeper, and wait for its answer as long as for that to a stop."""
+        from .members import look, members, proc_is_ours
+
+        query_id = self.keeper.next_stop_id()
+        self._request(QUERY, query_id.to_bytes(4, "little") + bytes(4))
+
+        def answered() -> bool:
+            return self._answer[0] >= query_id or self.keeper.retired or self.keeper.tree is not self
+
+        if not self._wait_until(answered, self.stop_margin):
+            self._insist(answered)
+        self.check()
+        _, unlisted, listed = self._answer
+        if self.empty or self._answer[0] < query_id or not proc_is_ours():
+            return ()
+        self._look = look(self.keeper.pid, [pid for pid, *_ in listed], unlisted > 0)
+        return members(self._look, listed, self.pid)
+
+    def _previous_parent(self, pid: int) -> int | None:
+        if not self._look:
+            return None
+        from .members import previous_parent
+
+        return previous_parent(self._look, pid)
 
     # ---- the worst case
 
@@ -297,6 +393,8 @@ class KeptTree:
             self.descriptor.abandon()
         while self._adopted:
             os.close(self._adopted.popitem()[1])
+        while self.told.bells:
+            self.told.bells.popitem()[0].abandon()
 
 
 def _name(pid: int) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import IO, Any, Literal, TypeAlias, TypedDict
 
+    from .capabilities import Capabilities
     from .status import Seconds
 
     StrPath: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
@@ -45,12 +46,20 @@ if TYPE_CHECKING:
         extra_groups: Iterable[int | str] | None
         nice: int | None
         rlimits: Mapping[int | str, Limit] | None
+        capabilities: Capabilities | None
+        no_new_privs: bool
+        ioprio: str | None
+        oom_score_adj: int | None
+        cpu_affinity: str | Iterable[int] | None
         on_owner_loss: OnOwnerLoss | None
         stop_signal: int | str
         stop_scope: Scope
         grace: Seconds
         address: StrPath | None
         private: bool
+        forking: bool
+        main: str | None
+        ready_timeout: Seconds
 
 
 PIPE = -1
@@ -58,6 +67,8 @@ STDOUT = -2
 DEVNULL = -3
 
 GRACE: Seconds = 10.0
+READY_TIMEOUT: Seconds = 90.0
+PROCESS_NAME_MAX = 15  # bytes that the kernel keeps of the name of a process
 LOSS = {"stop": 0, "kill": 1, "keep": 2}
 SCOPE = {"main": 0, "group": 1, "tree": 2}
 FDS_MAX = 240  # descriptors passed to one process, stdio included
@@ -65,7 +76,7 @@ FDS_MAX = 240  # descriptors passed to one process, stdio included
 # Bits of the wire (csrc/common/child.h).
 NEW_SESSION, SET_PGID, SET_UMASK, SET_UID, SET_GID = 1, 2, 4, 8, 16
 SET_GROUPS, SET_NICE, CLOSE_FDS, RESTORE_SIGNALS = 32, 64, 256, 512
-LISTEN_PID = 2048
+LISTEN_PID, FORKING = 2048, 8192
 TARGET_CGROUP, TARGET_CGROUP_PROCS = 1 << 30, (1 << 30) + 1
 
 
@@ -157,6 +168,16 @@ def _pass_fds(fds: Iterable[int]) -> list[int]:
     return [fd for fd in extra if fd > 2]
 
 
+def _process_name(name: str, forking: bool) -> str:
+    if not forking:
+        raise ValueError("main is for forking=True: of any other program main is what was started")
+    if not isinstance(name, str):
+        raise TypeError(f"main must be the name of a process, not {name!r}")
+    if not 0 < len(os.fsencode(name)) <= PROCESS_NAME_MAX or "\0" in name:
+        raise ValueError(f"the name of a process has 1 to {PROCESS_NAME_MAX} bytes: {name!r}")
+    return name
+
+
 class Plan:
     """A checked request: the body, the descriptors that go along, and what the owner keeps.
 
@@ -172,10 +193,12 @@ class Plan:
         "cwd",
         "executable",
         "fds",
+        "forking",
         "grace",
         "leads_group",
         "on_owner_loss",
         "owner_files",
+        "ready_timeout",
         "stop_scope",
         "stop_signal",
     )  # fmt: skip
@@ -186,9 +209,11 @@ class Plan:
     executable: StrPath
     cwd: StrPath | None
     fds: list[int]
+    forking: bool
     grace: Seconds
     leads_group: bool
     on_owner_loss: OnOwnerLoss
+    ready_timeout: Seconds
     stop_scope: Scope
     stop_signal: int
 
@@ -310,12 +335,20 @@ def make_plan(
     extra_groups: Iterable[int | str] | None = None,
     nice: int | None = None,
     rlimits: Mapping[int | str, Limit] | None = None,
+    capabilities: Capabilities | None = None,
+    no_new_privs: bool = False,
+    ioprio: str | None = None,
+    oom_score_adj: int | None = None,
+    cpu_affinity: str | Iterable[int] | None = None,
     on_owner_loss: OnOwnerLoss | None = None,
     stop_signal: int | str = 15,
     stop_scope: Scope = "group",
     grace: Seconds = GRACE,
     address: StrPath | None = None,
     private: bool = True,
+    forking: bool = False,
+    main: str | None = None,
+    ready_timeout: Seconds = READY_TIMEOUT,
     listen_fds: Sequence[int] = (),
     cgroups: Sequence[str] = (),
 ) -> Plan:
@@ -371,6 +404,13 @@ def make_plan(
     if nice is not None:
         options |= SET_NICE
     limits = _rlimits(rlimits) if rlimits else ()
+    more = b""
+    identity = capabilities, no_new_privs, ioprio, oom_score_adj, cpu_affinity
+    main_name = "" if main is None else _process_name(main, forking)
+    if main_name or identity != (None, False, None, None, None):
+        from .more import pack_identity  # only those need it who ask for that
+
+        more = pack_identity(*identity, main_name)
     if on_owner_loss is None:
         on_owner_loss = "stop"
     elif not private:
@@ -381,6 +421,12 @@ def make_plan(
         raise ValueError(f"stop_scope must be 'main', 'group' or 'tree', not {stop_scope!r}")
     if not private:
         options |= CLOSE_FDS
+    plan.forking, plan.ready_timeout = forking, ready_timeout
+    if forking:
+        milliseconds("ready_timeout", ready_timeout)
+        if not private:
+            raise ValueError("forking needs a keeper: it cannot be given with private=False")
+        options |= FORKING
     plan.on_owner_loss = on_owner_loss
     plan.stop_scope = stop_scope
     plan.stop_signal = 15 if stop_signal == 15 else signal_number(stop_signal)
@@ -397,7 +443,7 @@ def make_plan(
             _open_cgroups(plan, cgroups, targets)
         plan.body = _native.spawn_body(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
-            targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms,
+            targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms, more,
         )  # fmt: skip
     except BaseException as error:
         plan.discard()

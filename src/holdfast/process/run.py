@@ -83,6 +83,8 @@ def run_with(
     options: Any,
 ) -> CompletedProcess:
     """`run` over any spawn function (the module's or a runner's)."""
+    if options.get("forking"):
+        raise ValueError("forking is for spawn: a daemon has no end that run could wait for")
     as_text = bool(text or encoding or errors)
     if input is not None:
         if options.get("stdin") is not None:

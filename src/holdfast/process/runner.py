@@ -117,7 +117,12 @@ class Runner:
                 try:
                     tree = _Lease(keeper, plan)
                     tree.runner = self
-                    process = Process(keeper.start(tree, plan), plan)
+                    keeper.start(tree, plan)
+                    if plan.forking:
+                        from .forking import await_daemon
+
+                        await_daemon(tree, plan)
+                    process = Process(tree, plan)
                     tree.started()
                     return process
                 except BaseException as error:

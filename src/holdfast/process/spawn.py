@@ -26,20 +26,28 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     - `new_session=False`, `process_group=None` (0: a group of its own), `umask=None`;
     - `user=None`, `group=None`, `extra_groups=None` (names or numbers; 1,024 groups at most),
       `nice=None` (added to ours), `rlimits=None` (`{"nofile": 64}` or `{"nofile": (soft, hard)}`);
+    - `capabilities=None`: names, such as `["net_bind_service"]`, of those that it and all below it can have: they are
+      the bounding set, and ambient, so that an ordinary user has them; or `{"ambient": names, "bounding": names}`;
+    - `no_new_privs=False`, `oom_score_adj=None` (-1000 to 1000), `ioprio=None` ("idle", "best-effort:0" to
+      "best-effort:7", "realtime:0" to "realtime:7", "none"), `cpu_affinity=None` (numbers of CPUs, or "0-3,5");
     - `on_owner_loss="stop"`: what happens to the tree when we end or drop the handle: "stop"
       (`stop_signal`, `grace`, KILL), "kill" or "keep";
     - `stop_signal="TERM"`, `stop_scope="group"` ("main", "group", "tree"), `grace=10.0` seconds;
     - `address=None`: a path.  The keeper listens there, and when we are gone or have released the handle another
       program of this user can `attach`; best with `on_owner_loss="keep"`.  The directory must be ours and writable
       by nobody else.  The process gets a session of its own, unless `process_group=0` is given;
+    - `forking=False`.  True: the command ends with code 0 when it has left a daemon; spawn returns then, and the handle
+      is the daemon's (which of several processes that is: docs/daemons.md).  `main=None`: the name of that process,
+      as `ps` shows it.  `ready_timeout=90.0` seconds until it counts as failed, and is stopped;
     - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
       this program, not contained, and nobody stops it when we are killed.
 
-    SpawnError: not started, with errno and stage; nothing is left.  FileExistsError: the address is taken.
-    ValueError, TypeError: misuse, before anything is started.  Any thread.  A KeyboardInterrupt during the start
-    undoes it; one that comes when spawn has returned and the result is not yet assigned drops the handle of a process
-    that is started: `on_owner_loss` holds, and with "keep" it runs on.  With "keep", a keeper that somebody kills at
-    that moment leaves a process that may run: KeeperLost where there is an `address`, which stays, else SpawnError.
+    SpawnError: not started, with errno and stage; nothing is left (stage "fork": no daemon came of it).
+    FileExistsError: the address is taken.  ValueError, TypeError: misuse, before anything is started.  Any thread.  A
+    KeyboardInterrupt during the start undoes it; one that comes when spawn has returned and the result is not yet
+    assigned drops the handle of a process that is started: `on_owner_loss` holds, and with "keep" it runs on.  With
+    "keep", a keeper that somebody kills at that moment leaves a process that may run: KeeperLost where there is an
+    `address`, which stays, else SpawnError.
     """
     plan = make_plan(args, **options)
     return start(plan, options.get("private", True))
@@ -49,6 +57,8 @@ def start(plan: Plan, private: bool) -> Process:
     tree: KeptTree | DirectTree | None = None
     try:
         tree = _at_address(plan) if plan.address else KeptTree.launch(plan) if private else DirectTree(plan)
+        if plan.forking and isinstance(tree, KeptTree):  # it is: make_plan has seen to that
+            _await_daemon(tree, plan)
         process = Process(tree, plan)
         tree.started()
         return process
@@ -59,6 +69,12 @@ def start(plan: Plan, private: bool) -> Process:
         raise
     finally:
         plan.close_child_files()
+
+
+def _await_daemon(tree: KeptTree, plan: Plan) -> None:
+    from .forking import await_daemon
+
+    await_daemon(tree, plan)
 
 
 def _at_address(plan: Plan) -> KeptTree:

@@ -165,10 +165,17 @@ def from_wait_status(status: int, started_at: float, elapsed: Seconds) -> ExitSt
 
 
 class Member(_Value):
-    """One process of a tree in a report.  The pid is for printing: the process may be gone."""
+    """One process of a tree: in the report of a stop, or from `Process.members`.
 
-    __slots__ = ("denied", "killed", "left_group", "main", "name", "pid", "signalled", "survived")
-    _fields = ("pid", "name", "main", "signalled", "left_group", "killed", "survived", "denied")
+    The pid is for printing: the process may be gone.  `main` is that of the handle; `signalled` to `denied` say what
+    a stop did.  `parent`, `group` and `session` (numbers as well) and `started_at` (seconds since the epoch, as fine as
+    the kernel's clock ticks) are there from `Process.members`, and None in reports.
+    """
+
+    __slots__ = ("denied", "group", "killed", "left_group", "main", "name", "parent", "pid", "session", "signalled",
+                 "started_at", "survived")  # fmt: skip
+    _fields = ("pid", "name", "main", "signalled", "left_group", "killed", "survived", "denied", "parent", "group",
+               "session", "started_at")  # fmt: skip
 
     pid: int
     name: str
@@ -178,8 +185,21 @@ class Member(_Value):
     killed: bool
     survived: bool
     denied: bool
+    parent: int | None
+    group: int | None
+    session: int | None
+    started_at: float | None
 
-    def __init__(self, pid: int, flags: int, name: str) -> None:
+    def __init__(
+        self,
+        pid: int,
+        flags: int,
+        name: str,
+        parent: int | None = None,
+        group: int | None = None,
+        session: int | None = None,
+        started_at: float | None = None,
+    ) -> None:
         self.pid = pid
         self.name = name
         self.main = bool(flags & 1)
@@ -188,6 +208,10 @@ class Member(_Value):
         self.killed = bool(flags & 8)
         self.survived = bool(flags & 16)
         self.denied = bool(flags & 32)
+        self.parent = parent
+        self.group = group
+        self.session = session
+        self.started_at = started_at
 
 
 class StopReport(_Value):

@@ -1,0 +1,253 @@
+"""Following a tree: its events for an iterator, an async iterator, a callback.  No thread, and no loop of ours.
+
+In: what the tree has been told; out: the events of events.py, each once to each who follows.  Who waits does so on an
+epoll of its own: two tasks of a loop cannot watch one descriptor, and a bell in it rings when another thread was faster
+to read what the keeper had to say.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from . import _native
+from .descriptor import Descriptor
+from .errors import KeeperLost, TimeoutExpired
+from .events import Account, EventsLost, Exited, Spawned
+from .keeper import POLLIN
+from .options import limit
+from .status import ExitStatus
+from .told import EVENTS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from .events import TreeEvent
+    from .handle import Process, Tree
+    from .status import Seconds
+
+
+class _Cursor:
+    """Where one who follows stands.  One thread at a time."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._next = 0
+        self._begun = False
+        self._account = Account()
+        self._account.begin(tree.started_ns, tree.started_at)
+
+    def take(self) -> TreeEvent | None:
+        """The next event of those that are known already."""
+        told = self._tree.told
+        if not self._begun:
+            self._begun = True
+            return Spawned(told.started_pid or self._tree.pid, 0, self._tree.started_at)
+        while (entry := told.entries.get(self._next)) is None:
+            end = told.end
+            if self._next >= end:
+                return None
+            lost = end - EVENTS_MAX - self._next
+            if lost > 0:
+                self._next += lost
+                return EventsLost(lost)
+            # It was noted between the two looks.
+        self._next += 1
+        return Exited(entry) if isinstance(entry, ExitStatus) else self._account.take_in(entry)  # type: ignore[return-value]
+
+    @property
+    def behind(self) -> bool:
+        return not self._begun or self._next < self._tree.told.end
+
+
+class Callback:
+    """Somebody who wants to be called for each event, by whoever hears of it."""
+
+    def __init__(self, tree: Tree, call: Callable[[TreeEvent], object]) -> None:
+        from _thread import allocate_lock
+
+        self._cursor = _Cursor(tree)
+        self._call = call
+        self._busy = allocate_lock()
+
+    def deliver(self) -> None:
+        """All that is known, in its order and one at a time: while another thread is at it, or we are (called from
+        within the callback), that one goes on."""
+        while self._cursor.behind and self._busy.acquire(blocking=False):
+            try:
+                while (event := self._cursor.take()) is not None:
+                    self._call(event)
+            finally:
+                self._busy.release()
+
+
+class Events:
+    """What happens to a process and its tree, from its start on: an iterator, and an async iterator.
+
+    Made by `Process.events`.  It ends when nothing of the tree is left (with `private=False`: of the process), after
+    `Empty`.  Each sees every event by itself; one thread or task at a time may use it.  Its descriptors are given
+    back at the end, by `close`, or when it is dropped.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process  # which would stop the tree if it were dropped
+        self._tree = process._tree
+        self._cursor = _Cursor(self._tree)
+        self._bell: Descriptor | None = None
+        self._epoll: select.epoll | None = None
+
+    # ---- one after another
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TreeEvent:
+        event = self.wait()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def wait(self, timeout: Seconds | None = None) -> TreeEvent | None:
+        """Wait for the next event and return it; None when there is no other.
+
+        `timeout` is in seconds, 0 does not wait; at the limit TimeoutExpired is raised and nothing is lost.
+        KeeperLost: the keeper was killed; what it had told was given before.  RuntimeError: the handle was released.
+        """
+        timeout = limit(timeout)
+        deadline = None if timeout is None else monotonic() + timeout
+        while (event := self._look()) is None and not self._over():
+            if self._epoll is None:
+                self.fileno()
+                continue  # what another thread has read since the look did not ring
+            left = -1 if deadline is None else max(0, int((deadline - monotonic()) * 1e9))
+            if not _native.poll(self.fileno(), POLLIN, left):
+                raise TimeoutExpired(self._process.args, timeout or 0.0)
+        return event
+
+    # ---- under asyncio and trio
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TreeEvent:
+        """As `next`, for a task of asyncio or trio.  Cancelled, it has lost no event."""
+        while (event := self._look()) is None and not self._over():
+            if self._epoll is None:
+                self.fileno()
+                continue  # as above
+            await _readable(self.fileno())
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    # ---- both
+
+    def fileno(self) -> int:
+        """For loops of other kinds: when it is readable, `wait(0)` may have an event, or the end.
+
+        Look with `wait(0)` first, until that raises TimeoutExpired: events that are known already may not show here.
+        ValueError after the end.
+        """
+        if self._epoll is None:
+            if self._bell is not None:
+                raise ValueError("these events have come to their end")
+            self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._epoll = select.epoll()
+            with self._bell as fd:
+                self._epoll.register(fd, select.EPOLLIN)
+            self._tree.told.bells[self._bell] = None
+            self._watch()
+        return self._epoll.fileno()
+
+    def _watch(self) -> None:
+        """Have in the epoll what the tree is heard by: the process's own descriptor only while its end is awaited."""
+        assert self._epoll is not None
+        voices, descriptor = self._tree.voices, self._tree.descriptor
+        for voice in voices:
+            try:
+                with voice as fd:
+                    if fd >= 0:
+                        self._epoll.register(fd, select.EPOLLIN)
+            except (FileExistsError, ValueError):
+                pass  # there already; or closed by another thread, who rings
+        if descriptor is not None and descriptor not in voices:
+            try:
+                with descriptor as fd:
+                    self._epoll.unregister(fd)  # readable for ever
+            except (FileNotFoundError, ValueError):
+                pass
+
+    def _look(self) -> TreeEvent | None:
+        if self._tree.foreign:
+            self._tree.check()
+        event = self._cursor.take()
+        if event is not None or self._over():
+            return event
+        if self._bell is not None and not self._bell.closed:
+            try:
+                with self._bell as fd:
+                    os.eventfd_read(fd)  # before the look: what is noted after it rings again
+            except (BlockingIOError, ValueError):
+                pass
+        try:
+            self._tree.hear()
+            if not self._cursor.behind and not self._tree.empty:
+                self._tree.check()
+        except KeeperLost:
+            if not self._cursor.behind:
+                raise
+        if self._epoll is not None:
+            self._watch()
+        return self._cursor.take()
+
+    def _over(self) -> bool:
+        """Nothing is left of the tree, and all of it was given."""
+        if not self._tree.empty or self._cursor.behind:
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Give its descriptors back; nothing happens to the tree.  Idempotent."""
+        bell, epoll = self._bell, self._epoll
+        self._epoll = None
+        if bell is not None:
+            self._tree.told.bells.pop(bell, None)
+            bell.close()
+        if epoll is not None:
+            epoll.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_bell", None) is not None:
+            self.close()
+
+
+async def _readable(fd: int) -> None:
+    """Until a descriptor is readable, by the loop that runs the task that asks."""
+    trio = sys.modules.get("trio")  # who is not there runs nothing
+    if trio is not None:
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            pass
+        else:
+            await trio.lowlevel.wait_readable(fd)
+            return
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def on_readable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, on_readable)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
