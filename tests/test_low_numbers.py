@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from helpers_held import PATIENCE, Place, place, until
+from helpers_held import PATIENCE, Place, ended, place, until
 
 from holdfast.process.held import HeldTree, LowNumbers
 
@@ -65,6 +65,8 @@ def check(place: Place) -> None:
             place.open(os.path.join(place.directory, name))
             events = until(tree, "Exited", "Empty")
             assert next(event.status.code for event in events if type(event).__name__ == "Exited") == 7
+            tree.acknowledge(exited=True, stopped=True, empty=True)
+            assert ended(tree.keeper_pidfd)  # it has removed its socket
     finally:
         for fd in many:
             os.close(fd)
