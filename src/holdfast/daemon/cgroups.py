@@ -81,7 +81,7 @@ def find(run_dir: str, ours: Ours, *, trial: bool = False) -> Ground:
     except OSError as error:
         ground._refuse(CONTROLLERS, f"/proc does not tell: {error.strerror}")
         return ground
-    once = {each.controllers: each for each in reversed(mounts)}  # mounted more than once: the first is the machine's own
+    once = {each.controllers: each for each in reversed(mounts)}  # mounted twice: the first is the machine's own
     for mount in once.values():
         wanted = mount.controllers.intersection(CONTROLLERS)
         if not wanted and mount.version == 1:
