@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include "kept.h"
 
+#include <poll.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,15 +41,16 @@ void hf_daemon_begin(const struct hf_plan *plan)
     memcpy(choice.name, plan->more.main_name, sizeof choice.name - 1);
 }
 
-static int is_living_child(int pid, struct hf_stat *stat)
+/* A child of ours: does it live, and what is it?  Where /proc hides it (hidepid, and it is another user's) it lives, too. */
+static int lives(int pid, struct hf_stat *stat)
 {
-    if (hf_read_stat(pid, stat) < 0 || stat->ppid != getpid())
+    struct pollfd fd = {.fd = hf_pidfd_open(pid), .events = POLLIN};
+    if (fd.fd < 0)
         return 0;
-    if (stat->state != 'Z')
-        return 1;
-    int pidfd = hf_pidfd_open(pid), dead = pidfd < 0 || hf_is_dead(pidfd, stat);
-    if (pidfd >= 0)
-        close(pidfd);
+    int dead = poll(&fd, 1, 0) == 1;
+    close(fd.fd);
+    if (!dead && hf_read_stat(pid, stat) < 0)
+        *stat = (struct hf_stat){.session = choice.started_in};
     return !dead;
 }
 
@@ -71,7 +73,7 @@ static int choose(enum hf_rule *rule)
     uint32_t n = hf_tree_adopted(&pids), living = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct hf_stat stat;
-        if (!is_living_child(pids[i], &stat))
+        if (!lives(pids[i], &stat))
             continue;
         living++;
         keep_oldest(&oldest, pids[i], stat.start);
@@ -165,7 +167,7 @@ void hf_daemon_ask(int pid)
     uint32_t n = hf_tree_adopted(&pids);
     for (uint32_t i = 0; i < n; i++)
         if (pids[i] == pid) {
-            if (is_living_child(pid, &stat))
+            if (lives(pid, &stat))
                 move(pid, HF_RULE_ASKED);
             return;
         }
