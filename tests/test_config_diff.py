@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config import diff
-from holdfast.config.model import Backoff, Health, Log, Ready, Schedule, Service, Socket, keys_of
+from holdfast.config.model import Backoff, Health, Log, Ready, Resources, Schedule, Service, Socket, keys_of
 
 BASE = Service(name="web", command=("serve", "--port 80"), cwd="/")
 OTHER = {
@@ -23,6 +23,7 @@ OTHER = {
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
     "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
     "restart_order": "start-first", "stdin": "pipe", "pty": True,
+    "resources": Resources(pids_max=9),
     "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
     "oom_score_adj": 9, "cpu_affinity": (0,),
     "main": "web", "pid_file": "/run/web.pid",
@@ -56,6 +57,22 @@ def test_a_key_is_applied_or_belongs_to_the_definition(key):
 )
 def test_a_health_that_has_to_be_given_something_needs_a_start(running, wanted, needs):
     first, second = (msgspec.structs.replace(BASE, **keys) for keys in (running, wanted))
+    assert (diff.definition(first) != diff.definition(second)) == needs
+    assert (diff.applied(first, second) != second) == needs
+    assert diff.definition(diff.applied(first, second)) == diff.definition(first)
+
+
+@pytest.mark.parametrize(
+    ("running", "wanted", "needs"),
+    [
+        (Resources(), Resources(pids_max=9, cpu_max=0.5), False),  # the files of its cgroup are written
+        (Resources(pids_max=9), None, True),
+        (Resources(pids_max=9), Resources(pids_max=9, optional=True), True),
+        (Resources(pids_max=9, optional=True), Resources(pids_max=8, optional=True), True),  # it may have no cgroup
+    ],
+)
+def test_limits_of_a_cgroup_need_no_start(running, wanted, needs):
+    first, second = (msgspec.structs.replace(BASE, resources=each) for each in (running, wanted))
     assert (diff.definition(first) != diff.definition(second)) == needs
     assert (diff.applied(first, second) != second) == needs
     assert diff.definition(diff.applied(first, second)) == diff.definition(first)

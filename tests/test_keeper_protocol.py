@@ -110,7 +110,8 @@ BAD_BODIES = {
     "env before the strings": with_slot("env", 0, 1),
     "env without its end": with_slot("env", 1, FIRST_STRING),
     "target -1": body_with()[: 96 + 8] + struct.pack("<ii", -1, 1) + GOOD[96 + 16 :],
-    "target 2**30": body_with()[: 96 + 8] + struct.pack("<ii", 0, 2**30) + GOOD[96 + 16 :],
+    "target 2**30 + 2": body_with()[: 96 + 8] + struct.pack("<ii", 0, 2**30 + 2) + GOOD[96 + 16 :],
+    "a cgroup ahead of a descriptor": body_with()[: 96 + 8] + struct.pack("<ii", 2**30 + 1, 0) + GOOD[96 + 16 :],
     **{f"{name} {value:#x}": patched(name, value)
        for name in ("n_groups", "n_rlimits", "n_fds", "n_argv", "n_env")
        for value in (0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)},

@@ -109,7 +109,7 @@ def test_mistakes_of_values_are_refused(validator, key):
 SIMPLE = [
     "1s", "1.h", ".5s", "0ms", "5MB", "1.5KiB", "20GiB", "1MiB", "", "web", "other", "/x", "${A}", "$${", "on-failure",
     "oneshot", "tree", "kill", "start-first", "TERM", "SIGHUP", "SIGRTMIN+3", "RTMIN+99", "hup", "unlimited", "022",
-    "0777", "1777", "root", "pipe", "0 3 * * MON", "UTC", "skip", True, False, -21, -1, 0, 1, 9, 300, 0.5, 2.0,
+    "0777", "1777", "50%", "root", "pipe", "0 3 * * MON", "UTC", "skip", True, False, -21, -1, 0, 1, 9, 300, 0.5, 2.0,
 ]  # fmt: skip
 PLAUSIBLE = [
     *SIMPLE,

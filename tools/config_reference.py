@@ -48,6 +48,7 @@ WORDS = {
     "loopback": "address and port",
     "token_file": "path",
     "hosts": "list of names",
+    "percent": "percentage",
     "integer": "integer",
     "number": "number",
 }
@@ -66,7 +67,8 @@ def type_words(key: Key) -> str:
         return ", ".join(f'`"{each}"`' for each in get_args(key.type))
     if low is None or high is None:
         return WORDS[form]
-    show = {"duration": units.duration_text, "size": units.size_text}.get(form, lambda n: f"{n:,}")
+    shows = {"duration": units.duration_text, "size": units.size_text, "percent": units.percent_text}
+    show = shows.get(form, lambda n: f"{n:,}")
     return f"{WORDS[form]}, {show(low)} to {show(high)}"
 
 

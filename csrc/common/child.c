@@ -23,6 +23,7 @@ struct child_arg {
     struct hf_child_result *result;
     int parent;
     int handlers_cleared;
+    int in_cgroup; /* the kernel has started it in the one of version 2 */
 };
 
 struct kernel_sigaction {
@@ -166,6 +167,26 @@ static long write_listen_pid(char *const *envp)
     return -EINVAL;
 }
 
+/* Before the descriptors are installed, which may take the numbers of these, and with the rights of the owner. */
+static long enter_cgroups(const struct child_arg *arg)
+{
+    const struct hf_plan *plan = arg->plan;
+    for (uint32_t i = 0; i < plan->n_cgroups; i++) {
+        long fd = plan->cgroup_sources[i];
+        int is_directory = plan->cgroup_targets[i] == HF_TARGET_CGROUP;
+        if (is_directory && arg->in_cgroup)
+            continue;
+        if (is_directory)
+            fd = HF_CALL4(SYS_openat, fd, "cgroup.procs", O_WRONLY | O_CLOEXEC, 0);
+        long r = fd < 0 ? fd : HF_CALL3(SYS_write, fd, "0", 1); /* who writes it */
+        if (r < 0)
+            return r;
+        if (is_directory)
+            HF_CALL1(SYS_close, fd);
+    }
+    return 0;
+}
+
 /* The kernel takes what it has of a mask in silence, and no CPU at all is its only error: so what it took is compared. */
 static long set_affinity(const char *wanted, uint32_t size)
 {
@@ -247,6 +268,7 @@ static int child_main(void *raw)
     struct hf_child_result *result = arg->result;
     uint32_t o = plan->options, more = plan->more.flags;
 
+    TRY(HF_STAGE_CGROUP, enter_cgroups(arg));
     TRY(HF_STAGE_FDS, install_fds(plan));
     if (plan->cwd)
         TRY(HF_STAGE_CHDIR, HF_CALL1(SYS_chdir, plan->cwd));
@@ -325,7 +347,20 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
     result->stage = result->error = 0;
     *pidfd = -1;
     hf_sigmask old = hf_block_all_signals();
-    long pid = hf_clone(&request);
+    long pid = -ENOSYS;
+    for (uint32_t i = 0; i < plan->n_cgroups; i++)
+        if (plan->cgroup_targets[i] == HF_TARGET_CGROUP) {
+            request.flags |= HF_CLONE_INTO_CGROUP;
+            request.cgroup = plan->cgroup_sources[i];
+            arg.in_cgroup = 1;
+            pid = hf_clone(&request);
+        }
+    if (pid < 0) {
+        /* Not asked, or refused: the child goes there by itself, and an error then says what it was about. */
+        request.flags &= ~HF_CLONE_INTO_CGROUP;
+        arg.in_cgroup = 0;
+        pid = hf_clone(&request);
+    }
     hf_set_signal_mask(old);
     if (pid < 0) {
         result->stage = HF_STAGE_CLONE;

@@ -68,6 +68,14 @@ struct hf_more {
     char main_name[16];         /* of the process that is main, of a daemon; empty: the rule decides */
 };
 
+/* Descriptors of a plan that the child does not get: they say which cgroups it starts in.  They stand behind the
+ * others, and their numbers are part of the wire (docs/wire.md). */
+enum hf_special_target {
+    HF_TARGET_CGROUP = 1 << 30,     /* a directory of version 2 */
+    HF_TARGET_CGROUP_PROCS,         /* an open cgroup.procs, of version 1: one for each hierarchy */
+    HF_TARGET_END,
+};
+
 struct hf_plan {
     uint32_t options;
     int32_t pgid;
@@ -79,6 +87,9 @@ struct hf_plan {
     const struct hf_rlimit *rlimits;
     const int32_t *fd_targets;   /* where ... */
     const int32_t *fd_sources;   /* ... what goes */
+    uint32_t n_cgroups;          /* where it is started: */
+    const int32_t *cgroup_targets; /* of which kind ... */
+    const int32_t *cgroup_sources; /* ... each of these is */
     uint32_t closed_std;         /* bit n: descriptor n (0..2) is closed */
     char *const *argv;
     char *const *envp;

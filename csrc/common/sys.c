@@ -108,8 +108,9 @@ void __asan_unpoison_memory_region(const volatile void *start, size_t size);
 #endif
 
 struct clone3_args {
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 };
+enum { CLONE3_FIRST_SIZE = 64 }; /* as of Linux 5.3: without the last three */
 
 #if defined(__x86_64__)
 /* long hf_clone3_enter(struct clone3_args *, size_t, int (*fn)(void *), void *arg)
@@ -162,20 +163,26 @@ long hf_clone(const struct hf_clone_request *r)
             .exit_signal = (uint64_t)r->exit_signal,
             .stack = (uint64_t)(uintptr_t)r->stack,
             .stack_size = r->stack_size & ~15ULL,
+            .cgroup = (uint64_t)r->cgroup,
         };
+        int into_cgroup = (flags & HF_CLONE_INTO_CGROUP) != 0;
         *r->handlers_cleared = 1;
-        long pid = hf_clone3_enter(&args, sizeof args, r->fn, r->arg);
+        long pid = hf_clone3_enter(&args, into_cgroup ? sizeof args : CLONE3_FIRST_SIZE, r->fn, r->arg);
         FORGET_FRAMES(r);
         if (pid >= 0) {
             clone3_usable = 1;
             return pid;
         }
+        if (into_cgroup)
+            return pid;
         /* ENOSYS: before 5.3.  EPERM, EINVAL: a seccomp filter, or before 5.5 (CLEAR_SIGHAND).
          * Anything else (EAGAIN, ENOMEM, EMFILE) is a real answer. */
         if (pid != -ENOSYS && pid != -EPERM && pid != -EINVAL)
             return pid;
         clone3_usable = 0;
     }
+    if (flags & HF_CLONE_INTO_CGROUP)
+        return -ENOSYS;
     *r->handlers_cleared = 0;
     int saved = errno;
     char *top = r->stack + (r->stack_size & ~15UL);

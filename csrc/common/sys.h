@@ -24,6 +24,7 @@
 #define HF_CLONE_PIDFD 0x1000ULL           /* Linux 5.2 */
 #define HF_CLONE_VFORK 0x4000ULL
 #define HF_CLONE_CLEAR_SIGHAND 0x100000000ULL /* Linux 5.5, clone3 only */
+#define HF_CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7, clone3 only */
 
 #define HF_P_PIDFD 3                        /* Linux 5.4 */
 #define HF_WALL 0x40000000
@@ -73,7 +74,8 @@ void hf_close_on_exec_from(int first);
  * pid or -errno; *pidfd gets the child's descriptor when HF_CLONE_PIDFD is among the flags.
  * fn's result is the exit code.  Call with all signals blocked.
  * *handlers_cleared says whether the child's signal handlers are already reset: it decides
- * whether the child may unblock signals before it has reset them itself. */
+ * whether the child may unblock signals before it has reset them itself.
+ * HF_CLONE_INTO_CGROUP, with cgroup, is refused where clone3 cannot do it (or is not there); the caller then has another way. */
 struct hf_clone_request {
     uint64_t flags;
     int exit_signal;
@@ -83,6 +85,7 @@ struct hf_clone_request {
     char *stack;
     size_t stack_size;
     int *handlers_cleared;
+    int cgroup;
 };
 long hf_clone(const struct hf_clone_request *request);
 /* For tests of the fallback: never call clone3 again in this process. */

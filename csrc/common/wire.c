@@ -116,10 +116,12 @@ int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_polic
     char *envp = argv ? take(body, size, &at, (size_t)s.n_env + 1, sizeof(uint64_t)) : NULL;
     if (!envp)
         return -EBADMSG;
+    uint32_t n_cgroups = 0;
     for (uint32_t i = 0; i < s.n_fds; i++) {
         int32_t target;
         memcpy(&target, fds + i * sizeof target, sizeof target);
-        if (target < 0 || target >= 1 << 30)
+        n_cgroups += target >= HF_TARGET_CGROUP;
+        if (target < 0 || target >= HF_TARGET_END || (n_cgroups && target < HF_TARGET_CGROUP))
             return -EBADMSG;
     }
     if (s.executable < at || s.executable >= size || (s.cwd && (s.cwd < at || s.cwd >= size)))
@@ -131,9 +133,11 @@ int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_polic
         return -EBADMSG;
     *plan = (struct hf_plan){
         .options = s.options, .pgid = s.pgid, .umask = s.umask, .uid = s.uid, .gid = s.gid, .nice = s.nice,
-        .mask = s.mask, .n_groups = s.n_groups, .n_rlimits = s.n_rlimits, .n_fds = s.n_fds,
+        .mask = s.mask, .n_groups = s.n_groups, .n_rlimits = s.n_rlimits, .n_fds = s.n_fds - n_cgroups,
+        .n_cgroups = n_cgroups,
         .groups = (const uint32_t *)groups, .rlimits = (const struct hf_rlimit *)rlimits,
-        .fd_targets = (const int32_t *)fds, .closed_std = s.closed_std,
+        .fd_targets = (const int32_t *)fds, .cgroup_targets = (const int32_t *)fds + (s.n_fds - n_cgroups),
+        .closed_std = s.closed_std,
         .argv = (char *const *)argv, .envp = (char *const *)envp,
         .executable = body + s.executable, .cwd = s.cwd ? body + s.cwd : NULL, .restore_nofile = ~0ULL,
         .more = more, .cpus = body + more.cpus,

@@ -128,7 +128,7 @@ int hf_wire_put(char *packet, size_t room, size_t *at, uint16_t tag, const void 
 int hf_wire_get(const struct hf_record *record, const char *body, void *out, size_t size);
 /* Turn the body of HF_SPAWN into a plan: every offset and count is checked, then offsets become
  * pointers in place, so body must be writable, 8-aligned and live as long as the plan.
- * 0 or -EBADMSG.  fd_sources stays NULL: the caller knows what came over SCM_RIGHTS. */
+ * 0 or -EBADMSG.  fd_sources and cgroup_sources stay NULL: the caller knows what came over SCM_RIGHTS. */
 int hf_wire_spawn(char *body, size_t size, struct hf_plan *plan, struct hf_policy *policy);
 
 static inline size_t hf_align8(size_t n) { return (n + 7) & ~(size_t)7; }

@@ -92,6 +92,8 @@ int hf_is_dead(int pidfd, const struct hf_stat *stat);
 /* List the members as they are now into hf_stop_members (only while no stop runs). */
 void hf_stop_list_members(void);
 void hf_stop_reset(void);
+/* Keep the cgroup.kill of the plan's directory, if it has one that has that, for the KILL of its tree. */
+void hf_stop_hold_cgroup(const struct hf_plan *plan);
 /* Give back the memory of the list, which is lost; not while a stop runs. */
 void hf_stop_rest(void);
 

@@ -35,15 +35,17 @@ static void spawn(char *body, size_t size, const int *fds, int n_fds)
         hf_reports_failed(HF_STAGE_RECEIVE, EBUSY);
         return;
     }
-    if (hf_wire_spawn(body, size, &plan, &policy) < 0 || (int)plan.n_fds != n_fds) {
+    if (hf_wire_spawn(body, size, &plan, &policy) < 0 || (int)(plan.n_fds + plan.n_cgroups) != n_fds) {
         hf_reports_failed(HF_STAGE_RECEIVE, EBADMSG);
         return;
     }
     plan.fd_sources = (const int32_t *)fds;
+    plan.cgroup_sources = plan.fd_sources + plan.n_fds;
     if (policy.on_owner_loss != HF_LOSS_KEEP)
         plan.options |= HF_PDEATHSIG;
     hf_reports_begin_tree();
     hf_stop_reset();
+    hf_stop_hold_cgroup(&plan);
     if (!hf_tree.main_pid) /* not earlier: a template must not adopt what it launches */
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     uint64_t started_ns = hf_clock_ns(CLOCK_MONOTONIC), started_at_ns = hf_clock_ns(CLOCK_REALTIME);

@@ -4,16 +4,19 @@
  *          that has not had it.  Ends early when the tree is empty.
  *   KILL   passes over the whole tree.  A pass follows when everything that the last one hit has been
  *          reaped, or after a pause of twice the last pass's own length (1 to 64 ms): so a fork bomb
- *          is chased without rest, and a tree that cannot die costs next to nothing.
+ *          is chased without rest, and a tree that cannot die costs next to nothing.  Where the tree has a cgroup
+ *          of version 2, the kernel kills all of it besides, at once.
  *   DONE   empty, or KILL_LIMIT_MS after the first KILL: what is left is named in the report.
  */
 #define _GNU_SOURCE
 #include "keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 struct hf_stop_state hf_stop;
 HF_RARELY_USED struct hf_member hf_stop_members[HF_MEMBERS_MAX];
@@ -21,6 +24,7 @@ HF_RARELY_USED static struct __attribute__((aligned(HF_PAGE))) { uint64_t of[HF_
 static uint64_t began_ns, grace_end_ns, kill_end_ns, next_pass_ns;
 static uint32_t reaped_at_pass, hit_in_pass, unlisted_in_pass, killed_unlisted_in_pass, killed_unlisted;
 static int rest_signalled;
+static int cgroup_kill = -1;
 
 static struct hf_member *find(int pid, uint64_t start)
 {
@@ -153,6 +157,16 @@ void hf_stop_reset(void)
     memset(&hf_stop.report, 0, sizeof hf_stop.report);
 }
 
+void hf_stop_hold_cgroup(const struct hf_plan *plan)
+{
+    if (cgroup_kill >= 0)
+        close(cgroup_kill);
+    cgroup_kill = -1;
+    for (uint32_t i = 0; i < plan->n_cgroups; i++)
+        if (plan->cgroup_targets[i] == HF_TARGET_CGROUP) /* fails before Linux 5.14 */
+            cgroup_kill = openat(plan->cgroup_sources[i], "cgroup.kill", O_WRONLY | O_CLOEXEC);
+}
+
 void hf_stop_rest(void)
 {
     hf_stop.report.n_members = 0;
@@ -180,6 +194,10 @@ static void kill_pass(uint64_t now_ns)
     /* At once, what was born into the group during the walk.  Not before it: the walk would find them
      * dead, and the report would not say that they needed KILL. */
     hf_tree_signal_group(SIGKILL);
+    if (cgroup_kill >= 0 && write(cgroup_kill, "1", 1) < 0) { /* the directory is removed: nobody is in it */
+        close(cgroup_kill);
+        cgroup_kill = -1;
+    }
     uint64_t pause = 2 * (hf_clock_ns(CLOCK_MONOTONIC) - now_ns);
     pause = pause < 1 * NS_PER_MS ? 1 * NS_PER_MS : pause > 64 * NS_PER_MS ? 64 * NS_PER_MS : pause;
     next_pass_ns = hf_clock_ns(CLOCK_MONOTONIC) + pause;

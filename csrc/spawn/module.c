@@ -43,7 +43,7 @@ int hf_get_fds(PyObject *sequence, int *fds, int max)
         Py_XDECREF(item);
         if (value == -1 && PyErr_Occurred())
             return -1;
-        if (value < 0 || value >= 1 << 30) {
+        if (value < 0 || value >= HF_TARGET_END) {
             PyErr_Format(PyExc_ValueError, "not a descriptor: %ld", value);
             return -1;
         }
@@ -77,12 +77,13 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     memcpy(body, given, (size_t)size);
     struct hf_plan plan;
     struct hf_policy policy;
-    if (hf_wire_spawn(body, (size_t)size, &plan, &policy) < 0 || (int)plan.n_fds != n_fds) {
+    if (hf_wire_spawn(body, (size_t)size, &plan, &policy) < 0 || (int)(plan.n_fds + plan.n_cgroups) != n_fds) {
         PyMem_Free(body);
         PyErr_SetString(PyExc_ValueError, "malformed spawn body");
         return NULL;
     }
     plan.fd_sources = (const int32_t *)fds;
+    plan.cgroup_sources = plan.fd_sources + plan.n_fds;
     struct hf_child_result result;
     char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;

@@ -25,7 +25,7 @@ BAD_CONFIG = 78  # as in sysexits.h
 def check(path: str | None, as_json: bool) -> None:
     """Check a configuration, and show what would run, in the order of its start.
 
-    Warnings, on standard error, are of what is missing only now: an env_file.
+    Warnings, on standard error, are of what is missing only now: an env_file, a limit that cannot be had here.
 
     Exit code 0: it can be used. 78: it cannot; every mistake is on a line of its own, with file and line.
     """
@@ -99,7 +99,16 @@ def _warnings(config: Config) -> list[str]:
                     wrong[path] = str(error)
             if wrong[path]:
                 found.append(f"service {spec.name} would not start now: {wrong[path]}")
-    return found
+    return found + [f"{each} (as things are here)" for each in cannot_be_had(config)]
+
+
+def cannot_be_had(config: Config) -> list[str]:
+    """Limits that this machine would not give a supervisor that is started here, as we are."""
+    if all(spec.resources is None for spec in config.services.values()):
+        return []
+    from holdfast.daemon.cgroups import find, refused
+
+    return refused(config, find(config.supervisor.run_dir, lambda: {os.getpid()}, trial=True))
 
 
 def _table(file: str, config: Config) -> None:

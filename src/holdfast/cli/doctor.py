@@ -31,6 +31,7 @@ def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -
 
     findings = examine()
     uses = means(findings)
+    limits = _limits()
     trees = find(_run_dir(config, run_dir), alone=config is not None or run_dir is not None)
     stray = [tree for tree in trees if tree.state != WAITING]
     healthy = all(f.available for f in findings if f.name in ("keeper", "pidfd", "P_PIDFD", "subreaper"))
@@ -43,6 +44,7 @@ def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -
             "healthy": healthy,
             "findings": [f.as_dict() for f in findings],
             "means": uses,
+            "resources": limits,
             "trees": [
                 {
                     "run_dir": tree.run_dir,
@@ -69,6 +71,9 @@ def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -
         click.echo("\nIn use:")
         for what, how in uses.items():
             click.echo(f"  {what:<14} {how}")
+        click.echo("\nLimits of services (`resources`), for a supervisor that is started here:")
+        for what, how in limits.items():
+            click.echo(f"  {what:<14} {how}")
         click.echo("\nEverything needed is there." if healthy else "\nSomething needed is missing: see above.")
         if trees:
             click.echo("\nTrees that nobody holds:")
@@ -85,6 +90,18 @@ def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -
             outlived = sum(left.values())
             click.echo(f"Killed: {len(stray)}." + (f"  Processes that are left: {outlived}." if outlived else ""))
     sys.exit(0 if healthy and not any(left.values()) else 1)
+
+
+def _limits() -> dict[str, str]:
+    """How each of `resources` would be held, or why not."""
+    from holdfast.daemon.cgroup_files import LIMITS
+    from holdfast.daemon.cgroups import find
+
+    ground = find(f"doctor-{os.getpid()}", lambda: {os.getpid()}, trial=True)
+    return {
+        name: f"cgroup v{ground.places[name]}" if name in ground.places else f"no: {ground.why[name]}"
+        for name in LIMITS
+    }
 
 
 def _run_dir(config: str | None, run_dir: str | None) -> str:

@@ -69,6 +69,9 @@ def _row(s: dict[str, Any]) -> list[str]:
         note = f"next run {at} (in {duration(max(0.0, s['next_run'] - time.time()))}); {note}".removesuffix("; ")
     if s["frozen"]:
         note = f"{_stopped(s['frozen'])}; {note}".removesuffix("; ")
+    loose = [name for name, each in (s.get("resources") or {}).get("limits", {}).items() if each["held"] == "not held"]
+    if loose:
+        note += f" [not held: {', '.join(loose)}]"
     log = s["log"]
     if log and (log["lost_bytes"] or log["dropped_bytes"]):
         note += f" [log: {log['lost_bytes']} bytes lost, {log['dropped_bytes']} dropped]"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from .check import BAD_CONFIG, find_file
+from .check import BAD_CONFIG, cannot_be_had, find_file
 from .run import original_environment
 from .target import counted
 
@@ -50,6 +50,9 @@ def up(path: str | None, run_dir: str | None, detach: bool) -> None:
         ours = place.take(config)
     except place.Refused as error:
         click.echo(f"holdfast up: {error}", err=True)
+        sys.exit(1)
+    if refused := cannot_be_had(config):
+        click.echo("\n".join(f"holdfast up: {each}" for each in refused), err=True)
         sys.exit(1)
     command = launch.supervisor_command(ours.run_dir)
     # In form it is what execve takes; names may come twice in it.

@@ -17,9 +17,10 @@ import msgspec
 
 from .errors import one_line
 from .model import Config, Key, Keys, Service, Supervisor, keys_of
-from .units import duration_text, size_text
+from .units import duration_text, percent_text, size_text
 
-# Keys of a service that need no new process (but see `_given`).  Any other restarts what runs when it changes.
+# Keys of a service that need no new process (but see `_given_health`).  Any other restarts what runs when it changes,
+# but for `resources` (see `_given_resources`).
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
@@ -29,17 +30,22 @@ APPLIED = frozenset((
 def applied(running: Service, wanted: Service) -> Service:
     """What holds for an incarnation of `running` once `wanted` was accepted: its own, but for the keys of APPLIED."""
     spec = msgspec.structs.replace(running, **{key: getattr(wanted, key) for key in APPLIED})
-    return spec if _given(spec) == _given(running) else msgspec.structs.replace(spec, health=running.health)
+    if _given_health(spec) != _given_health(running):
+        spec = msgspec.structs.replace(spec, health=running.health)
+    if _given_resources(wanted) == _given_resources(running):
+        spec = msgspec.structs.replace(spec, resources=wanted.resources)
+    return spec
 
 
 def definition(spec: Service) -> str:
     """Digest of what an incarnation is started with.  What has its default is left out, so that a key of a later
     version changes nothing for those that do not use it."""
-    told = {key: value for key, value in _told(spec).items() if key not in APPLIED} | _given(spec)
+    told = {key: value for key, value in _told(spec).items() if key not in APPLIED and key != "resources"}
+    told |= _given_health(spec) | _given_resources(spec)
     return hashlib.blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=12).hexdigest()
 
 
-def _given(spec: Service) -> dict[str, object]:
+def _given_health(spec: Service) -> dict[str, object]:
     """What `health` needs that can only be given at a start: its descriptor, or the socket of sd_notify, where it is
     what brings that.  Who was started without cannot say that it is well."""
     health = spec.health
@@ -48,6 +54,15 @@ def _given(spec: Service) -> dict[str, object]:
     if health.notify and msgspec.structs.replace(spec, health=None).speaks:
         return {}
     return {"health": "notify" if health.notify else health.fd}
+
+
+def _given_resources(spec: Service) -> dict[str, object]:
+    """What `resources` needs that can only be given at a start: a cgroup, whose limits can be changed.  Where it may do
+    without, nobody knows from here how they are held."""
+    asked = spec.resources
+    if asked is None:
+        return {}
+    return {"resources": _told(asked) if asked.optional else "cgroup"}
 
 
 Effect = Literal["starts", "stops", "restarts", "applies"]
@@ -133,6 +148,8 @@ def _words(value: object, form: str) -> str:
         return duration_text(value)
     if form == "size" and isinstance(value, int):
         return size_text(value)
+    if form == "percent" and isinstance(value, float):
+        return percent_text(value)
     if form == "signal" and isinstance(value, int):
         return signal.Signals(value).name
     if form == "umask" and isinstance(value, int):

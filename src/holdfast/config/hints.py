@@ -6,7 +6,6 @@ from __future__ import annotations
 LATER = {
     "fds": "",
     "ready_timeout": "ready = { timeout = ... } is",
-    "resources": "rlimits are",
 }
 
 # Tables of the file that are not built.
@@ -52,7 +51,9 @@ OTHER_WORDS = {
     "killsignal": "stop_signal",
     "kill_signal": "stop_signal",
     "limits": "rlimits",
+    "mem_limit": "resources",
     "members": "services",
+    "memorymax": "resources",
     "needs": "requires",
     "nonewprivileges": "no_new_privs",
     "numprocs": "replicas",

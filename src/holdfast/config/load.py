@@ -24,12 +24,13 @@ from .links import Links
 from .model import NAME_LENGTH_MAX, SERVICE_NAME, Config, Group, Key, Keys, Log, Schedule, Service, Supervisor, keys_of
 from .places import find
 from .probe_forms import PROBE_FORMS, wrong_probes
+from .resource_forms import RESOURCE_FORMS, wrong_resources
 from .socket_forms import SOCKET_FORMS, twice, wrong_sockets
 from .sources import DIRECTORY, At, Source, read_all
 from .tables import INDEX, NO_DEFAULTS, default_keys, merged, with_index, words_in_braces
 from .tcp import HOW_TO_MAKE_ONE
 
-FORMS = {**PLAIN_FORMS, **PROBE_FORMS, **SOCKET_FORMS, **IDENTITY_FORMS, **DAEMON_FORMS}
+FORMS = {**PLAIN_FORMS, **PROBE_FORMS, **SOCKET_FORMS, **IDENTITY_FORMS, **DAEMON_FORMS, **RESOURCE_FORMS}
 RESERVED = ("holdfast.log", "holdfast.log.1")  # files in log_dir, where each service has a directory
 TABLES_OF_MAIN = ("supervisor", "defaults", "service", "group")
 TABLES_OF_OTHERS = ("service", "group")  # in conf.d
@@ -306,7 +307,8 @@ class _Files:
             if getattr(backoff, field) > backoff.max:
                 self.wrong(at / "backoff" / field, "is longer than backoff.max", "make max longer, or this shorter")
         self.check_log(spec.log, table.get("log", {}), at / "log" / "cap")
-        for key, message, hint in (*wrong_probes(spec), *wrong_sockets(spec), *wrong_daemon(spec)):
+        wrongs = (*wrong_probes(spec), *wrong_sockets(spec), *wrong_daemon(spec), *wrong_resources(spec))
+        for key, message, hint in wrongs:
             self.wrong(at / key, message, hint)
         if spec.pty and spec.stdin == "pipe":
             self.wrong(at / "stdin", "is the terminal's where pty = true", "leave `stdin` out")

@@ -33,6 +33,7 @@ from .parts import (
     OnOwnerLoss,
     Probe,
     Ready,
+    Resources,
     Restart,
     RestartOrder,
     Schedule,
@@ -57,6 +58,7 @@ __all__ = [
     "PROBE_KINDS",
     "Probe",
     "Ready",
+    "Resources",
     "SERVICE_NAME",
     "SOCKETS_MAX",
     "SOCKET_MODE",
@@ -170,6 +172,10 @@ class Service(msgspec.Struct, frozen=True):
         dict[str, tuple[int, int]],
         About("rlimits", "Resource limits by the names of `ulimit` and `setrlimit(2)`: one value, or `[soft, hard]`."),
     ] = {}  # -1: unlimited
+    resources: Annotated[
+        Resources | None,
+        About("table", "What it may use, all of its processes together; see [resources.md](resources.md)."),
+    ] = None
     sockets: Annotated[
         tuple[Socket, ...],
         About("tables", "Sockets that are opened for it and held over its restarts and those of the supervisor."),

@@ -23,6 +23,9 @@ BACKLOG = 1024
 SOCKET_MODE = 0o600
 SOCKETS_MAX = 64  # of one service
 FD_STORE_MAX = 128
+PIDS_MAX = 4 * 1024 * 1024  # as many numbers as Linux has
+WEIGHT_MAX = 10_000  # of the kernel's weights, which are 100 where nobody says
+CPUS_MAX = 8192
 NAME_LENGTH_MAX = 64
 SERVICE_NAME = f"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{NAME_LENGTH_MAX - 1}}}"
 
@@ -189,6 +192,42 @@ class Schedule(msgspec.Struct, frozen=True):
     @property
     def given(self) -> bool:
         return bool(self.cron or self.every)
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """What a service may use, all of its processes together.  Sizes in bytes."""
+
+    memory_max: Annotated[
+        int | None,
+        About("size", "Memory; what would go past it is reclaimed, and when that fails, killed.", 1, SIZE_MAX,
+              without="no limit"),
+    ] = None  # fmt: skip
+    memory_high: Annotated[
+        int | None,
+        About("size", "Memory from which on it is slowed down, and its memory reclaimed.", 1, SIZE_MAX,
+              without="no limit"),
+    ] = None  # fmt: skip
+    cpu_max: Annotated[
+        float | None,
+        About("percent", 'Processor time: `"150%"` is that of one and a half processors.', 0.01, CPUS_MAX,
+              without="no limit"),
+    ] = None  # fmt: skip
+    cpu_weight: Annotated[
+        int | None,
+        About("integer", "Its part of the processors, against others, when they are busy.", 1, WEIGHT_MAX,
+              without="the kernel's, 100"),
+    ] = None  # fmt: skip
+    io_weight: Annotated[
+        int | None,
+        About("integer", "Its part of the disks, in the same way.", 1, WEIGHT_MAX, without="the kernel's, 100"),
+    ] = None
+    pids_max: Annotated[
+        int | None,
+        About("integer", "Processes and threads; one more cannot be forked.", 1, PIDS_MAX, without="no limit"),
+    ] = None
+    optional: Annotated[
+        bool, About("boolean", "Start it where a limit cannot be had, too; `status` says how each one is held.")
+    ] = False
 
 
 class Socket(msgspec.Struct, frozen=True):

@@ -48,6 +48,7 @@ def _limit(name: str) -> Schema:
 _FORMS: dict[str, Schema] = {
     "duration": _DURATION,
     "size": _SIZE,
+    "percent": {"type": "string", "pattern": f"^{_NUMBER}%$"},
     "boolean": {"type": "boolean"},
     "command": {"anyOf": [_STRING, {"type": "array", "items": {"type": "string"}, "minItems": 1}]},
     "path": _STRING,

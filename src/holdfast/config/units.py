@@ -42,6 +42,19 @@ def size(text: str) -> int:
     raise ValueError(f"{text!r} has an unknown unit: KB, MB, GB, KiB, MiB and GiB are known")
 
 
+def percent_text(share: float) -> str:
+    """1.5 as "150%"."""
+    return f"{round(share * 100, 6):.10g}%"
+
+
+def percent(text: str) -> float:
+    """ "150%" as 1.5.  ValueError."""
+    number = text.removesuffix("%")
+    if number == text or not _is_number(number):
+        raise ValueError(f"{text!r} is not a percentage: write a number and %, such as 150%")
+    return float(number) / 100
+
+
 def duration_text(seconds: float) -> str:
     """0.1 as "100ms", 60.0 as "60s", 7200.0 as "2h": what `milliseconds` reads."""
     ms = round(seconds * 1000)

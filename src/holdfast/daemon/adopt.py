@@ -250,7 +250,8 @@ def _judge(supervisor: Supervisor, found: _Found) -> None:
         if stranger and found.copy:
             found.let_go()
     if found.copy is None and not found.unreachable and record.live:
-        found.ended = reported_exit(report, supervisor.config.services.get(record.name), record.step)
+        ended = reported_exit(report, supervisor.config.services.get(record.name), record.step)
+        found.ended = ended and supervisor.resources.explained(record.name, record.incarnation, ended)
         supervisor.chronicle.take_report(record.name, record.incarnation, report)
         found.lost = found.ended is None
         # The socket is made before the keeper, and removed after the end is on record.
@@ -360,7 +361,7 @@ async def _reach(supervisor: Supervisor, found: _Found) -> None:
         await _end_lost(supervisor, found)
         return
     supervisor.adopted += 1
-    supervisor.post(ev.Exited(name, incarnation, ended))
+    supervisor.post(ev.Exited(name, incarnation, supervisor.resources.explained(name, incarnation, ended)))
     supervisor.post(ev.Emptied(name, incarnation, 0))
     supervisor.clean(name, incarnation)
 

@@ -105,6 +105,10 @@ class Chronicle:
         elif isinstance(event, told.LogState) and (event.lost or event.dropped):
             self._history.note(key, log_lost=event.lost, log_dropped=event.dropped)
 
+    def used(self, name: str, incarnation: int, what: dict[str, float]) -> None:
+        """What its cgroups have counted, before they are removed."""
+        self._history.note((name, incarnation), resources=msgspec.json.encode(what).decode())
+
     def take_report(self, name: str, incarnation: int, path: str) -> None:
         """What a keeper has written when nobody was there to hear it."""
         try:

@@ -41,10 +41,11 @@ CREATE TABLE incarnations (
     id INTEGER PRIMARY KEY, boot TEXT NOT NULL, service TEXT NOT NULL, incarnation INTEGER NOT NULL,
     pid INTEGER, why TEXT, started_at REAL, ready_at REAL, ended_at REAL, empty_at REAL, asked TEXT,
     cause TEXT, code INTEGER, signal INTEGER, core INTEGER, adopted INTEGER NOT NULL DEFAULT 0,
-    log_lost INTEGER, log_dropped INTEGER, usage TEXT, tree_usage TEXT, stop TEXT
+    log_lost INTEGER, log_dropped INTEGER, usage TEXT, tree_usage TEXT, stop TEXT, resources TEXT
 );
 CREATE INDEX incarnations_of ON incarnations (service, incarnation);
 """
+LATER_COLUMNS = {"resources"}
 # What is known first stays.  All others are what was heard last, and adoptions are counted.
 FIRST = {"why", "asked", "ready_at", "ended_at", "empty_at"}
 NEWEST = "SELECT max(id) FROM incarnations WHERE service = ? AND incarnation = ? AND boot = ?"
@@ -96,9 +97,16 @@ class Database:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
                 self._db.execute("COMMIT")
+            self._add_columns()
         except BaseException:
             self._db.close()
             raise
+
+    def _add_columns(self) -> None:
+        """Those that a file has not that was made before there were any; who does not know them passes them over."""
+        have = {row[1] for row in self._db.execute("PRAGMA table_info(incarnations)")}
+        for column in LATER_COLUMNS - have:
+            self._db.execute(f"ALTER TABLE incarnations ADD COLUMN {column} TEXT")
 
     def in_place(self) -> bool:
         try:
@@ -292,6 +300,7 @@ def _record(row: Row) -> HistoryRecord:
         core=bool(row["core"]),
         usage=json.loads(row["usage"]) if row["usage"] else None,
         tree_usage=json.loads(row["tree_usage"]) if row["tree_usage"] else None,
+        resources=json.loads(row["resources"]) if row.get("resources") else None,
         stop=StopSummary(**stop) if stop else None,
         adopted=row["adopted"],
         log_lost_bytes=row["log_lost"] or 0,

@@ -2,6 +2,7 @@
 
 A process belongs to a lost tree
   - by identity: a descriptor of it is held, or it was written down (members.py) and is found alive by that;
+  - by its cgroup, which nothing of it leaves, where it has one (resources.py);
   - by descent: from one that belongs;
   - by session or group: those of its main process;
   - by its marks in the environment: a hint, for programs overwrite them.
@@ -26,6 +27,7 @@ from holdfast.process.held import HeldTree
 from holdfast.process.keeper import try_signal
 
 from .anchor import Anchor, Members
+from .cgroup_files import Cgroups
 from .members import MAIN, Identity
 from .processes import Seen, Table, all_pids, ancestors, environment, look
 
@@ -37,6 +39,7 @@ SURVIVORS_PAUSE = 1.0
 ASK_LIMIT = 1.0  # seconds; an anchor that is silent for longer is frozen: then /proc alone is looked at
 KEEPER_NAME = "holdfast-keeper"
 INIT = 1
+NO_CGROUPS = Cgroups()
 
 
 class Lost:
@@ -44,7 +47,7 @@ class Lost:
 
     def __init__(
         self, marks: Mapping[str, str], members: Collection[Identity] = (), tree: HeldTree | None = None,
-        *, below_anchor: bool = False,
+        *, below_anchor: bool = False, cgroups: Cgroups = NO_CGROUPS,
     ) -> None:  # fmt: skip
         self.marks = frozenset(os.fsencode(f"{key}={value}") for key, value in marks.items())
         self.tree = tree
@@ -53,6 +56,7 @@ class Lost:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unopened = list(members)
         self.held: dict[int, int] = {}  # pidfds of those that are known by identity
+        self.cgroups = cgroups
         self.mains = {who.pid for who in members if who.role == MAIN}
         self.since = min((who.start for who in members), default=0)  # nothing of it is older
         if tree is not None and tree.pid:
@@ -67,6 +71,16 @@ class Lost:
             if fd >= 0 and self.held.setdefault(self.unopened[-1].pid, fd) != fd:
                 os.close(fd)
             self.unopened.pop()
+        for pid in self.cgroups.pids():
+            if pid in others or pid in self.held:
+                continue
+            try:
+                fd = _native.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            self.held[pid] = fd
+            if pid not in self.cgroups.pids():  # the number was another's before it was held
+                os.close(self.held.pop(pid))
 
     def known(self) -> dict[int, int]:
         """Descriptors of those alive who belong by identity, by their numbers, which are nobody else's meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.config.env_file import read_env_file
@@ -61,9 +61,10 @@ def exit_variables(ended: Exit | None) -> dict[str, str]:
 
 def make_service_plan(
     spec: Service, incarnation: int, around: Surroundings, step: Step = "main", ended: Exit | None = None,
-    given: Given = NOTHING,
+    given: Given = NOTHING, cgroups: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
-    """The checked request.  `ended`: for post_stop, how main has; `given`: for main, what it gets to listen on.
+    """The checked request.  `ended`: for post_stop, how main has; `given`: for main, what it gets to listen on;
+    `cgroups`: where it is started.
 
     ValueError, OSError: a user that has gone, a value that the kernel does not take, an
     env_file that is not there."""
@@ -89,6 +90,7 @@ def make_service_plan(
         stderr=DEVNULL,
         pass_fds=fds,
         listen_fds=given.fds,
+        cgroups=cgroups,
         on_owner_loss=spec.on_owner_loss,
         forking=spec.type == "forking" and step == "main",
         main=spec.main if step == "main" else None,

@@ -71,6 +71,7 @@ def service_status(supervisor: Supervisor, name: str, table: Table) -> ServiceSt
         reloading=copy is not None and (copy.reloading or copy.reload_runs),
         main=MainStatus(copy.tree.rule, copy.tree.moves, copy.refused) if copy and copy.tree.moves else None,
         next_run=supervisor.scheduler.next_run(name) if view.due else None,
+        resources=supervisor.resources.status(name, copy.incarnation) if copy else None,
     )
 
 

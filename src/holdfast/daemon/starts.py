@@ -48,7 +48,8 @@ class Starts:
                 os.makedirs(log_path, 0o750, exist_ok=True)
             given = supervisor.sockets.give(spec) if step == "main" else NOTHING
             last_exit = supervisor.engine.units[name].last_exit
-            plan = make_service_plan(spec, incarnation, supervisor.around, step, last_exit, given)
+            spec, cgroups = supervisor.resources.prepare(spec, incarnation)
+            plan = make_service_plan(spec, incarnation, supervisor.around, step, last_exit, given, cgroups)
             if step == "main":
                 supervisor.probes.prepare(spec, incarnation, log_path, plan)
             tree = HeldTree.start(

@@ -70,6 +70,30 @@ class Frozen(Struct, frozen=True):
     pid: int
 
 
+class ResourceLimit(Struct, frozen=True):
+    """One limit of a service."""
+
+    value: Annotated[float, means("as it was asked for: bytes, processors (`150%` is 1.5), a weight, a number")]
+    held: Annotated[
+        str, means("`cgroup v2`, `cgroup v1`, `rlimit data of each process`; `not held` of an `optional` one")
+    ]
+
+
+class ResourceStatus(Struct, frozen=True):
+    """What a service with `resources` may use, and what it does. Of what nobody counts: null."""
+
+    limits: Annotated[dict[str, ResourceLimit], means("by their keys")]
+    memory_bytes: Annotated[int | None, means("files that it has read or written, and kernel memory, are in it")]
+    memory_peak_bytes: Annotated[int | None, means("the most that it was")]
+    cpu_seconds: Annotated[float | None, means("of all processes that it has had")]
+    tasks: Annotated[int | None, means("processes and threads")]
+    oom_kills: Annotated[int | None, means("processes that the kernel has killed because there was no memory")]
+    pressure: Annotated[
+        dict[str, float],
+        means("percent of the last ten seconds in which something of it has waited for `cpu`, `memory`, `io`"),
+    ]
+
+
 class ServiceStatus(Struct, frozen=True):
     """A service as it is now."""
 
@@ -98,6 +122,7 @@ class ServiceStatus(Struct, frozen=True):
     ] = False
     next_run: Annotated[float | None, means("unix seconds: the next run of one that waits for its schedule")] = None
     main: Annotated[MainStatus | None, means("which process is main; null: the one that was started")] = None
+    resources: Annotated[ResourceStatus | None, means("what it may use, and does; null: it has no `resources`")] = None
 
 
 class SupervisorStatus(Struct, frozen=True):
@@ -229,3 +254,7 @@ class HistoryRecord(Struct, frozen=True):
     adopted: Annotated[int, means("by so many supervisors that came later")]
     log_lost_bytes: int
     log_dropped_bytes: int
+    resources: Annotated[
+        dict[str, float] | None,
+        means("what its cgroups have counted: `memory_peak_bytes`, `cpu_seconds`, `oom_kills`; null: it had none"),
+    ] = None

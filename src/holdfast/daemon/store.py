@@ -7,6 +7,7 @@
     services/NAME/41.ready   what that incarnation says of itself, or where its log began (hear.py)
     services/NAME/41.health  likewise
     services/NAME/41.watchdog  the time that it has given itself, if it has
+    services/NAME/41.cgroup  its directories in the hierarchies of cgroups, if it has any: a line each
     boot                     the boot that all of this belongs to: after another one nothing of it is alive
 
 Everything here is small and local; nothing is synced to disk, for what it describes ends with the machine.
@@ -25,11 +26,12 @@ from holdfast.config.model import Service
 from holdfast.engine.effects import Record
 from holdfast.process.address import remove
 
+from .cgroup_files import Cgroups
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 HEARD = ("ready", "health", "watchdog")
-FILES = ("sock", "report", "members", *HEARD)  # of one incarnation
+FILES = ("sock", "report", "members", "cgroup", *HEARD)  # of one incarnation
 
 
 def write_by_rename(path: str, data: bytes) -> None:
@@ -95,6 +97,18 @@ class Store:
 
     def heard(self, name: str, incarnation: int, what: str) -> str:
         return f"{self.directory(name)}/{incarnation}.{what}"
+
+    def cgroup(self, name: str, incarnation: int) -> str:
+        return os.path.join(self.directory(name), f"{incarnation}.cgroup")
+
+    def cgroups(self, name: str, incarnation: int) -> Cgroups:
+        """Its directories; none, where nothing is written down."""
+        lines = os.fsdecode(_read(os.path.join(self._services, name, f"{incarnation}.cgroup")) or b"").splitlines()
+        return Cgroups(line for line in lines if line.startswith("/"))
+
+    def forget_cgroup(self, name: str, incarnation: int) -> None:
+        """They are removed."""
+        remove(os.path.join(self._services, name, f"{incarnation}.cgroup"))
 
     def save(self, record: Record) -> None:
         data = msgspec.json.encode(record)

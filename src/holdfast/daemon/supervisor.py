@@ -31,6 +31,7 @@ from .members import MemberFiles
 from .plan import Surroundings, marks
 from .probes import Probes
 from .processes import is_below
+from .resources import Resources
 from .scheduler import Scheduler
 from .sockets import Sockets
 from .starts import Starts, is_temporary, why_not
@@ -99,6 +100,7 @@ class Supervisor:
         self.terminals = Terminals(self)
         self.sockets = Sockets(self)
         self.starts = Starts(self)
+        self.resources = Resources(self)
         self.stored = Stored(self)
 
     # ---- the one way in
@@ -171,6 +173,8 @@ class Supervisor:
         for name, spec in config.services.items():
             if name in before and before[name].health != spec.health == applied(before[name], spec).health:
                 self.probes.renew(name)
+            if name in before and before[name].resources != spec.resources == applied(before[name], spec).resources:
+                self.resources.apply(name)
         self.scheduler.begin()
 
     async def changed(self) -> None:
@@ -260,6 +264,7 @@ class Supervisor:
         if copy.tree.attached:
             copy.below_anchor = self.is_below_anchor(copy)
         self.members.take_over(copy)
+        self.resources.hold(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         # Who had it before us may have changed it, or was started with another configuration.
         copy.set_on_owner_loss(self.on_owner_loss(copy.name))
@@ -292,7 +297,8 @@ class Supervisor:
         elif isinstance(event, told.Moved):
             self.mains.moved(copy, event)
         elif isinstance(event, told.Exited):
-            self.post(ev.Exited(name, incarnation, self.mains.end_of(copy, event.status)))
+            ended = self.resources.explained(name, incarnation, self.mains.end_of(copy, event.status))
+            self.post(ev.Exited(name, incarnation, ended))
         elif isinstance(event, told.StopReported):
             copy.stopped()
             if not event.report.empty:
@@ -354,7 +360,8 @@ class Supervisor:
         if copy.tree.status is None:
             status = copy.tree.recover_status()
             if status is not None:
-                self.post(ev.Exited(copy.name, copy.incarnation, exit_of(status)))
+                ended = self.resources.explained(copy.name, copy.incarnation, exit_of(status))
+                self.post(ev.Exited(copy.name, copy.incarnation, ended))
         self._drop(copy)
         await self.settle_lost(copy.name, copy.incarnation, survivors)
         copy.close()
@@ -364,7 +371,8 @@ class Supervisor:
         """Kill what a lost keeper has left; how many survive."""
         members = self.store.members(name, incarnation)
         tree, below_anchor = (copy.tree, copy.below_anchor) if copy else (None, False)
-        case = Lost(marks(name, incarnation, self.around), members, tree, below_anchor=below_anchor)
+        cgroups = self.resources.of(name, incarnation)
+        case = Lost(marks(name, incarnation, self.around), members, tree, below_anchor=below_anchor, cgroups=cgroups)
         return await self.lost.end(name, incarnation, case)
 
     async def settle_lost(self, name: str, incarnation: int, survivors: int) -> None:
@@ -403,6 +411,7 @@ class Supervisor:
     def clean(self, name: str, incarnation: int) -> None:
         """Remove the files of an incarnation of which nothing is left."""
         try:
+            self.resources.remove(name, incarnation)
             self.store.forget_incarnation(name, incarnation)
         except OSError as error:
             self.events.add("error", f"cannot remove its files: {error}", name, incarnation)
@@ -444,6 +453,7 @@ class Supervisor:
         self.mains.close()
         self.scheduler.close()
         self.terminals.close()
+        self.resources.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

@@ -94,6 +94,8 @@ class Updates:
             if words := fixed(supervisor.config, config):
                 text = f"{words[0]}: that cannot change while it runs; `holdfast down`, then `holdfast up`"
                 raise Refused(text)
+            if refused := supervisor.resources.refused(config):
+                raise Refused("\n".join(refused))
             trial = Trial(supervisor.engine, supervisor.config, config, changes(supervisor.config, config), rollback)
             if dry_run or config == supervisor.config:
                 trial.over.set()

@@ -24,6 +24,7 @@ PRE_START = "pre_start"  # that failed: the cause of an end before main
 NOT_DONE = "not done in time"
 LEFT_NOTHING = "left no process"  # what was to fork a daemon
 COULD_NOT_START = "could not start"  # followed by ": " and why
+OUT_OF_MEMORY = "out of memory"  # followed by whose limit that was; with a signal: the kernel has killed it
 UNKNOWN = "unknown"  # it ended while nobody looked
 
 

@@ -77,6 +77,7 @@ FDS_MAX = 240  # descriptors passed to one process, stdio included
 NEW_SESSION, SET_PGID, SET_UMASK, SET_UID, SET_GID = 1, 2, 4, 8, 16
 SET_GROUPS, SET_NICE, CLOSE_FDS, RESTORE_SIGNALS = 32, 64, 256, 512
 LISTEN_PID, FORKING = 2048, 8192
+TARGET_CGROUP, TARGET_CGROUP_PROCS = 1 << 30, (1 << 30) + 1
 
 
 def signal_number(value: int | str) -> int:
@@ -287,6 +288,19 @@ def _stdio(plan: Plan, given: tuple[File, File, File]) -> tuple[list[int], list[
     return sources, targets, closed
 
 
+def _open_cgroups(plan: Plan, cgroups: Sequence[str], targets: list[int]) -> None:
+    """What says where the process is started, behind all other descriptors."""
+    for directory in cgroups:
+        is_v2 = os.path.exists(f"{directory}/cgroup.controllers")
+        path, flags = (directory, os.O_RDONLY | os.O_DIRECTORY) if is_v2 else (f"{directory}/cgroup.procs", os.O_WRONLY)
+        try:
+            plan.child_files.extend(map(os.open, [path], [flags | os.O_CLOEXEC]))
+        except OSError as error:
+            raise SpawnError(error.errno or 0, os.strerror(error.errno or 0), "cgroup") from None
+        plan.fds.append(plan.child_files[-1])
+        targets.append(TARGET_CGROUP if is_v2 else TARGET_CGROUP_PROCS)
+
+
 def _argv(args: Command, shell: bool, executable: StrPath | None) -> tuple[list[StrPath], StrPath]:
     if shell:
         if not isinstance(args, (str, bytes)):
@@ -336,11 +350,12 @@ def make_plan(
     main: str | None = None,
     ready_timeout: Seconds = READY_TIMEOUT,
     listen_fds: Sequence[int] = (),
+    cgroups: Sequence[str] = (),
 ) -> Plan:
     """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError.
 
     `listen_fds` become the descriptors from 3 on, and LISTEN_PID, for which `env` has a place (any ten digits), the
-    number of the process, as sd_listen_fds(3) wants it."""
+    number of the process, as sd_listen_fds(3) wants it.  In `cgroups`, directories of either version, it is started."""
     plan = Plan()
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
@@ -424,6 +439,8 @@ def make_plan(
         sources, targets, closed = _stdio(plan, (stdin, stdout, stderr))
         plan.fds = [*sources, *extra, *listen_fds]
         targets += [*extra, *range(3, 3 + len(listen_fds))]
+        if cgroups:
+            _open_cgroups(plan, cgroups, targets)
         plan.body = _native.spawn_body(
             argv, env, plan.executable, cwd, options, pgid, umask or 0, uid, gid, nice or 0, groups, limits,
             targets, closed, LOSS[on_owner_loss], plan.stop_signal, SCOPE[stop_scope], grace_ms, more,
@@ -432,6 +449,8 @@ def make_plan(
         plan.discard()
         if isinstance(error, OverflowError):
             raise ValueError(f"a number is out of range: {error}") from None
+        if isinstance(error, SpawnError):
+            raise
         if isinstance(error, OSError) and error.errno is not None:  # None: a file object without a descriptor
             raise SpawnError(error.errno, os.strerror(error.errno), "descriptors") from None
         raise
