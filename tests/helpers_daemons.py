@@ -111,7 +111,8 @@ STYLES = {
             lines(
                 "global", "  pidfile <<dir>>/<<name>>.pid", "  maxconn 64", "  nbthread 1", "defaults", "  mode http",
                 "  timeout connect 5s", "  timeout client 5s", "  timeout server 5s", "frontend who",
-                "  bind <<host>>:<<port>>", '  http-request return status 200 content-type text/plain string "<<name>>"',
+                "  bind <<host>>:<<port>>",
+                '  http-request return status 200 content-type text/plain string "<<name>>"',
             ),
             http("/"), "\r\n\r\n<<name>>", "once, then executes itself anew; has workers",
         ),

@@ -1,8 +1,8 @@
 """Daemons of Debian that fork away by themselves, as services of `type = "forking"`, without pid files.
 
-What status says is compared with what the daemons themselves tell: their answers, and the pid files that they write for
-nobody but these tests.  That nothing is left is seen from outside: by descriptors of every process that was below the keeper,
-and by who has files of the test's directory open.
+What status says is compared with what the daemons themselves tell: their answers, and the pid files that they write
+for nobody but these tests.  That nothing is left is seen from outside: by descriptors of every process that was below
+the keeper, and by who has files of the test's directory open.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+from typing import Self
 
 import pytest
 from conftest import require
@@ -62,7 +63,7 @@ class Held:
                 alive += 1  # a zombie still counts
         return alive
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -142,7 +143,7 @@ class Requests:
         wanted = self.count + 20
         wait_for(lambda: self.count >= wanted)
 
-    def __enter__(self) -> Requests:
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 
