@@ -146,19 +146,21 @@ def recipes() -> dict[str, dict[str, object]]:
     return found
 
 
-def a_port(host: str) -> int:
+def an_address() -> tuple[str, int]:
+    dice = random.SystemRandom()
     with socket.socket() as sock:
-        sock.bind((host, 0))
-        return sock.getsockname()[1]
+        sock.bind((f"127.{dice.randrange(1, 255)}.{dice.randrange(1, 255)}.1", 0))
+        return sock.getsockname()
 
 
 class Instance:
     """A daemon with an address and files of its own.  `toml` is its service."""
 
-    def __init__(self, style: Style, name: str, directory: pathlib.Path, **keys: object) -> None:
+    def __init__(
+        self, style: Style, name: str, directory: pathlib.Path, address: tuple[str, int] | None = None, **keys: object
+    ) -> None:
         self.style, self.name, self.directory = style, name, directory
-        host = f"127.{random.SystemRandom().randrange(1, 255)}.{random.SystemRandom().randrange(1, 255)}.1"
-        self.address = host, a_port(host)
+        self.address = address or an_address()
         self.file = directory / f"{name}.conf"
         self.file.write_text(self.put_in(style.config))
         self.toml = f"[service.{toml(name)}]\n" + "".join(

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+import tomllib
 from typing import Self
 
 import pytest
@@ -22,11 +23,11 @@ from helpers_wait import all_ended, wait_for
 QUICK = "backoff = { first = '0s', then = '50ms', max = '200ms' }\nstart_limit = 0\n"
 
 
-def instance(style: str, directory, number: int = 1) -> Instance:
+def instance(style: str, directory, number: int = 1, address: tuple[str, int] | None = None) -> Instance:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", PATH)
         require(style)
-    made = Instance(STYLES[style], f"{style}-{number}", directory)
+    made = Instance(STYLES[style], f"{style}-{number}", directory, address)
     made.toml += QUICK
     return made
 
@@ -88,6 +89,7 @@ def is_right(up: Running, one: Instance, **fields) -> dict:
     """Wait until it is ready; at this moment it answers, and the main process is whom the daemon itself names."""
     status = up.until(one.name, ready=True, **fields)
     assert one.mistaken(status["pid"]) == ""
+    assert status["main"]["rule"] == "only"
     if one.style.own_pid_file:  # some write it after they have listened
         wait_for(lambda: one.pid_file() == status["pid"], what=lambda: f"{one.pid_file()} written, {status}")
     tree = tree_of(keeper_of(status["pid"]))
@@ -119,6 +121,50 @@ def test_a_daemon_is_a_service(tmp_path, style):
         assert is_right(up, two)["pid"] == other["pid"]
         assert up.client().service(two.name)["incarnation"] == 1
     assert two.refuses()
+    assert who_use(tmp_path) == {}
+
+
+def test_an_address_that_is_taken(tmp_path):
+    """A second copy fails: in the process that was started, in the one that came of it, in the last of three.
+    The first copy does not notice."""
+    firsts = [instance(style, tmp_path, 1) for style in ("lighttpd", "memcached", "tinyproxy")]
+    seconds = [instance(one.style.name, tmp_path, 2, one.address) for one in firsts]
+    for one, two in zip(firsts, seconds, strict=True):
+        two.toml = two.toml.replace("start_limit = 0", f"start_limit = 3\nrequires = ['{one.name}']")
+    with running(tmp_path, *firsts, *seconds) as up:
+        before = [is_right(up, one)["pid"] for one in firsts]
+        for two in seconds:
+            assert up.until(two.name, state="fatal")["last_exit"]["code"] not in (None, 0)
+        assert [is_right(up, one, incarnation=1)["pid"] for one in firsts] == before
+        assert [up.of_service(two.name) for two in seconds] == [[], [], []]
+    assert who_use(tmp_path) == {}
+
+
+@pytest.mark.parametrize("main", ["", "redis-server"])
+def test_a_script_that_starts_two_daemons(tmp_path, main):
+    """Both lead sessions of their own: the older one is main, or the one with the name that was given."""
+    memory, redis = instance("memcached", tmp_path), instance("redis-server", tmp_path)
+    words = tomllib.loads(memory.toml)["service"][memory.name]["command"]
+    script = f"{' '.join(words)} && redis-server {redis.file}"
+    redis.toml = f"[service.both]\ntype = 'forking'\ncommand = 'sh -c \"{script}\"'\n{QUICK}"
+    redis.toml += f"ready = {{ tcp = '{redis.address[0]}:{redis.address[1]}' }}\n"
+    redis.toml += f"main = '{main}'\n" if main else ""
+    with running(tmp_path, redis) as up:
+        for incarnation in (1, 2):
+            status = up.until("both", ready=True, incarnation=incarnation)
+            assert status["main"]["rule"] == ("name" if main else "session")
+            tree = tree_of(keeper_of(status["pid"]))
+            server = wait_for(lambda tree=tree: (pid := redis.pid_file()) in tree and pid)  # that of before is left
+            with Held(tree) as held:
+                assert held.living() == 2
+                assert (server == status["pid"]) == bool(main)
+                assert redis.mistaken(server) == ""
+                assert (memory.mistaken(status["pid"]) == "") == (not main)
+                kill(status["pid"])
+                up.until("both", incarnation=incarnation + 1)
+                assert held.living() == 0
+    assert memory.refuses()
+    assert redis.refuses()
     assert who_use(tmp_path) == {}
 
 
