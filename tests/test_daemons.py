@@ -168,6 +168,26 @@ def test_a_script_that_starts_two_daemons(tmp_path, main):
     assert who_use(tmp_path) == {}
 
 
+@pytest.mark.parametrize("ready", ["tcp", "notify"])
+def test_who_answers_before_the_fork_is_over_is_not_ready_yet(tmp_path, ready):
+    """The daemon serves, and the process that was started still lives: nobody knows who main is, nor how that ends."""
+    redis = instance("redis-server", tmp_path)
+    go_on = tmp_path / "go on"
+    os.mkfifo(go_on)
+    say = "" if ready == "tcp" else "systemd-notify --ready --pid=parent; "
+    script = f"redis-server {redis.file}; {say}read line < '{go_on}'"
+    table = f"{{ tcp = '{redis.address[0]}:{redis.address[1]}' }}" if ready == "tcp" else "{ notify = true }"
+    text = f"[service.redis]\ntype = 'forking'\ncommand = [\"sh\", \"-c\", \"{script}\"]\nready = {table}\n"
+    with Running(tmp_path, text, PATH=PATH) as up:
+        status = up.until("redis", lambda status: "has not ended yet" in status["reason"])
+        assert (status["state"], status["ready"], status["main"]) == ("starting", False, None)
+        wait_for(lambda: redis.pid_file() and not redis.mistaken(redis.pid_file()))
+        go_on.write_text("now\n")
+        status = up.until("redis", ready=True)
+        assert (status["pid"], status["main"]["rule"]) == (redis.pid_file(), "only")
+    assert who_use(tmp_path) == {}
+
+
 class Requests:
     """Asks an instance again and again, in a thread; `wrong` has every answer that was not right."""
 
