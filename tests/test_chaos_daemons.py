@@ -23,6 +23,7 @@ def world() -> DaemonFacts:
         keepers={10: "nginx-0", 20: "nginx-1"},
         told={
             ("nginx-0", 1): "killed by SIGKILL", ("nginx-0", 2): "runs",
+            ("nginx-0", 3): "could not start: the supervisor was killed at that moment",
             ("nginx-1", 1): "keeper lost", ("nginx-1", 2): "runs",
         },
         files={"nginx-0": ["record"]},

@@ -72,10 +72,11 @@ def one_tree_each(facts: DaemonFacts) -> list[str]:
 
 
 def restarts_have_a_cause(facts: DaemonFacts) -> list[str]:
-    """Not more ends than were made: by a kill in its tree or of its keeper, by a command, by the stop in the end."""
+    """Not more ends than were made: by a kill in its tree or of its keeper, by a command, by the stop in the end.
+    Starts that a killed supervisor had not made are no ends."""
     ends: dict[str, list[str]] = {}
     for (name, number), cause in facts.told.items():
-        if cause != "runs":
+        if cause != "runs" and "supervisor was killed at that moment" not in cause:
             ends.setdefault(name, []).append(f"@{number} {cause}")
     return [
         f"{name}: {len(told)} ends, {facts.commands[name]} causes: {told}"
