@@ -11,6 +11,7 @@ import os
 import pathlib
 import random
 import signal
+import time
 from dataclasses import dataclass, field
 
 from helpers_daemons import PATH, STYLES, Instance, listeners, sockets_of
@@ -21,6 +22,7 @@ from . import invariants, processes
 from .facts import Birth, Facts
 from .world import LIMIT, Stuck, World, until
 
+FORK_LIMIT = 2.0  # seconds until a start that does not come is given up: the supervisor was killed, too
 WITH_WORKERS = ("nginx", "haproxy")
 MENDS_WORKERS = "nginx"  # the end of a worker of haproxy is that of the service: it wants it so
 
@@ -124,21 +126,25 @@ class DaemonWorld(World):
     # ---- kills
 
     def keepers(self) -> dict[int, str]:
-        """Those that live below us, and the service of each: they have its directory open, for their report."""
-        found = {}
-        for pid in filter(processes.is_keeper, processes.all_below()):
-            with contextlib.suppress(OSError):
-                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-                for link in links:
-                    if os.path.dirname(link) == str(self.run_dir / "services"):
-                        found[pid] = os.path.basename(link)
-        return found
+        """Those that live below us, and the service of each."""
+        return {pid: name for pid in processes.all_below() if (name := self.held_by(pid))}
+
+    def held_by(self, pid: int) -> str:
+        """The service of a keeper: it has its directory open, for its report.  "": it is no keeper."""
+        if not processes.is_keeper(pid):
+            return ""
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            return ""
+        services = str(self.run_dir / "services")
+        return next((os.path.basename(link) for link in links if os.path.dirname(link) == services), "")
 
     def keeper_of(self, name: str) -> int:
         """0: none, and it has no children."""
         return next((pid for pid, held in self.keepers().items() if held == name), 0)
 
-    def _kill(self, name: str, pid: int, what: str) -> bool:
+    def kill(self, name: str, pid: int, what: str) -> bool:
         mends = what == "worker" and self.kinds[name] == MENDS_WORKERS and "worker" in processes.command(pid)
         done = processes.send(pid, signal.SIGKILL, processes.start_time(pid), wait=LIMIT)
         self.kills[what] += done
@@ -149,16 +155,16 @@ class DaemonWorld(World):
         """The oldest child of the keeper; during a start that may be the process that was started."""
         keeper = self.keeper_of(name)
         found = [(start, pid) for pid in processes.children(keeper) if (start := processes.start_time(pid)) is not None]
-        return bool(found) and self._kill(name, min(found)[1], "service")
+        return bool(found) and self.kill(name, min(found)[1], "service")
 
     def kill_worker(self, name: str, dice: random.Random) -> bool:
         keeper = self.keeper_of(name)
         found = sorted(below(keeper) - set(processes.children(keeper)))
-        return bool(found) and self._kill(name, dice.choice(found), "worker")
+        return bool(found) and self.kill(name, dice.choice(found), "worker")
 
     def kill_keeper(self, name: str) -> bool:
         keeper = self.keeper_of(name)
-        return bool(keeper) and self._kill(name, keeper, "keeper")
+        return bool(keeper) and self.kill(name, keeper, "keeper")
 
     # ---- looking
 
@@ -243,3 +249,19 @@ def worker(world: DaemonWorld, dice: random.Random) -> None:
     """A process that is a child of a main process."""
     if having := [name for name, kind in sorted(world.kinds.items()) if kind in WITH_WORKERS]:
         world.kill_worker(dice.choice(having), dice)
+
+
+def at_the_fork(world: DaemonWorld, dice: random.Random) -> None:
+    """Any process of a service, its keeper too, while it forks away."""
+    assert world.anchor is not None
+    name, anchor = dice.choice(sorted(world.kinds)), world.anchor.pid
+    before = set(processes.children(anchor))
+
+    def started() -> list[int]:  # a keeper falls to the anchor as soon as it is there; few are new, so this is quick
+        return [pid for pid in processes.children(anchor) if pid not in before and world.held_by(pid) == name]
+
+    world.ask("restart", name)
+    with contextlib.suppress(Stuck):
+        keeper = until(started, "it starts anew", FORK_LIMIT)[0]
+        time.sleep(dice.uniform(0, 0.02))
+        world.kill(name, dice.choice(sorted(below(keeper) | {keeper})), "while it forks")

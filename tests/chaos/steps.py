@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .daemons import worker
+from .daemons import at_the_fork, worker
 from .moments import MOMENTS
 from .trouble import TROUBLE
 from .world import World
@@ -120,7 +120,7 @@ KEEPERS: tuple[Step, ...] = (
     together(service, keeper), together(keeper, anchor), together(keeper, command, _now),
 )  # fmt: skip
 DAEMONS: tuple[Step, ...] = (
-    service, service, worker, worker, keeper, command, supervisor, anchor,
+    service, service, worker, worker, keeper, command, supervisor, anchor, at_the_fork, together(at_the_fork, _now),
     together(service, worker), together(service, keeper), together(service, command),
     together(service, _now), together(worker, _now), together(keeper, _now), together(command, _now),
 )  # fmt: skip
