@@ -21,12 +21,14 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct {
     int forking;
     int started_in;    /* the session */
     int moved;         /* at least once: the one that was started has done its part */
+    uint64_t moved_ns; /* when, CLOCK_MONOTONIC */
     enum hf_rule rule;
     char name[sizeof ((struct hf_more *)0)->main_name]; /* empty: none was given */
 } choice;
@@ -96,12 +98,21 @@ static int move(int pid, enum hf_rule rule)
     hf_tree.main_pidfd = pidfd;
     hf_tree_look_up_group();
     choice.moved = 1;
+    choice.moved_ns = hf_clock_ns(CLOCK_MONOTONIC);
     choice.rule = rule;
     hf_reports_moved(old, rule);
     return 1;
 }
 
-/* The daemon came, and has ended before the one that was started: how is worth more than "nobody is left". */
+/* A main that ends with code 0 so soon has only forked once more, and was not the daemon. */
+#define FORKING_NS UINT64_C(1000000000)
+
+static int is_still_forking(void)
+{
+    return !choice.moved || hf_clock_ns(CLOCK_MONOTONIC) - choice.moved_ns < FORKING_NS;
+}
+
+/* The daemon came, and has ended before the one that has forked it: how is worth more than "nobody is left". */
 static int has_failed(void)
 {
     const int *pids;
@@ -133,7 +144,7 @@ int hf_daemon_follow(const siginfo_t *ended)
     int pid = choose(&rule);
     if (pid)
         return move(pid, rule);
-    return !choice.moved && has_failed();
+    return is_still_forking() && has_failed();
 }
 
 void hf_daemon_look(void)
