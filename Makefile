@@ -2,7 +2,7 @@
 # make tour   a short guided run of `holdfast run`
 # make test   everything CI runs
 # make bench  measures; writes benchmarks/results/ and the figures in docs/benchmarks.md
-# make chaos  kills what holds services up and looks from outside whether they noticed; PROFILE=supervisor|keepers|trouble
+# make chaos  kills what holds services up and looks from outside whether they noticed; PROFILE=supervisor|keepers|trouble|daemons
 #             SEED= STEPS= SERVICES= KILLS= (0: no limit) JSON= (the report)
 # make lint, make clean
 PYTHON ?= python3

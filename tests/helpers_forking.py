@@ -4,8 +4,8 @@
 
 The program that is started does these: `fork` and `start` make a child that does the rest of the list (`start` waits
 until that one is `up`); `gate` waits until somebody writes a line into a pipe with a name; `setsid`, `name`, `exec`,
-`exit`, `die` by a signal, `on` a signal do something else, `wait` for a child, `write` its number into a file, `pause`
-for ever.
+`exit`, `die` by a signal, `on` a signal do something else, `wait` for a child, `see` the end of one and leave it,
+`write` its number into a file, `pause` for ever.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def act(actions, up):
         elif what == "on":
             signal.signal(args[0], lambda *_, rest=args[1:]: act(rest, up))
         elif what == "wait": os.wait()
+        elif what == "see": os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         elif what == "write":
             with open(args[0] + ".new", "w") as file: file.write(f"{args[1] if args[1:] else os.getpid()}\\n")
             os.rename(args[0] + ".new", args[0])

@@ -17,6 +17,7 @@ import sysconfig
 
 import helpers_wire
 import pytest
+import test_forking_keeper as daemons
 import test_held_keeper as held
 import test_keeper_protocol as protocol
 import test_log_trouble as trouble
@@ -24,6 +25,7 @@ import test_log_writer as log
 import test_terminal_keeper as terminal
 import test_wire as wire
 from conftest import require
+from helpers_forking import gates
 from helpers_held import Place
 from helpers_wire import ROOT
 
@@ -212,6 +214,23 @@ def test_held_under_sanitizers(sanitized, monkeypatch, tmp_path):
             test(place)
         finally:
             place.close()
+    assert_no_reports(sanitized)
+
+
+def test_daemons_under_sanitizers(sanitized, monkeypatch, tmp_path):
+    monkeypatch.setattr(helpers_wire, "KEEPER", sanitized)
+    for number, test in enumerate((
+        daemons.test_it_is_followed_as_long_as_it_ends_well_and_leaves_somebody,
+        daemons.test_a_stop_reaches_the_daemon_and_its_group,
+        daemons.test_the_owner_names_main,
+        daemons.test_an_owner_that_does_not_read_is_told_the_last_move_and_no_less,
+        daemons.test_a_keeper_that_is_used_again_knows_nothing_of_the_last_daemon,
+        lambda gate: daemons.test_the_name_is_looked_for_until_it_is_there(gate, "later"),
+        lambda gate: daemons.test_a_daemon_that_ends_before_its_keeper_has_looked(gate, ["die", 9], 2, 9),
+    )):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        with gates(tmp_path / str(number)) as gate:
+            test(gate)
     assert_no_reports(sanitized)
 
 

@@ -49,7 +49,7 @@ def graphs(draw):
     names = NAMES[: draw(st.integers(2, len(NAMES)))]
     result = []
     for place, name in enumerate(names):
-        type = draw(st.sampled_from(["simple", "simple", "notify", "oneshot"]))
+        type = draw(st.sampled_from(["simple", "simple", "notify", "oneshot", "forking"]))
         earlier = st.sampled_from(names[:place]) if place else st.nothing()
         result.append(
             service(
@@ -103,7 +103,7 @@ def changed(draw, specs):
             order = draw(st.sampled_from(["stop-first", "start-first"]))
             spec = replace(spec, nice=draw(st.integers(0, 2)), restart_order=order)
         elif what == "type":
-            spec = replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot"])), ready=None)
+            spec = replace(spec, type=draw(st.sampled_from(["simple", "notify", "oneshot", "forking"])), ready=None)
         elif what == "apply":
             spec = replace(
                 spec, restart=draw(st.sampled_from(POLICIES)), essential=draw(st.booleans()),

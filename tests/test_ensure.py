@@ -17,7 +17,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEBIAN = os.path.exists("/etc/debian_version")
 USED = ("sh", "cat", "mktemp", "rm", "true", "false", "chmod")
-CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare", "systemd-analyze")
+DAEMONS = ("nginx", "memcached", "redis-server", "haproxy", "lighttpd", "dnsmasq", "tinyproxy")
+CHECKED = ("musl-gcc", "valgrind", "git", "curl", "bash", "dash", "setsid", "unshare", "systemd-analyze", *DAEMONS)
 
 
 class Machine:
@@ -59,10 +60,10 @@ class Machine:
     def mend(self, script: str) -> None:
         (self.bin / "mend").write_text(script)
 
-    def ensure(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def ensure(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.bin / "sh", ROOT / "tools/ensure", *(arguments or ("python3",))],
-            env={"PATH": str(self.bin)}, capture_output=True, text=True, timeout=60, check=False,
+            env={"PATH": str(self.bin), **environment}, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     def calls(self) -> list[str]:
@@ -129,6 +130,7 @@ def test_what_tests_can_use_is_asked_for_only_by_ci(machine):
     ran = machine.ensure("python3", "checks")
     assert ran.returncode == 1
     packages = "musl-tools valgrind git curl bash dash util-linux systemd clang libclang-rt-dev"
+    packages += " nginx memcached redis-server haproxy lighttpd dnsmasq-base tinyproxy-bin"
     assert last_line(ran).endswith(f"apt-get install {packages}")
     for program in (*CHECKED, "clang"):
         machine.add(program)
@@ -157,6 +159,30 @@ def test_clang_without_its_fuzzer_runtime_counts_as_incomplete(machine):
     machine.mend(f'>"{machine.bin}/runtime"\n')
     assert machine.ensure("python3", "checks").returncode == 0
     assert machine.calls()[1].endswith("recommends libclang-rt-dev")
+
+
+@debian
+@pytest.mark.parametrize("there", [False, True])
+def test_daemons_are_installed_and_not_started(machine, there):
+    """Debian asks policy-rc.d before it starts what it has installed; one that is there is somebody's, and stays."""
+    machine.root(True)
+    for program in (*CHECKED, "clang"):
+        machine.add(program)
+    machine.remove("lighttpd")
+    machine.remove("dnsmasq")
+    policy, asked, disabled = machine.bin / "policy-rc.d", machine.bin / "asked", machine.bin / "disabled"
+    if there:
+        policy.write_text("#!/bin/sh\nexit 7\n")
+        policy.chmod(0o755)
+    machine.add("systemctl", f'printf "%s\\n" "$*" >"{disabled}"')
+    added = f'>"{machine.bin}/$each"; chmod +x "{machine.bin}/$each"'
+    machine.mend(f'"{policy}"; echo $? >"{asked}"; for each in lighttpd dnsmasq; do {added}; done')
+    ran = machine.ensure("python3", "checks", POLICY_RC_D=str(policy))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert machine.calls()[1].endswith("recommends lighttpd dnsmasq-base")
+    assert asked.read_text() == ("7\n" if there else "101\n")
+    assert policy.exists() == there
+    assert disabled.read_text() == "--quiet disable lighttpd\n"
 
 
 @debian

@@ -41,6 +41,18 @@ def child(name: str, *actions: list) -> list:
     return ["start", *actions, ["name", name], ["up"], ["pause"]]
 
 
+@pytest.mark.parametrize(
+    ("last", "code", "signal"), [(["exit", 3], 3, None), (["die", 9], None, 9), (["exit", 0], 0, None)]
+)
+def test_a_daemon_that_fails_before_the_one_between_has_ended(mark, gate, last, code, signal):
+    """The end of the daemon is told, not that of the one between, which went well."""
+    between = ["fork", ["setsid"], ["gate", gate("go")], ["fork", last], ["see"], ["exit", 0]]
+    with daemon(mark, between, ["exit", 0]) as process:
+        gate.open("go")
+        status = process.wait(30)
+        assert (status.code, status.signal) == (code, signal)
+
+
 @pytest.mark.parametrize("way", ["spawn", "runner", "address"])
 def test_the_handle_is_the_daemons(mark, tmp_path, way):
     with holdfast.Runner() as runner:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 
 import pytest
 from helpers_supervisor import LIMIT, Running, keeper_of, kill, log_of
 from helpers_wait import all_ended, wait_for
 
+from holdfast.daemon.lost import Lost, LostTrees
 from holdfast.process.held import HeldTree
 
 # A program that has written over its own environment, as some do for a title in `ps`, and says who it is.
@@ -318,3 +321,28 @@ def test_what_is_written_of_a_tree_goes_with_it(tmp_path):
         assert written(up) == who
         up.holdfast("stop", "web")
         assert not list((up.run_dir / "services" / "web").glob("*.members"))
+
+
+def test_who_is_missed_by_one_look_is_found_by_the_next():
+    """A daemon forks away between the anchor's answer and the look at those whom it names."""
+    child = subprocess.Popen(["sleep", "600"], env={})
+    answers = [set(), {child.pid}]  # what an anchor would say: we stand for it, and the child is an orphan of ours
+
+    async def ask() -> set[int]:
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    async def end() -> int:
+        trees = LostTrees(set)
+        trees.anchor.pid = os.getpid()
+        trees._ask = ask
+        try:
+            return await trees.end("web", 1, Lost({"HOLDFAST_SERVICE": "web"}, below_anchor=True))
+        finally:
+            trees.close()
+
+    try:
+        assert asyncio.run(end()) == 0
+        assert child.poll() == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()

@@ -14,7 +14,7 @@ import wire_golden as golden
 from conftest import require
 from helpers_wire import PATIENCE, ROOT, SPEC, RawKeeper, grown, raw_record, wait_until
 
-from holdfast.process import _native, errors, keeper, kept, options
+from holdfast.process import _native, errors, events, held, keeper, kept, options
 
 REPORTS = [name for name, record in SPEC.records.items() if record.tag >= 64]
 
@@ -67,11 +67,11 @@ def test_no_tag_number_or_field_of_the_code_is_missing_in_the_tables():
 
 def test_python_constants_are_those_of_the_tables():
     n = SPEC.numbers
-    for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT"):
+    for name in ("SIGNAL", "STOP", "ON_OWNER_LOSS", "EXITED", "ADOPTED", "EMPTY", "STOP_REPORT", "MOVED"):
         assert getattr(kept, name, getattr(keeper, name, None)) == SPEC.records[name].tag
     assert (n["KEEPER_REUSED"], n["KEEPER_TEMPLATE"]) == (keeper.REUSED, keeper.TEMPLATE)
     for name in ("NEW_SESSION", "SET_PGID", "SET_UMASK", "SET_UID", "SET_GID", "SET_GROUPS", "SET_NICE", "CLOSE_FDS",
-                 "RESTORE_SIGNALS"):  # fmt: skip
+                 "RESTORE_SIGNALS", "LISTEN_PID", "FORKING"):  # fmt: skip
         assert getattr(options, name) == n[name]
     assert {"LOSS_" + k.upper(): v for k, v in options.LOSS.items()} == {
         k: v for k, v in n.items() if k.startswith("LOSS_")
@@ -79,6 +79,8 @@ def test_python_constants_are_those_of_the_tables():
     assert {"SCOPE_" + k.upper(): v for k, v in options.SCOPE.items()} == {
         k: v for k, v in n.items() if k.startswith("SCOPE_")
     }
+    assert {v: k.removeprefix("RULE_").lower() for k, v in n.items() if k.startswith("RULE_")} == events.RULES
+    assert (SPEC.records["MOVED"].tag, SPEC.records["MAIN"].tag) == (events.MOVED, held.MAIN)
     assert n["FDS_MAX"] == options.FDS_MAX
     assert set(errors.STAGES) == {v for k, v in n.items() if k.startswith("STAGE_")}
 

@@ -18,14 +18,17 @@
 #define _GNU_SOURCE
 #include "kept.h"
 
+#include <poll.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct {
     int forking;
     int started_in;    /* the session */
     int moved;         /* at least once: the one that was started has done its part */
+    uint64_t moved_ns; /* when, CLOCK_MONOTONIC */
     enum hf_rule rule;
     char name[sizeof ((struct hf_more *)0)->main_name]; /* empty: none was given */
 } choice;
@@ -40,15 +43,16 @@ void hf_daemon_begin(const struct hf_plan *plan)
     memcpy(choice.name, plan->more.main_name, sizeof choice.name - 1);
 }
 
-static int is_living_child(int pid, struct hf_stat *stat)
+/* A child of ours: does it live, and what is it?  Where /proc hides it (hidepid, and it is another user's) it lives, too. */
+static int lives(int pid, struct hf_stat *stat)
 {
-    if (hf_read_stat(pid, stat) < 0 || stat->ppid != getpid())
+    struct pollfd fd = {.fd = hf_pidfd_open(pid), .events = POLLIN};
+    if (fd.fd < 0)
         return 0;
-    if (stat->state != 'Z')
-        return 1;
-    int pidfd = hf_pidfd_open(pid), dead = pidfd < 0 || hf_is_dead(pidfd, stat);
-    if (pidfd >= 0)
-        close(pidfd);
+    int dead = poll(&fd, 1, 0) == 1;
+    close(fd.fd);
+    if (!dead && hf_read_stat(pid, stat) < 0)
+        *stat = (struct hf_stat){.session = choice.started_in};
     return !dead;
 }
 
@@ -71,7 +75,7 @@ static int choose(enum hf_rule *rule)
     uint32_t n = hf_tree_adopted(&pids), living = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct hf_stat stat;
-        if (!is_living_child(pids[i], &stat))
+        if (!lives(pids[i], &stat))
             continue;
         living++;
         keep_oldest(&oldest, pids[i], stat.start);
@@ -94,12 +98,21 @@ static int move(int pid, enum hf_rule rule)
     hf_tree.main_pidfd = pidfd;
     hf_tree_look_up_group();
     choice.moved = 1;
+    choice.moved_ns = hf_clock_ns(CLOCK_MONOTONIC);
     choice.rule = rule;
     hf_reports_moved(old, rule);
     return 1;
 }
 
-/* The daemon came, and has ended before the one that was started: how is worth more than "nobody is left". */
+/* A main that ends with code 0 so soon has only forked once more, and was not the daemon. */
+#define FORKING_NS UINT64_C(1000000000)
+
+static int is_still_forking(void)
+{
+    return !choice.moved || hf_clock_ns(CLOCK_MONOTONIC) - choice.moved_ns < FORKING_NS;
+}
+
+/* The daemon came, and has ended before the one that has forked it: how is worth more than "nobody is left". */
 static int has_failed(void)
 {
     const int *pids;
@@ -131,7 +144,7 @@ int hf_daemon_follow(const siginfo_t *ended)
     int pid = choose(&rule);
     if (pid)
         return move(pid, rule);
-    return !choice.moved && has_failed();
+    return is_still_forking() && has_failed();
 }
 
 void hf_daemon_look(void)
@@ -165,7 +178,7 @@ void hf_daemon_ask(int pid)
     uint32_t n = hf_tree_adopted(&pids);
     for (uint32_t i = 0; i < n; i++)
         if (pids[i] == pid) {
-            if (is_living_child(pid, &stat))
+            if (lives(pid, &stat))
                 move(pid, HF_RULE_ASKED);
             return;
         }

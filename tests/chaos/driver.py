@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from . import invariants, steps, trouble
+from .daemons import DaemonWorld
 from .world import Stuck, World
 
 VIOLATIONS_MAX = 20  # then there is enough to look at
@@ -41,7 +42,8 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
     done: Counter[str] = Counter()
     violations: list[str] = []
     small_disk = options.profile == "trouble" and trouble.mount_small_disk(directory / "disk")
-    with World(directory, options.services, small_disk=small_disk) as world:
+    world_of = DaemonWorld if options.profile == "daemons" else World
+    with world_of(directory, options.services, small_disk=small_disk) as world:
         interrupted = False
         try:
             world.settle()
@@ -51,13 +53,13 @@ def run(options: Options, directory: pathlib.Path, progress=lambda _text: None) 
                 done[step.__name__] += 1
                 world.tidy()
                 if dice.random() < SETTLED:
-                    violations += invariants.check(world.settle(), invariants.ALWAYS, counter)
+                    violations += invariants.check(world.settle(), world.always, counter)
                 so_far = f"kills: {dict(world.kills)}, violations: {len(violations)}"
                 progress(f"{number + 1}/{options.steps} {step.__name__}; {so_far}")
                 if len(violations) >= VIOLATIONS_MAX or 0 < options.kills <= sum(world.kills.values()):
                     break
             facts = world.finish()
-            violations += invariants.check(facts, invariants.AT_THE_END, counter)
+            violations += invariants.check(facts, world.at_the_end, counter)
         except Stuck as error:
             violations.append(str(error))
         except KeyboardInterrupt:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
+from .daemons import at_the_fork, worker
 from .moments import MOMENTS
 from .trouble import TROUBLE
 from .world import World
 
-Step = Callable[[World, random.Random], None]
+Step = Callable[[Any, random.Random], None]  # of a World
 
 # Points inside a supervisor's life: an audit event of its Python, and a part of its arguments.
 POINTS = {
@@ -117,4 +119,12 @@ KEEPERS: tuple[Step, ...] = (
     together(keeper, _now), together(keeper, command), together(command, _now), together(service, _now),
     together(service, keeper), together(keeper, anchor), together(keeper, command, _now),
 )  # fmt: skip
-PROFILES = {"supervisor": SUPERVISOR, "keepers": (*KEEPERS, *MOMENTS), "trouble": (*TROUBLE, *TROUBLE, supervisor)}
+DAEMONS: tuple[Step, ...] = (
+    service, service, worker, worker, keeper, command, supervisor, anchor, at_the_fork, together(at_the_fork, _now),
+    together(service, worker), together(service, keeper), together(service, command),
+    together(service, _now), together(worker, _now), together(keeper, _now), together(command, _now),
+)  # fmt: skip
+PROFILES: dict[str, tuple[Step, ...]] = {
+    "supervisor": SUPERVISOR, "keepers": (*KEEPERS, *MOMENTS), "trouble": (*TROUBLE, *TROUBLE, supervisor),
+    "daemons": DAEMONS,
+}  # fmt: skip

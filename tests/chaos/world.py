@@ -18,7 +18,7 @@ from holdfast.client import Client, ClientError
 from . import facts as seen
 from . import processes
 from .facts import Birth, Facts
-from .invariants import STEADY, status_is_true
+from .invariants import ALWAYS, AT_THE_END, STEADY, status_is_true
 
 HERE = pathlib.Path(__file__).parent
 HOLDFAST = str(pathlib.Path(sys.executable).parent / "holdfast")
@@ -44,6 +44,8 @@ def until(look, what: str, limit: float = LIMIT):
 
 class World:
     """`with World(directory, services) as world`: up; at the end down, and nothing is left."""
+
+    always, at_the_end = ALWAYS, AT_THE_END  # invariants
 
     def __init__(self, directory: pathlib.Path, services: int, *, small_disk: bool = False) -> None:
         self.directory = directory

@@ -18,6 +18,7 @@ static int fake_pidfd(int pid);
 #include <assert.h>
 #include <dirent.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/un.h>
 
 enum { FAKE_PID = 1 << 30 };
@@ -28,7 +29,7 @@ struct hf_tree hf_tree;
 const struct hf_mode *hf_mode = &hf_kept_mode;
 static int out = -1; /* its stdout */
 static int adopted_now;
-static int null_fd;
+static int null_fd, quiet_fd; /* the one is always readable, the other never */
 
 int hf_proc_is_ours(void) { return 0; }
 int hf_read_stat(int pid, struct hf_stat *stat)
@@ -37,7 +38,7 @@ int hf_read_stat(int pid, struct hf_stat *stat)
                              .name = "fake"};
     return pid >= FAKE_PID ? 0 : -ENOENT;
 }
-static int fake_pidfd(int pid) { return pid >= FAKE_PID ? fcntl(null_fd, F_DUPFD_CLOEXEC, 3) : (hf_pidfd_open)(pid); }
+static int fake_pidfd(int pid) { return pid >= FAKE_PID ? fcntl(quiet_fd, F_DUPFD_CLOEXEC, 3) : (hf_pidfd_open)(pid); }
 uint32_t hf_tree_walk(hf_visit *visit)
 {
     struct hf_stat stat = {.state = 'S', .threads = 1, .pgrp = FAKE_PID, .start = 5, .name = "fake"};
@@ -350,6 +351,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     snprintf(address, sizeof address, "%s/1.sock", where);
     directory_fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    quiet_fd = eventfd(0, EFD_CLOEXEC);
     return 0;
 }
 

@@ -206,8 +206,8 @@ class Service(msgspec.Struct, frozen=True):
             "choice",
             "When it is ready: `simple` once it runs, or as `ready` says; `notify` when it says `READY=1` "
             "(sd_notify), as with `ready = { notify = true }`; `oneshot` when it has ended with a code of "
-            "`success_exit_codes`; `forking` when it has ended with code 0 and left a [daemon](daemons.md), or as "
-            "`ready` says.",
+            "`success_exit_codes`; `forking` when it has ended with code 0 and left a [daemon](daemons.md), which "
+            "is ready as `ready` says, if that is given.",
         ),
     ] = "simple"
     main: Annotated[

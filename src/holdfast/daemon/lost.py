@@ -36,6 +36,7 @@ POLLIN = 1
 LOST_LIMIT = 5.0  # seconds; how long the killing is repeated before what is left counts as survivors
 PASS_PAUSE = 0.02  # seconds between two looks; doubled up to:
 SURVIVORS_PAUSE = 1.0
+QUIET_LOOKS = 2  # in a row that find nothing: a daemon that forks away is in none of one that meets it as it does
 ASK_LIMIT = 1.0  # seconds; an anchor that is silent for longer is frozen: then /proc alone is looked at
 KEEPER_NAME = "holdfast-keeper"
 INIT = 1
@@ -53,6 +54,7 @@ class Lost:
         self.tree = tree
         self.below_anchor = below_anchor  # its keeper was a child of our anchor: everything of it is now below that
         self.left = 0  # how many there were at the last look
+        self.quiet = 0  # looks in a row that have found nothing
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unopened = list(members)
         self.held: dict[int, int] = {}  # pidfds of those that are known by identity
@@ -139,11 +141,13 @@ class LostTrees:
                 for case in cases.values():
                     case.left = max(1, case.left)
             for key, case in cases.items():
-                if not case.left:
+                case.quiet = 0 if case.left else case.quiet + 1
+                if case.quiet == QUIET_LOOKS:
                     del self._cases[key]
                     case.close()
                     case.gone.set_result(None)
-            pause = PASS_PAUSE if cases.keys() != self._cases.keys() else min(2 * pause, SURVIVORS_PAUSE)
+            soon = cases.keys() != self._cases.keys() or any(case.quiet for case in cases.values())
+            pause = PASS_PAUSE if soon else min(2 * pause, SURVIVORS_PAUSE)
             if self._cases:
                 await asyncio.sleep(pause)
 

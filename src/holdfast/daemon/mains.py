@@ -12,7 +12,6 @@ import os
 from typing import TYPE_CHECKING
 
 from holdfast.config.model import Service
-from holdfast.engine import events as ev
 from holdfast.engine.effects import Step
 from holdfast.engine.events import LEFT_NOTHING, Exit
 from holdfast.process import events as told
@@ -55,9 +54,7 @@ class Mains:
             supervisor.events.add("moved", f"main {event.pid} ({why})", *key)
         else:
             supervisor.events.add("moved", f"main {event.old_pid} -> {event.pid} ({why})", *key)
-        spec = supervisor.config.services.get(copy.name)
-        if spec is not None and spec.awaits is not None and not spec.awaits.kind:
-            supervisor.post(ev.BecameReady(*key))
+        supervisor.probes.forked(key)
         self.look(copy)
 
     def end_of(self, copy: Copy, status: ExitStatus) -> Exit:

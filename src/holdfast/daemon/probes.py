@@ -65,6 +65,7 @@ class Probes:
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[Key, list[asyncio.Task[None]]] = {}
         self._watches: dict[Key, list[Watch]] = {}
+        self._early: set[Key] = set()  # of type `forking`: ready, but for the fork
         self._slots = asyncio.Semaphore(ASKED_AT_ONCE)
         self._watcher = Watcher()
 
@@ -106,7 +107,7 @@ class Probes:
         spec = self._supervisor.config.services.get(name)
         awaits = spec.awaits if spec else None
         if fields.get("READY") == "1" and (awaits is None or awaits.notify):
-            self._supervisor.post(ev.BecameReady(name, incarnation))
+            self._is_ready((name, incarnation))
         for watch in list(self._watches.get((name, incarnation), ())):
             by_word = watch.what == "watchdog" or bool(spec and spec.health and spec.health.notify)
             period = fields.get("WATCHDOG_USEC", "")
@@ -175,6 +176,7 @@ class Probes:
         for task in self._tasks.pop(key, ()):
             task.cancel()
         self._watches.pop(key, None)
+        self._early.discard(key)
 
     # ---- ready
 
@@ -183,7 +185,7 @@ class Probes:
         while True:
             answer = await self._ask(ready, max(ready.interval, ATTEMPT_LIMIT), key, spec)
             if answer.well:
-                self._supervisor.post(ev.BecameReady(*key))
+                self._is_ready(key)
                 return
             if answer.text != doubts:
                 doubts = answer.text
@@ -192,8 +194,25 @@ class Probes:
 
     async def _hear_ready(self, key: Key, spec: Service, ready: Ready) -> None:
         async for _ in self._words(ready, "ready", key, spec):
-            self._supervisor.post(ev.BecameReady(*key))
+            self._is_ready(key)
             return
+
+    def _is_ready(self, key: Key) -> None:
+        """Who was asked says so, or it does itself.  One that forks is not ready before what was started has ended
+        well: until then nobody knows its main process, and somebody else may have answered in its place."""
+        spec, copy = self._supervisor.config.services.get(key[0]), self._supervisor.copy_of(*key)
+        if spec is not None and spec.type == "forking" and not (copy and copy.tree.moves):
+            self._early.add(key)
+            self._supervisor.post(ev.NotReadyYet(*key, "it answers, but what was started has not ended yet"))
+        else:
+            self._supervisor.post(ev.BecameReady(*key))
+
+    def forked(self, key: Key) -> None:
+        """What was started has ended well, and has left its main process."""
+        spec = self._supervisor.config.services.get(key[0])
+        if key in self._early or (spec is not None and spec.awaits is not None and not spec.awaits.kind):
+            self._early.discard(key)
+            self._supervisor.post(ev.BecameReady(*key))
 
     # ---- health
 

@@ -42,7 +42,8 @@ class SpawnError(OSError):
 
     An `OSError` with `errno` and `strerror`, and also a FileNotFoundError, PermissionError,
     NotADirectoryError or BlockingIOError where the errno says so; `filename` is the program or directory
-    where one is meant.  `stage` names the step that failed, one of the words of `STAGES` ("exec", "chdir", ...).
+    where one is meant.  `stage` names the step that failed, one of the words of `STAGES` ("exec", "chdir", ...);
+    "fork": what was to leave a daemon has left none.
     """
 
     stage: str
