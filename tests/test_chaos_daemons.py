@@ -113,7 +113,7 @@ def test_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", PATH)
     for style in STYLES:
         require(style)
-    kills, services = 40, 2 * len(STYLES)
+    kills, services = 30, 2 * len(STYLES)
     file = tmp_path / "report.json"
     options = ["--profile", "daemons", "--seed", str(SEED), "--steps", str(2 * kills), "--kills", str(kills)]
     process = chaos(tmp_path, *options, "--services", str(services), "--json", str(file))
