@@ -22,7 +22,7 @@ OTHER = {
     "ready": Ready(tcp="80"), "health": Health(tcp="80"), "watchdog": 3.0, "replicas": 3, "env_file": ("/x.env",),
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
     "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
-    "restart_order": "start-first", "stdin": "pipe", "pty": True,
+    "restart_order": "start-first", "stdin": "pipe", "pty": True, "lineage": True,
     "resources": Resources(pids_max=9),
     "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
     "oom_score_adj": 9, "cpu_affinity": (0,),

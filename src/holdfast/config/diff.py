@@ -24,7 +24,7 @@ from .units import duration_text, percent_text, size_text
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
-    "restart_order", "fd_store_max", "pid_file",
+    "restart_order", "fd_store_max", "pid_file", "lineage",
 ))  # fmt: skip
 
 def applied(running: Service, wanted: Service) -> Service:
