@@ -326,5 +326,7 @@ def _seen(table: Table, root: int) -> Iterator[Seen]:
         except FileNotFoundError:
             continue
         each = table.seen[pid]
-        if each.state not in ENDED or len(tids) > 1:  # the first thread may end before the others
+        if each.state in ENDED:  # its first thread has; the others may live
+            tids = tuple(tid for tid in tids if tid != pid)
+        if tids:
             yield Seen(pid, each.parent, each.name, each.start * 1_000_000_000 // TICKS - awake_ns, tids)

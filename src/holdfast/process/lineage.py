@@ -25,7 +25,8 @@ SAME_NS = 500_000_000  # from the start time in /proc to the message of the fork
 
 
 class Seen(NamedTuple):
-    """A living process, as /proc shows it.  `tids`: of its threads; `born_ns` on the monotonic clock."""
+    """A living process, as /proc shows it.  `tids`: of its threads that live; `born_ns` on the
+    monotonic clock."""
 
     pid: int
     parent: int
@@ -56,7 +57,9 @@ class Kin:
     """A living member, and how it came to be: `how` is STARTED, FORKED, ADOPTED (`by` from whom, `at_ns` when, None
     where nobody knows) or UNKNOWN."""
 
-    __slots__ = ("at_ns", "born_ns", "by", "executed", "how", "name", "parent", "pid", "root", "since_ns", "tids")
+    __slots__ = (
+        "at_ns", "born_ns", "by", "executed", "how", "looked_ns", "name", "parent", "pid", "root", "since_ns", "tids",
+    )  # fmt: skip
 
     def __init__(self, root: int, pid: int, parent: int, name: str, since_ns: int) -> None:
         self.root = root
@@ -69,6 +72,7 @@ class Kin:
         self.executed = 0  # how often that was seen
         self.born_ns = since_ns
         self.since_ns = since_ns  # what happened before was not about this process
+        self.looked_ns = 0  # what became of its threads before is known
         self.tids: set[int] | None = None  # None: its first thread is the only one
 
     def came(self, how: str, by: int | None, at_ns: int | None) -> None:
@@ -102,17 +106,18 @@ class Family:
             child = self.kin.get(second)
             if first == second:
                 return self._fork(pid, second, child, at_ns)
-            if child is not None and at_ns >= child.since_ns:
+            if child is not None and at_ns >= max(child.since_ns, child.looked_ns):
                 child.tids = {second, first} if child.tids is None else child.tids | {first}
             return ()
         kin = self.kin.get(pid)
         if kin is None or at_ns < kin.since_ns:
             return ()
         if what == EXIT:
-            return self._exit(kin, tid, first, fourth, at_ns)
+            return self._exit(kin, tid, first, fourth, at_ns) if at_ns >= kin.looked_ns else ()
         if what == EXEC:
             kin.executed += 1
-            kin.tids = None  # the others are ended by it, and who calls it takes the first one's number
+            if at_ns >= kin.looked_ns:
+                kin.tids = None  # the others are ended by it, and who calls it takes the first one's number
             kin.name = self._name(kin)
             return (self._change(kin, "executed", at_ns),)
         if what == COMM:
@@ -217,8 +222,8 @@ class Family:
                 changes.append(self._change(kin, "found", at_ns, each.parent))
             elif kin.parent != each.parent:
                 changes.append(self._adopt(kin, each.parent, at_ns))
-            kin.name = each.name
-            kin.tids = set(each.tids) if len(each.tids) > 1 else None
+            kin.name, kin.looked_ns = each.name, at_ns
+            kin.tids = None if each.tids == (each.pid,) else set(each.tids)
         gone = [kin for kin in self.kin.values() if kin.root == root and kin.pid not in found]
         return [*changes, *(self._gone(kin, at_ns) for kin in gone)]
 
