@@ -54,8 +54,10 @@ class Kernel:
             self.queue.append((what, self.now, *numbers, *[0] * (6 - len(numbers))))
 
     def number(self):
-        used = {*self.tasks, *(tid for task in self.tasks.values() for tid in task.tids)}
-        return next(number for number in self.numbers if number not in used)
+        return next(number for number in self.numbers if number not in self.used())
+
+    def used(self):
+        return {*self.tasks, *(tid for task in self.tasks.values() for tid in task.tids)}
 
     def below(self, pid):
         while pid in self.tasks and pid != ROOT:
@@ -106,8 +108,8 @@ class Kernel:
             parent = self.tasks[each].parent
             grand = [other for other in self.tasks.values() if other.parent == each]
             if not grand:
-                del self.tasks[each]
-                self.tell(EXIT, each, each, 0, 17, parent, parent)
+                (last,) = self.tasks.pop(each).tids
+                self.tell(EXIT, last, each, 0, 17, parent, parent)
                 if own:
                     self.exits.append((each, 0))
         parent = task.parent if self.random.random() < 0.8 else 0  # reaped already
@@ -143,6 +145,8 @@ def play(kernel, operations, family, changes):
                 changes += family.take_in(kernel.queue.pop(0))
             continue
         members = kernel.members()
+        if operation in ("fork", "thread", "stranger") and len(kernel.used()) > 30:
+            continue  # that numbers come back, but not at once
         if operation == "fork":
             kernel.fork([ROOT, *members][number % (len(members) + 1)])
         elif operation == "stranger":
