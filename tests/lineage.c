@@ -3,6 +3,7 @@
  *   lineage churn COUNT FILE           COUNT times: fork a process that forks another and ends; that one is an orphan,
  *                                      leads a session, writes "PID PREVIOUS-PARENT" and executes "leaf", which ends
  *   lineage rounds COUNT FILE          the same once for each byte of stdin, as a subreaper; "." on stdout when done
+ *   lineage names COUNT                calls itself something else so often: a message each, and no process
  *   lineage threads FILE               the first thread ends; another one, told by a byte of stdin, forks an orphan
  *                                      as above and ends the process with code 3
  */
@@ -80,6 +81,11 @@ int main(int argc, char **argv)
         return 0;
     if (argc < 3)
         return 2;
+    if (strcmp(argv[1], "names") == 0) {
+        for (int i = atoi(argv[2]); i > 0; i--)
+            prctl(PR_SET_NAME, i % 2 ? "odd" : "even");
+        return 0;
+    }
     file = open(argv[argc - 1], O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (strcmp(argv[1], "churn") == 0) {
         churn(atoi(argv[2]));

@@ -37,7 +37,7 @@ ESCAPE = b"\x1d"  # Ctrl-]
 
 
 @click.command(name="attach", short_help="Sit at a service's terminal, or write to its stdin.")
-@click.argument("name", shellcomplete_names=complete_names)
+@click.argument("name", shell_complete=complete_names)
 @target
 def attach(client: Client, name: str) -> None:
     """Show what a service writes, its last lines first, and give it what is typed (with `pty = true` or

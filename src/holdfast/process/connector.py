@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORK, EXEC, UID, GID, SID, COMM, COREDUMP, EXIT = 1, 2, 4, 0x40, 0x80, 0x200, 0x40000000, 0x80000000
 
-RECEIVE_BYTES = 16 << 20  # asked for; the kernel doubles it, and a message takes 832: 40,000 of them
+RECEIVE_BYTES = 16 * 1024 * 1024  # asked for; the kernel doubles it, and a message takes 832: 40,000 of them
 MESSAGE_LEAST = 512  # bytes that one takes of it, at the least
 
 _CONNECTOR = 11  # NETLINK_CONNECTOR
