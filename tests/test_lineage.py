@@ -303,6 +303,8 @@ def connector():
 
 
 def test_every_process_of_a_burst_is_told(tmp_path, program, connector):
+    if os.geteuid() != 0:
+        pytest.skip("for an ordinary user there is room for 256 messages")
     family = Family(_glance)
     with Program(program, "rounds", 500, tmp_path / "file") as top:
         family.watch(top.root)
@@ -367,7 +369,7 @@ def test_the_last_thread_is_the_end(tmp_path, program, connector):
 
 def test_nobody_is_left_listening():
     needs_connector()
-    if not nobody_listens():
+    if not nobody_listens(1):
         pytest.skip("somebody else listens on this machine")
     first = Connector()
     second = Connector.of(os.dup(first.fileno()))  # as one that an anchor has kept

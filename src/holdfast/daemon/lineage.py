@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 RING = 4096  # records of a service that a client which comes late can still read
 READ_MAX = 512  # messages that are read before others have their turn
 LOOK_PAUSE = 0.5  # seconds between two looks at everything: a machine that loses messages is busy
-LINGER = 0.5  # seconds in which the last messages about a tree have come
+LINGER = 0.5  # seconds in which the last messages about a tree have been sent
 DEPOSIT = "lineage - connector"  # its key; the word first, as that of a socket
 OFF = "its lineage is off"
 ENDED = ("Z", "X")  # states in /proc
@@ -53,6 +53,7 @@ class Lineage:
         self._deposited = False
         self._why = ""  # there is no connector
         self._begun = False
+        self._behind = False  # there may be more to read
         self._family = Family(_glance)
         self._trees: dict[int, Copy] = {}  # by their roots, the keepers
         self._rings: dict[str, Ring[LineageRecord]] = {}
@@ -124,9 +125,8 @@ class Lineage:
 
     def let_go(self, copy: Copy) -> None:
         """It is held no more.  Its end is told a moment after its keeper has told it."""
-        root = copy.tree.keeper_pid
-        if self._trees.get(root) is copy:
-            self._loop.call_later(LINGER, self._forget, root)
+        if self._trees.get(copy.tree.keeper_pid) is copy:
+            self._loop.call_later(LINGER, self._forget_when_read, copy)
 
     def _watch(self, copy: Copy, *, seen: bool) -> None:
         root = copy.tree.keeper_pid
@@ -136,6 +136,14 @@ class Lineage:
             if not seen:
                 self._unseen.add(root)
                 self._look_soon()
+
+    def _forget_when_read(self, copy: Copy) -> None:
+        if self._trees.get(copy.tree.keeper_pid) is not copy:
+            return
+        if self._behind:
+            self.let_go(copy)
+        else:
+            self._forget(copy.tree.keeper_pid)
 
     def _forget(self, root: int) -> None:
         self._trees.pop(root, None)
@@ -226,6 +234,7 @@ class Lineage:
 
     def _on_readable(self, connector: Connector) -> None:
         happenings, lost = connector.read(READ_MAX)
+        self._behind = len(happenings) == READ_MAX
         for happening in happenings:
             changes = self._family.take_in(happening)
             if changes:

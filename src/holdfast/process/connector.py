@@ -105,34 +105,35 @@ class Connector:
         return self._sock.fileno()
 
     def read(self, most: int) -> tuple[list[Happening], int]:
-        """At most so many happenings, in order; and how many were lost: not 0 once all that came before the loss is
-        read.  What is looked up then, and what is read later, is together the truth again."""
+        """So many happenings, in order, fewer where there are no more; and how many were lost: not 0 once all that came
+        before the loss is read.  What is looked up then, and what is read later, is together the truth again."""
         found: list[Happening] = []
+        due = False
         unpack, receive = _EVENT.unpack_from, self._sock.recvfrom
-        for _ in range(most):
+        while len(found) < most:
             try:
                 data, address = receive(_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return found, self._lost(emptied=True)
+                due, self._suspect = due or self._suspect > 0, 0
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                due = due or self._suspect > 0  # the queue was empty in between
                 self._suspect = self._room()
                 continue
+            if self._suspect:
+                self._suspect -= 1
+                due = due or not self._suspect
             # From the kernel: its port is 0.  An answer to somebody's LISTEN is a message like the others, of kind 0.
             if address[0] == 0 and len(data) == _SIZE:
                 found.append(unpack(data, _HEAD.size))
-        return found, self._lost(read=len(found))
+        return found, self._lost() if due else 0
 
-    def _lost(self, *, read: int = 0, emptied: bool = False) -> int:
-        if not self._suspect:
-            return 0
-        self._suspect = 0 if emptied else max(0, self._suspect - read)
-        if self._suspect:
-            return 0
+    def _lost(self) -> int:
         dropped = self._drops()
         lost, self._dropped = (dropped - self._dropped) % (1 << 32), dropped
-        return lost or 1
+        return lost or 1  # told already, with what was lost before
 
     def _drops(self) -> int:
         numbers = self._sock.getsockopt(socket.SOL_SOCKET, _MEMINFO, 36)
