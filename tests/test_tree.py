@@ -227,6 +227,20 @@ def test_what_the_next_supervisor_does_not_want_is_ended(tmp_path):
         assert tree_of(up)["source"] == "keeper"
 
 
+def test_the_main_process_of_a_daemon_was_adopted(tmp_path):
+    needs_connector()
+    services = '[service.web]\ntype = "forking"\nshell = true\nlineage = true\ncommand = "sleep 1000 &"\n'
+    with Running(tmp_path, services) as up:
+        up.until("web", state="running")
+        (main,) = processes(up)
+        with up.client() as client, client.lineage("web", after=0) as records:
+            next(records)
+            started = next(records)
+        assert started["event"] == "started"
+        assert (main["name"], main["main"], main["how"]) == ("sleep", True, "adopted")
+        assert main["by"] == started["pid"] != main["pid"]
+
+
 def ready(up: Running) -> bool:
     with contextlib.suppress(ClientError):
         return up.client().supervisor()["state"] == "running"

@@ -161,11 +161,11 @@ class Lineage:
         if isinstance(event, told.Spawned):
             self._put(copy, time.time(), STARTED, event.pid, "", copy.tree.keeper_pid, text="by its keeper")
         elif isinstance(event, told.Adopted):
-            seen = _glance(event.pid)
-            text = "noticed by its keeper; nobody knows from whom"
-            self._put(copy, time.time(), ADOPTED, event.pid, seen[1] if seen else "", text=text)
+            seen, before = _glance(event.pid), event.previous_parent
+            text = f"noticed by its keeper; {'nobody knows from whom' if before is None else f'from {before}'}"
+            self._put(copy, time.time(), ADOPTED, event.pid, seen[1] if seen else "", before, text=text)
         elif isinstance(event, told.MemberExited):
-            self._put(copy, time.time(), "exited", event.pid, "", text="told by its keeper")
+            self._put(copy, time.time(), "exited", event.pid, "", text=_words(event.status))
         elif isinstance(event, told.Exited):
             self._put(copy, time.time(), "exited", copy.tree.pid, "", text=_words(event.status))
 
@@ -269,7 +269,7 @@ class Lineage:
             self._look_soon()
             return
         for root, found in seen.items():
-            self._tell(self._family.look(root, self._trees[root].tree.pid, found, at_ns))
+            self._tell(self._family.look(root, started_pid(self._trees[root]), found, at_ns))
         self._unseen.clear()
 
     # ---- records
@@ -299,6 +299,11 @@ class Lineage:
     ) -> None:  # fmt: skip
         ring = self.ring(copy.name)
         ring.put(_record(ring, at, copy.incarnation, event, pid, name, by, status, text))
+
+
+def started_pid(copy: Copy) -> int:
+    """The process that its keeper has started, 0 before that, -1 where main has become another one."""
+    return -1 if copy.tree.moves else copy.tree.pid
 
 
 def _record(

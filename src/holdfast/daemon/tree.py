@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.process.lineage import ADOPTED, STARTED, UNKNOWN
 
+from .lineage import started_pid
 from .processes import PAGE, TICKS, Seen, Table
 from .status import Ancestry, ServiceTree, TreeProcess
 
@@ -43,7 +44,7 @@ def _process(supervisor: Supervisor, copy: Copy, seen: Seen) -> TreeProcess:
     if kin is not None:
         how, by, executed = kin.how, kin.by, kin.executed
         at = None if kin.at_ns is None else now - (monotonic_ns - kin.at_ns) / 1e9
-    elif seen.pid == tree.pid and tree.status is None:
+    elif seen.pid == started_pid(copy) and tree.status is None:
         how, by, at = STARTED, tree.keeper_pid, tree.started_at
     elif seen.parent == tree.keeper_pid:
         how = ADOPTED  # by its keeper: nobody else gives it children
