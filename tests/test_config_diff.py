@@ -128,6 +128,9 @@ def words(tmp_path, text):
         ("health = { tcp = '80', interval = '3s' }",
          ['changed web: health unset -> { tcp = "80", interval = 3s } (applies)']),
         ("health.notify = true", ["changed web: health unset -> { notify = true } (restarts)"]),
+        ("capabilities = { bounding = ['kill', 'chown'], ambient = ['kill'] }",
+         ['changed web: capabilities unset -> { bounding = "kill chown", ambient = "kill" } (restarts)']),
+        ("rlimits = { nofile = 64 }", ["changed web: rlimits {} -> { nofile = (64, 64) } (restarts)"]),
         ("type = 'notify'", ['changed web: type "simple" -> "notify" (restarts)']),
     ],
 )

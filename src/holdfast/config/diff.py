@@ -154,6 +154,8 @@ def _words(value: object, form: str) -> str:
         return signal.Signals(value).name
     if form == "umask" and isinstance(value, int):
         return f"{value:03o}"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_words(each, form)}' for key, each in value.items())} }}" if value else "{}"
     if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
         return one_line(value[0] if form == "command" and len(value) == 1 else shlex.join(value))
     return one_line(value)
