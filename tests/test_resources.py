@@ -290,6 +290,16 @@ def test_a_limit_that_cannot_be_had_is_refused_in_an_update(tmp_path):
         assert "not held: memory_high" in up.holdfast("status").stdout
 
 
+@needs_v1
+def test_descriptors_that_tell_of_kills_are_counted_before_a_start(tmp_path):
+    """They leave no fewer for those who ask."""
+    require("prlimit")
+    service = SLEEPER + 'replicas = 16\nresources = { memory_max = "1GiB" }\n'
+    with Running(tmp_path, service, through=("prlimit", "--nofile=100:100", "--")) as up:
+        full = [each for each in up.client().services() if "Too many open files" in (each["reason"] or "")]
+        assert 0 < len(full) < 8
+
+
 def test_a_service_without_resources_has_no_cgroup(tmp_path):
     with Running(tmp_path, SLEEPER) as up:
         pid = up.until("web", state="running")["pid"]

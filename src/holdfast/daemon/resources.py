@@ -41,7 +41,7 @@ NONE = Cgroups()
 
 
 class Resources:
-    """The cgroups of one supervisor's services.  For the loop's thread."""
+    """The cgroups of one supervisor's services; `len`: descriptors that it has for them.  For the loop's thread."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -51,6 +51,9 @@ class Resources:
         self._cgroups: dict[tuple[str, int], Cgroups] = {}
         self._kills: dict[tuple[str, int], tuple[int, float]] = {}  # how many that are known of, and since when
         self._watch = OomWatch(self.look)
+
+    def __len__(self) -> int:
+        return len(self._watch)
 
     @property
     def ground(self) -> Ground:
