@@ -105,9 +105,9 @@ class Cgroups(tuple[str, ...]):
         write(directory, LIMITS[name].v2 if version == 2 else LIMITS[name].v1, text(name, value, version))
 
     def pids(self) -> list[int]:
-        """Who is in it, as far as they have numbers here."""
+        """Who is in it, or in one that it has made in it, as far as they have numbers here."""
         for directory in self:
-            if found := read(directory, "cgroup.procs").split():
+            if found := [pid for path, _, _ in os.walk(directory) for pid in read(path, "cgroup.procs").split()]:
                 return [int(pid) for pid in found if pid != "0"]
         return []
 

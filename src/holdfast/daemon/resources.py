@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import time
 from collections.abc import Collection
@@ -24,7 +25,7 @@ from holdfast.engine.table import State
 from .cgroup_files import LIMITS, Cgroups, asked, words
 from .cgroups import Ground, find, refused, remove
 from .oom import OomWatch
-from .processes import Table
+from .processes import Table, name_of
 from .status import ResourceLimit, ResourceStatus
 from .store import write_by_rename
 
@@ -38,6 +39,13 @@ REMOVE_PAUSE = 0.5  # seconds until a directory is tried again that somebody is 
 RLIMIT = "rlimit data of each process"
 NOT_HELD = "not held"
 NONE = Cgroups()
+
+
+class ResourceError(OSError):
+    """Says it in words that need no number."""
+
+    def __str__(self) -> str:
+        return self.strerror or ""
 
 
 class Resources:
@@ -87,12 +95,17 @@ class Resources:
         if limits is None:
             self._cgroups[spec.name, incarnation] = NONE
             return spec, NONE
+        if self._ground and not all(map(os.path.isdir, self._ground.parents)):
+            self._ground = None  # somebody has tidied up
         missing = self.ground.missing(limits)
         if missing and not limits.optional:
             name, why = next(iter(missing.items()))
-            raise OSError(errno.ENOTSUP, f"{words(name, asked(limits)[name])} cannot be had: {why}")
+            raise ResourceError(errno.ENOTSUP, f"{words(name, asked(limits)[name])} cannot be had: {why}")
         name = f"{spec.name}@{incarnation}"
         cgroups = Cgroups(os.path.join(parent, name) for parent in self.ground.parents)
+        if inside := cgroups.pids():  # of a supervisor that has lost its run directory
+            text = f"there is somebody in {cgroups[0]} already: {name_of(inside[0]) or '?'} {inside[0]}"
+            raise ResourceError(errno.EBUSY, text)
         if cgroups:
             path = self._supervisor.store.cgroup(spec.name, incarnation)
             write_by_rename(path, "".join(f"{each}\n" for each in cgroups).encode())
@@ -100,12 +113,9 @@ class Resources:
         for directory in cgroups:
             try:
                 os.mkdir(directory)
-            except FileExistsError:  # of a supervisor that has lost its run directory
+            except FileExistsError:
                 remove(directory)
                 os.mkdir(directory)
-            except FileNotFoundError:
-                self._ground = None  # somebody has tidied up: it is found again for the next start
-                raise
         for limit, value in asked(limits).items():
             self._set(cgroups, limit, value, limits.optional)
         if limits.memory_max and not cgroups.where("memory_max"):
@@ -121,7 +131,7 @@ class Resources:
             if optional:
                 return
             what = words(limit, value) if value is not None else limit
-            raise OSError(error.errno, f"{what} cannot be set: {error.strerror}") from None
+            raise ResourceError(error.errno, f"{what} cannot be set: {error.strerror}") from None
 
     def apply(self, name: str) -> None:
         """The limits of a service that runs have changed."""
@@ -155,7 +165,7 @@ class Resources:
             self._kills[copy.name, copy.incarnation] = cgroups.oom_kills() or 0, time.monotonic()
             self._watch.add((copy.name, copy.incarnation), cgroups)
 
-    def remove(self, name: str, incarnation: int, *, again: bool = True) -> None:
+    def remove(self, name: str, incarnation: int) -> None:
         """Nothing is left of it: what it has used is written down, and its directories go."""
         cgroups = self.of(name, incarnation)
         self._watch.drop((name, incarnation))
@@ -169,13 +179,16 @@ class Resources:
         if known:
             self._supervisor.chronicle.used(name, incarnation, known)
         self._parents.update(map(os.path.dirname, cgroups))
+        self._remove(cgroups, name, incarnation)
+
+    def _remove(self, cgroups: Cgroups, name: str, incarnation: int, *, again: bool = True) -> None:
         try:
             for directory in cgroups:
                 remove(directory)
-            self._supervisor.store.forget_cgroup(name, incarnation)
         except OSError as error:
             if error.errno == errno.EBUSY and again:
-                self._loop.call_later(REMOVE_PAUSE, lambda: self.remove(name, incarnation, again=False))
+                later = functools.partial(self._remove, cgroups, name, incarnation, again=False)
+                self._loop.call_later(REMOVE_PAUSE, later)
             else:
                 text = f"cannot remove its cgroup: {error}"
                 self._supervisor.events.add("error", text, name, incarnation)
@@ -246,4 +259,4 @@ class Resources:
         self._watch.close()
         for parent in self._parents:
             with suppress(OSError):
-                remove(parent)
+                os.rmdir(parent)

@@ -106,10 +106,6 @@ class Store:
         lines = os.fsdecode(_read(os.path.join(self._services, name, f"{incarnation}.cgroup")) or b"").splitlines()
         return Cgroups(line for line in lines if line.startswith("/"))
 
-    def forget_cgroup(self, name: str, incarnation: int) -> None:
-        """They are removed."""
-        remove(os.path.join(self._services, name, f"{incarnation}.cgroup"))
-
     def save(self, record: Record) -> None:
         data = msgspec.json.encode(record)
         try:
