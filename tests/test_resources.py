@@ -168,6 +168,22 @@ def test_a_limit_that_changes_is_changed_while_it_runs(tmp_path):
         assert up.until("web", state="running")["resources"] is None
 
 
+@needs_v1
+def test_a_change_that_the_kernel_refuses_is_not_told_as_held(tmp_path):
+    """Version 1 takes no memory limit below what is used."""
+    program = python(tmp_path, "web", 'held = bytearray(b"x" * 50_000_000)\nos.write(9, b"\\n")\nsignal.pause()\n')
+    service = f'[service.web]\ncommand = {program}\nready = {{ fd = 9 }}\nresources = {{ memory_max = "%s" }}\n'
+    with Running(tmp_path, service % "300000KB") as up:
+        told = up.until("web", state="running")["resources"]["limits"]
+        assert told == {"memory_max": {"value": 300_000_000, "held": "cgroup v1"}}  # which are not whole pages
+        up.file.write_text(PLACES + service % "10MiB")
+        up.holdfast("update")
+        assert up.client().service("web")["resources"]["limits"] == {
+            "memory_max": {"value": 10 * MIB, "held": "not held"}
+        }
+        assert "web@1 error: memory_max 10MiB cannot be set: Device or resource busy" in up.output.read_text()
+
+
 # ---- kills for want of memory
 
 

@@ -242,7 +242,7 @@ class Resources:
         self.look(name, incarnation)
         limits = asked(spec.resources) if spec and spec.resources else {}
         return ResourceStatus(
-            limits={limit: ResourceLimit(value, self._held(limit, cgroups)) for limit, value in limits.items()},
+            limits={limit: ResourceLimit(value, _held(limit, value, cgroups)) for limit, value in limits.items()},
             memory_bytes=cgroups.memory(),
             memory_peak_bytes=cgroups.memory_peak(),
             cpu_seconds=cgroups.cpu_seconds(),
@@ -251,12 +251,15 @@ class Resources:
             pressure=cgroups.pressure(),
         )
 
-    def _held(self, limit: str, cgroups: Cgroups) -> str:
-        return cgroups.held(limit) or (RLIMIT if limit == "memory_max" else NOT_HELD)
-
     def close(self) -> None:
         """Nothing is heard any more; our own directories go, unless there is somebody in them."""
         self._watch.close()
         for parent in self._parents:
             with suppress(OSError):
                 os.rmdir(parent)
+
+
+def _held(limit: str, value: float, cgroups: Cgroups) -> str:
+    if limit == "memory_max" and not cgroups.where(limit):
+        return RLIMIT
+    return cgroups.held(limit, value) or NOT_HELD

@@ -75,7 +75,11 @@ class ResourceLimit(Struct, frozen=True):
 
     value: Annotated[float, means("as it was asked for: bytes, processors (`150%` is 1.5), a weight, a number")]
     held: Annotated[
-        str, means("`cgroup v2`, `cgroup v1`, `rlimit data of each process`; `not held` of an `optional` one")
+        str,
+        means(
+            "`cgroup v2`, `cgroup v1`, `rlimit data of each process`; `not held`: it is `optional`, or the kernel has "
+            "refused a change"
+        ),
     ]
 
 
