@@ -303,6 +303,27 @@ def test_main_is_not_named_before_the_start_is_over(gate):
         assert k.wait_for("MOVED")[1]["old_pid"] == starter
 
 
+def test_an_adoption_without_a_descriptor_does_not_take_that_of_main(gate):
+    """More than 64 adopted ones have none; the last of them is the one whose name was looked for."""
+    with RawKeeper() as k:
+        parent = [["name", "parent"], ["gate", gate("go")], ["fork", child("m")], ["wait"], ["name", "done"], ["pause"]]
+        many = [["fork", ["pause"]] for _ in range(70)]
+        start(k, *many, ["start", ["up"], *parent], ["exit", 0], main="m")
+        k.wait_for("MOVED")
+        pid = k.members()["parent"]
+        gate.open("go")
+        wait_until(lambda: name_of(pid) == "done")
+        k.seen.clear()
+        k.say("QUERY", id=2)
+        packet: list[str] = []
+        while "MOVED" not in packet:
+            k.receive()
+            packet = [what for what, _ in SPEC.decode(k.last)]
+        said = dict(k.seen)
+        assert said["ADOPTED"]["pid"] == said["MOVED"]["pid"] and said["ADOPTED"]["identity"] == 0
+        assert "ADOPTED" not in packet
+
+
 def test_what_is_not_forking_is_not_followed():
     with RawKeeper() as k:
         start(k, *ONCE, options=NEW_SESSION)

@@ -212,7 +212,7 @@ int hf_reports_flush(void)
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOST, &lost, sizeof lost);
             took_lost = 1;
         }
-        if (!more && hf_reports.moved && fd < 0) {
+        if (!more && hf_reports.moved && !events) { /* an adoption that has no descriptor would take this one */
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_MOVED, &last_move, sizeof last_move);
             fd = hf_tree.main_pidfd;
             took_move = 1;
