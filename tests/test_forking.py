@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 
@@ -118,6 +120,45 @@ def test_a_frozen_keeper_that_owes_a_move_is_thawed_and_not_given_up(mark, gate)
             assert it.wait(30).code == 7
         finally:
             os.close(keeper)
+
+
+@pytest.mark.parametrize("by", ["another thread", "nobody: no descriptor is left"])
+def test_a_move_is_no_end_of_a_wait(mark, gate, monkeypatch, by):
+    """Its descriptor was that of an end, when this one looked; meanwhile another has taken in what that means.  Or
+    nobody could, for want of descriptors."""
+    second = ["start", ["name", "second"], ["up"], ["gate", gate("2")], ["exit", 7]]
+    before = ["start", ["name", "first"], second, ["up"], ["gate", gate("1")], ["exit", 0]]
+    with daemon(mark, before, ["exit", 0]) as it, contextlib.ExitStack() as full:
+        wait_until, first = it._tree.keeper.wait_until, it.pid
+
+        def late(done, timeout, ended_fd=-1):
+            """The keeper is slow, and the other thread is faster than this one."""
+            if it._tree.moves > 1:
+                gate.open("2")
+                return wait_until(done, timeout, ended_fd)
+            gate.open("1")
+            assert select.select([it], [], [], 30)[0]
+            wait_for(lambda: not os.path.exists(f"/proc/{first}"))
+            if "nobody" in by:
+                while True:
+                    try:
+                        full.callback(os.close, os.dup(0))
+                    except OSError:
+                        break
+                return wait_until(done, timeout, ended_fd)
+            assert wait_until(lambda: it._tree.moves > 1, 30)
+            return False
+
+        if "nobody" in by:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            full.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        monkeypatch.setattr(type(it._tree.keeper), "wait_until", lambda _, *args: late(*args))
+        with contextlib.suppress(holdfast.TimeoutExpired):
+            it.wait(30)
+        monkeypatch.undo()
+        full.close()
+        assert it.status is not None and it.status.code == 7
 
 
 def test_a_signal_meets_the_main_process_of_now(mark, gate):
