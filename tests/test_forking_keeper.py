@@ -9,7 +9,7 @@ import struct
 import pytest
 from helpers_forking import ONCE, family, gates, name_of
 from helpers_wait import all_ended
-from helpers_wire import SPEC, wait_until
+from helpers_wire import KEEPER, SPEC, wait_until
 from helpers_wire import RawKeeper as Raw
 
 N = SPEC.numbers
@@ -322,6 +322,14 @@ def test_an_adoption_without_a_descriptor_does_not_take_that_of_main(gate):
         said = dict(k.seen)
         assert said["ADOPTED"]["pid"] == said["MOVED"]["pid"] and said["ADOPTED"]["identity"] == 0
         assert "ADOPTED" not in packet
+
+
+def test_main_is_found_where_descriptors_are_few():
+    """All that it leaves would take more than there are."""
+    with RawKeeper(argv=["/bin/sh", "-c", f"ulimit -n 24; exec {KEEPER}"]) as k:
+        start(k, *[["fork", ["pause"]] for _ in range(40)], child("a", SETSID), ["exit", 0])
+        what, values = k.main_or_end()
+        assert what == "MOVED" and name_of(values["pid"]) == "a"
 
 
 def test_what_is_not_forking_is_not_followed():
