@@ -30,7 +30,7 @@ from .cgroup_files import Cgroups
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-HEARD = ("ready", "health", "watchdog")
+HEARD = ("ready", "early", "health", "watchdog")
 FILES = ("sock", "report", "members", "cgroup", *HEARD)  # of one incarnation
 
 
