@@ -12,6 +12,7 @@ import signal
 import pytest
 from helpers_forking import ONCE, TWICE, family, gates, name_of
 from helpers_held import Place, first, place, until
+from helpers_lib import descriptors
 from helpers_trees import hold_keeper, left_of
 from helpers_wait import wait_for
 
@@ -223,6 +224,15 @@ def test_what_takes_too_long_is_an_error(mark):
         daemon(mark, child("a"), ["pause"], ready_timeout=0.2)
     assert (error.value.stage, error.value.errno) == ("fork", errno.ETIMEDOUT)
     assert not left_of(mark)
+
+
+def test_a_failed_start_by_a_runner_gives_all_descriptors_back(mark):
+    """They end at once, and not each of their ends has room."""
+    with holdfast.Runner() as runner:
+        before = descriptors()
+        with pytest.raises(holdfast.SpawnError, match="code 3"):
+            daemon(mark, *[["fork", ["pause"]] for _ in range(64)], ["exit", 3], spawn=runner.spawn)
+        assert descriptors() == before
 
 
 def test_misuse():
