@@ -116,6 +116,8 @@ class Popen(subprocess.Popen[AnyStr]):
                 if tree.wait_exit(limit(timeout)):
                     assert tree.status is not None
                     self.returncode = tree.status.returncode
+                    if tree.empty:  # as a rule: then nothing is left to hold, and a list of ended ones costs nothing
+                        self._process.close()
             except ChildProcessError:
                 self.returncode = 0  # a direct child's, taken by another wait and forgotten by the kernel: as there
         return self.returncode
