@@ -19,8 +19,14 @@ from .told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
     from .options import OnOwnerLoss, Plan
     from .status import Seconds
+
+    # As _native.spawn_direct: the number, and what `own` has made of the pidfd.
+    Spawn: TypeAlias = Callable[[bytes, Sequence[int], type["_Child"]], tuple[int, "_Child"]]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 
@@ -48,10 +54,10 @@ class _Child(Descriptor):
 class DirectTree:
     """One direct child.  Any thread."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, spawn: Spawn = _native.spawn_direct) -> None:
         self.started_at, self._started = time(), monotonic()
         try:
-            self.pid, self.descriptor = _native.spawn_direct(plan.body, plan.fds, _Child)
+            self.pid, self.descriptor = spawn(plan.body, plan.fds, _Child)
         except OSError as error:
             raise spawn_error(error, plan) from None
         self._notifier = PidfdNotifier(self.descriptor)
