@@ -88,6 +88,8 @@ class DirectTree:
         return True
 
     def wait_exit(self, timeout: Seconds | None) -> bool:
+        if self.foreign:
+            self.check()  # also while it runs: a copy must not wait for what it will never learn
         if self.status is None and self._notifier.wait(timeout):
             self.check()
         return self.status is not None
