@@ -44,8 +44,10 @@ class Listener:
     async def until(self, done: Callable[[], object]) -> None:
         """Until done(), which looks at what the tree knows; always a checkpoint.  Cancelled, nothing is lost.
 
-        KeeperLost, RuntimeError: the handle was released.
+        KeeperLost; RuntimeError: the handle was released; ValueError: we are a forked copy.
         """
+        if self._tree.foreign:
+            self._tree.check()
         if not self._closed:
             self._tree.advance()
         if done():
