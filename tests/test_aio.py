@@ -191,6 +191,31 @@ def test_release(loop, tmp_path):
 
 
 @each_loop
+def test_who_waits_for_what_was_released(loop):
+    async def main():
+        with nothing_left() as env:
+            process = await aio.open_process(["sleep", "0.3"], env=env)
+            refused = 0
+
+            async def wait():
+                nonlocal refused
+                with pytest.raises(anyio.ClosedResourceError):
+                    await process.wait()
+                refused += 1
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(wait)
+                await until_blocked(loop)
+                process.release()
+            await wait()
+            assert refused == 4
+            await process.aclose()
+
+    run(loop, main)
+
+
+@each_loop
 def test_direct_children(loop):
     """Beside what the loop's own process support does: each has its own status."""
 
@@ -531,6 +556,17 @@ def test_a_frozen_keeper_does_not_hold_up_the_loop(loop):
     from helpers_aio import run
     from helpers_trees import hold_keeper
     from holdfast import aio
+    from holdfast.process.ear import Ear
+
+    looks = 0
+    hush = Ear.hush
+
+    def counted(self):
+        global looks
+        looks += 1
+        hush(self)
+
+    Ear.hush = counted
 
     async def main():
         for how in sys.argv[2:]:
@@ -558,6 +594,7 @@ def test_a_frozen_keeper_does_not_hold_up_the_loop(loop):
                     tasks.cancel_scope.cancel()
                 assert process.status.ok
                 assert ticks > 20, ticks
+                assert looks < 20, looks  # it did not spin on what is readable for ever
             assert process.returncode is not None
 
     run(sys.argv[1], main)
@@ -639,20 +676,17 @@ def test_no_threads_and_no_signals(loop):
 
 
 @each_loop
-def test_another_thread_that_reads_what_the_keeper_says(loop):
-    """The handle below is the library's: a thread that waits on it does not leave the loop asleep."""
+def test_another_who_reads_what_the_keeper_says(loop):
+    """What was read beside a task that sleeps wakes it: a bell rings."""
 
     async def main():
-        async with await aio.open_process(["sh", "-c", "read x; exit 2"]) as process:
-            thread = threading.Thread(target=process._process.wait)
-            thread.start()
+        async with await aio.open_process(["sh", "-c", "exec 3<&0; (read x <&3) & exit 2"]) as process:
+            assert await process.wait() == 2
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(process.wait)
                 tasks.start_soon(process.wait_empty)
                 await until_blocked(loop)
                 await process.stdin.send(b"\n")
-            thread.join(LIMIT)
-            assert process.returncode == 2
+                process._process.wait_empty(LIMIT)  # without the loop: its descriptors are quiet afterwards
 
     run(loop, main)
 
