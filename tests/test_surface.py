@@ -33,6 +33,7 @@ LAYERS = {
     "cli": {"process", "config", "engine", "daemon", "control", "client", ""},
     "web": {"control"},
     "compat": {"config", "control"},
+    "aio": {"process"},
     "": {"process"},  # the package itself: the public names
 }
 # Modules of the package's own folder that belong to a layer.
@@ -42,6 +43,7 @@ TOP = {"__main__": "cli", "client": "client", "connection": "client"}
 THIRD_PARTY = {
     "process": set(),
     "": set(),
+    "aio": {"anyio"},
     "config": {"cronsim", "msgspec"},
     "engine": {"cronsim", "msgspec"},
     "daemon": {"msgspec"},

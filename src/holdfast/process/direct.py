@@ -94,6 +94,8 @@ class DirectTree:
         return True
 
     def wait_exit(self, timeout: Seconds | None) -> bool:
+        if self.foreign:
+            self.check()  # also while it runs: a copy must not wait for what it will never learn
         if self.status is None and self._notifier.wait(timeout):
             self.check()
         return self.status is not None
@@ -148,6 +150,12 @@ class DirectTree:
             self.check()
 
     @property
+    def lost(self) -> bool:
+        return False  # there is no keeper to lose
+
+    overdue = lost
+
+    @property
     def stop_margin(self) -> Seconds:
         return 0.0  # nobody but us sends the KILL
 
@@ -162,7 +170,9 @@ class DirectTree:
         self.check()
         return self.status is not None
 
-    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+    def finish_stop(
+        self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
+    ) -> StopReport:
         killed = not self.wait_exit(max(0.0, self._stop_began + grace - monotonic()))
         self.signal(SIGKILL, "group" if self._leads_group else "main")
         ended = self.wait_exit(KILL_LIMIT)
