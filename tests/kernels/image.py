@@ -21,7 +21,7 @@ PROGRAMS = (
     "printf prlimit ps readlink rm rmdir sed seq setpriv setsid sh sleep sort stat stty su tail taskset tee test timeout "
     "touch tr true umount uname unshare wc yes"
 ).split()
-PACKAGES = ("holdfast", "pytest", "pytest-timeout", "hypothesis")
+PACKAGES = ("holdfast", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ld.so.conf")
 # Directories of the standard library that nothing here imports, and that are half of it.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip"}

@@ -51,7 +51,7 @@ class DirectTree:
     def __init__(self, plan: Plan) -> None:
         self.started_at, self._started = time(), monotonic()
         try:
-            self.pid, self.descriptor = _native.spawn_direct(plan.body, plan.fds, _Child)
+            self.pid, self.descriptor = _native.spawn_direct(plan.body, plan.fds, _Child, True)
         except OSError as error:
             raise spawn_error(error, plan) from None
         self._notifier = PidfdNotifier(self.descriptor)
