@@ -33,6 +33,11 @@ def starter(way):
         yield holdfast.spawn
 
 
+def tells_usage(start):
+    """Whether processes that `start`, of a `starter`, starts have a usage: not those that the kernel itself reaps."""
+    return not (isinstance(start, functools.partial) and _native.has_autoreap())
+
+
 def program(code, *args, timeout=60, **options):
     """Run `code` in a fresh interpreter that may import this file; it must end with 0.  Its stdout."""
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), **options.pop("env", {})}

@@ -114,8 +114,9 @@ def test_keepers_that_come_back_to_their_owner_are_reaped_by_the_kernel(role):
             with open(f"/proc/self/task/{os.getpid()}/children") as file:
                 return file.read()
         for i in range(50):
-            process = holdfast.spawn(["sh", "-c", f"exit {i}"])
+            process = holdfast.spawn(["sh", "-c", f"read line; exit {i}"], stdin=holdfast.PIPE)
             assert children()  # the keeper is ours
+            process.stdin.close()
             assert process.wait(60).code == i
             process.wait_empty(60)
             process.close()

@@ -9,7 +9,7 @@ import pathlib
 import re
 import subprocess
 
-# What a suite has at the time is what is booted: its newest, of the flavour for virtual machines (all drivers built in).
+# What a suite has at the time is what is booted: its newest, of the flavour for virtual machines.
 SUITES = ("bookworm", "bookworm-backports", "sid")
 META = "linux-image-cloud-amd64"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -19,7 +19,7 @@ class Apt:
     """apt with its files below `directory`."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self._directory = directory
+        self.directory = directory
         sources = directory / "sources.list"
         places = {
             "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "/dev/null", "Dir::Etc::Preferences": "/dev/null",
@@ -42,16 +42,16 @@ class Apt:
         return found[0]
 
     def run(self, program: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [program, "-q", *self._options, *arguments], cwd=self._directory, capture_output=True, text=True, check=False
-        )
+        command = [program, "-q", *self._options, *arguments]
+        done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"kernels: {program} {' '.join(arguments)} failed:\n{done.stderr}{done.stdout}")
         return done.stdout
 
     def package_of(self, suite: str) -> tuple[str, str]:
         """Name and version of the package that holds the suite's kernel itself."""
-        lines = [[part.strip() for part in line.split("|")] for line in self.run("apt-cache", "madison", META).split("\n")]
+        told = self.run("apt-cache", "madison", META).splitlines()
+        lines = [[part.strip() for part in line.split("|")] for line in told]
         version = next(line[1] for line in lines if len(line) == 3 and f" {suite}/" in line[2])
         image = self._dependency(META, version, "linux-image-")
         assert image
@@ -59,8 +59,9 @@ class Apt:
         return self._dependency(image, version, "linux-binary-") or image, version
 
     def _dependency(self, package: str, version: str, prefix: str) -> str | None:
-        found = re.search(rf"^Depends:.*?\b({prefix}\d\S*)", self.run("apt-cache", "show", f"{package}={version}"), re.M)
-        return found and found[1].rstrip(",")
+        told = self.run("apt-cache", "show", f"{package}={version}")
+        found = re.search(rf"^Depends:.*?\b({prefix}\d[^ ,]*)", told, re.M)
+        return found and found[1]
 
 
 def kernel_of(apt: Apt, suite: str, cache: pathlib.Path) -> pathlib.Path:
@@ -70,7 +71,7 @@ def kernel_of(apt: Apt, suite: str, cache: pathlib.Path) -> pathlib.Path:
     if not place.exists():
         print(f"kernels: fetching {package} {version}", flush=True)
         apt.run("apt-get", "download", f"{package}={version}")
-        (archive,) = apt._directory.glob("*.deb")
+        (archive,) = apt.directory.glob("*.deb")
         half = place.with_name(place.name + ".half")
         subprocess.run(["dpkg-deb", "--extract", archive, half], check=True)
         archive.unlink()

@@ -17,14 +17,22 @@ from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAMS = (
-    "bash cat chmod cp dash date dd echo env false grep head hostname id kill ln ls mkdir mktemp mount mv nice nohup "
-    "printf prlimit ps readlink rm rmdir sed seq setpriv setsid sh sleep sort stat stty su tail taskset tee test timeout "
-    "touch tr true umount uname unshare wc yes"
-).split()
+    "bash", "cat", "chmod", "cp", "dash", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
+    "kill", "ln", "ls", "mkdir", "mktemp", "mount", "mv", "nice", "nohup", "printf", "prlimit", "ps", "readlink",
+    "rm", "rmdir", "sed", "seq", "setpriv", "setsid", "sh", "sleep", "sort", "stat", "stty", "su", "tail",
+    "taskset", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "unshare", "wc", "yes",
+)  # fmt: skip
 PACKAGES = ("holdfast", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+# Debian's, for the tests that compile something; {} is gcc's version.
+COMPILER = (
+    "gcc", "gcc-{}", "cpp-{}", "libgcc-{}-dev", "binutils-x86-64-linux-gnu", "libc6-dev", "linux-libc-dev",
+)  # fmt: skip
+UNUSED = ("/usr/share/", "lto", "san.a", "san_preinit.o", "/ldscripts/")  # and large
 FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ld.so.conf")
 # Directories of the standard library that nothing here imports, and that are half of it.
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip"}
+LEFT_OUT = {
+    "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip",
+}  # fmt: skip
 
 
 class Image:
@@ -85,6 +93,14 @@ class Image:
             for name in sorted(files):
                 self.add(os.path.join(directory, name))
 
+    def add_compiler(self) -> None:
+        asked = subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True, check=True)
+        names = [name.format(asked.stdout.strip()) for name in COMPILER]
+        listed = subprocess.run(["dpkg", "-L", *names], capture_output=True, text=True, check=True).stdout
+        for file in sorted(set(listed.split("\n"))):
+            if os.path.lexists(file) and not any(part in file for part in UNUSED):
+                self.add(file)
+
     def finish(self) -> None:
         """The libraries of all programs that were added, and the end."""
         asked = ["ldd", *sorted(self._programs)]
@@ -126,6 +142,7 @@ def make(path: pathlib.Path, job: bytes) -> None:
         for directory in ("/bin", "/usr/bin", "/sbin", "/usr/sbin"):
             if os.path.lexists(f"{directory}/{program}"):
                 image.add(f"{directory}/{program}")
+    image.add_compiler()
     for file in FILES:
         if os.path.exists(file):
             image.add(file)
