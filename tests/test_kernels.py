@@ -15,14 +15,14 @@ printf 'at": "b"}\\n'
 """
 
 
-def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
-    """Name: mode and data, read as cpio(5) has it; a name that comes twice fails."""
-    found: dict[str, tuple[int, bytes]] = {}
+def entries(archive: bytes) -> dict[str, tuple[int, int, bytes]]:
+    """Name: mode, time and data, read as cpio(5) has it; a name that comes twice fails."""
+    found: dict[str, tuple[int, int, bytes]] = {}
     at = 0
     while True:
         assert archive[at : at + 6] == b"070701" and at % 4 == 0
         fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        mode, size, name_size = fields[1], fields[6], fields[11]
+        mode, changed, size, name_size = fields[1], fields[5], fields[6], fields[11]
         name = os.fsdecode(archive[at + 110 : at + 110 + name_size - 1])
         data_at = (at + 110 + name_size + 3) & ~3
         if name == "TRAILER!!!":
@@ -31,7 +31,7 @@ def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
         assert name not in found
         # The kernel makes no directories that were not named before.
         assert name == os.path.basename(name) or stat.S_ISDIR(found[os.path.dirname(name)][0])
-        found[name] = mode, archive[data_at : data_at + size]
+        found[name] = mode, changed, archive[data_at : data_at + size]
         at = (data_at + size + 3) & ~3
 
 
@@ -40,6 +40,7 @@ def test_files_links_and_libraries_get_where_they_were(tmp_path):
     real = tmp_path / "real"
     real.mkdir()
     (real / "file").write_bytes(b"odd")
+    os.utime(real / "file", (0, 1_000_000_000))
     (real / "link").symlink_to("file")
     (tmp_path / "alias").symlink_to("real")
     archive = tmp_path / "archive"
@@ -49,13 +50,13 @@ def test_files_links_and_libraries_get_where_they_were(tmp_path):
     made.finish()
     found = entries(archive.read_bytes())
     top = str(tmp_path).lstrip("/")
-    assert found[f"{top}/real/file"] == (stat.S_IFREG | 0o644, b"odd")
-    assert found[f"{top}/real/link"] == (stat.S_IFLNK | 0o777, b"file")
-    assert found[f"{top}/alias"] == (stat.S_IFLNK | 0o777, b"real")
+    assert found[f"{top}/real/file"] == (stat.S_IFREG | 0o644, 1_000_000_000, b"odd")
+    assert found[f"{top}/real/link"] == (stat.S_IFLNK | 0o777, 0, b"file")
+    assert found[f"{top}/alias"] == (stat.S_IFLNK | 0o777, 0, b"real")
     shell = found[os.path.realpath("/bin/sh").lstrip("/")]
-    assert shell[0] & 0o111 and shell[1].startswith(b"\x7fELF")
-    libc = [name for name, (mode, _) in found.items() if stat.S_ISREG(mode) and "/libc.so" in name]
-    assert libc or b"ld-linux" not in shell[1]
+    assert shell[0] & 0o111 and shell[2].startswith(b"\x7fELF")
+    libc = [name for name, (mode, *_) in found.items() if stat.S_ISREG(mode) and "/libc.so" in name]
+    assert libc or b"ld-linux" not in shell[2]
 
 
 def test_what_a_distribution_requires_comes_along():

@@ -22,7 +22,7 @@ PROGRAMS = (
     "rm", "rmdir", "sed", "seq", "setpriv", "setsid", "sh", "sleep", "sort", "stat", "stty", "su", "tail",
     "taskset", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "unshare", "wc", "yes",
 )  # fmt: skip
-PACKAGES = ("holdfast", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+PACKAGES = ("holdfast", "pytest", "pytest-timeout", "hypothesis")
 # Debian's, for the tests that compile something; {} is gcc's version.
 COMPILER = (
     "gcc", "gcc-{}", "cpp-{}", "libgcc-{}-dev", "binutils-x86-64-linux-gnu", "libc6-dev", "linux-libc-dev",
@@ -43,16 +43,18 @@ class Image:
         self._known: set[str] = {"/"}
         self._programs: set[str] = set()
 
-    def _entry(self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0), changed: int = 0
+    ) -> None:
         encoded = os.fsencode(name.lstrip("/")) + b"\0"
-        fields = (len(self._known), mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(encoded), 0)
+        fields = (len(self._known), mode, 0, 0, 1, changed, len(data), 0, 0, *device, len(encoded), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
         self._file.write(head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4))
 
-    def write(self, name: str, data: bytes, mode: int = 0o644) -> None:
+    def write(self, name: str, data: bytes, mode: int = 0o644, changed: int = 0) -> None:
         self.directory(os.path.dirname(name))
         self._known.add(name)
-        self._entry(name, stat.S_IFREG | mode, data)
+        self._entry(name, stat.S_IFREG | mode, data, changed=changed)
 
     def device(self, name: str, major: int, minor: int) -> None:
         self.directory(os.path.dirname(name))
@@ -84,7 +86,8 @@ class Image:
                 data = pathlib.Path(at).read_bytes()
                 if data.startswith(b"\x7fELF"):
                     self._programs.add(at)
-                self.write(at, data, stat.S_IMODE(status.st_mode))
+                # With its time, or no compiled module would be taken for that of its source.
+                self.write(at, data, stat.S_IMODE(status.st_mode), int(status.st_mtime))
 
     def add_tree(self, top: str, leave_out: set[str]) -> None:
         for directory, names, files in os.walk(top):

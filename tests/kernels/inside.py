@@ -111,8 +111,7 @@ def main() -> None:
 
 def pytest_runtest_logreport(report) -> None:
     # One word a test: what its call said, or what kept it from being called, or that its end failed.
-    # Of two processes that run tests each would tell; the one that gathers tells of all.
-    if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.outcome == "passed"):
+    if report.when != "call" and report.outcome == "passed":
         return
     facts: dict[str, object] = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
     if report.outcome != "passed":
