@@ -30,7 +30,7 @@ def boot(
     What the kernel and the tests print goes to the file `console`.
     """
     command = [
-        QEMU, "-accel", "tcg", *CLOCK, "-cpu", PROCESSOR, "-smp", "2", "-m", "3G", "-nodefaults", "-no-reboot",
+        QEMU, "-accel", "tcg", *CLOCK, "-cpu", PROCESSOR, "-m", "3G", "-nodefaults", "-no-reboot",
         "-display", "none", "-monitor", "none", "-kernel", str(kernel), "-initrd", str(initramfs),
         "-append", COMMAND_LINE, "-serial", f"file:{console}", "-serial", "stdio",
     ]  # fmt: skip
