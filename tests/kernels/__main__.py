@@ -16,10 +16,10 @@ from .boot import boot
 CACHE = image.ROOT / ".kernels"
 LIMIT = 2700.0  # seconds for a kernel, on a machine that has much else to do
 
-# The process suite: what asks the kernel, without the supervisor above it.
+# The process suite: what asks the kernel, without the supervisor above it; and resources, as controllers are there.
 SUITE = (
     "auto_reap", "run", "handle", "private", "contained", "runner", "errors", "keeper_protocol", "held_keeper", "held",
-    "status",
+    "status", "members", "forking", "forking_keeper", "more", "cgroups", "resources",
 )  # fmt: skip
 ENVIRONMENT = {
     "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root", "LANG": "C.UTF-8",
