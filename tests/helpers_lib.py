@@ -102,6 +102,16 @@ def nobody_can_run_keeper():
     return done.returncode == 0
 
 
+def identity_of(pidfd):
+    """What reports say of the process: the inode of its pidfd, 0 where all pidfds share one (before Linux 6.9)."""
+    inodes = []
+    for pid in (1, os.getpid()):
+        fd = os.pidfd_open(pid)
+        inodes.append(os.fstat(fd).st_ino)
+        os.close(fd)
+    return os.fstat(pidfd).st_ino if inodes[0] != inodes[1] else 0
+
+
 def kernel_tells_stolen_status():
     """PIDFD_INFO_EXIT: Linux 6.15."""
     pid = os.posix_spawn("/bin/true", ["true"], {})
