@@ -4,6 +4,8 @@
 # make bench  measures; writes benchmarks/results/ and the figures in docs/benchmarks.md
 # make chaos  kills what holds services up and looks from outside whether they noticed; PROFILE=supervisor|keepers|trouble|daemons
 #             SEED= STEPS= SERVICES= KILLS= (0: no limit) JSON= (the report)
+# make kernels  boots Debian's kernels under qemu and runs the process suite in each; writes docs/kernels.md
+#             KERNELS=sid (a suite of Debian's, or several)
 # make lint, make clean
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -16,6 +18,7 @@ STEPS ?= 100
 SERVICES ?= 50
 KILLS ?= 0
 JSON ?= chaos-$(PROFILE)-$(SEED).json
+KERNELS ?= bookworm bookworm-backports sid
 V := .venv/bin/python
 # -qq: errors only, with the compiler's output; a machine's own pip configuration is not our news.
 PIP := $(V) -m pip install -qq --disable-pip-version-check
@@ -23,7 +26,7 @@ PIP := $(V) -m pip install -qq --disable-pip-version-check
 SOURCES := meson.build meson_options.txt pyproject.toml tools/launcher \
 	$(shell find csrc src -name __pycache__ -prune -o -not -name '*.pyc' -not -name '*.so' -not -name holdfast-keeper -print)
 
-.PHONY: run tour test install lint bench chaos clean
+.PHONY: run tour test install lint bench chaos kernels clean
 run: install
 	@exec sh examples/run.sh .venv/bin/holdfast
 
@@ -70,6 +73,10 @@ chaos: .venv/installed
 	@cd tests && exec ../$(V) -m chaos --profile $(PROFILE) --seed $(SEED) --steps $(STEPS) --services $(SERVICES) \
 		--kills $(KILLS) --json "$(abspath $(JSON))"
 
+kernels: .venv/test-ready
+	@sh tools/ensure "$(PYTHON)" kernels
+	@cd tests && exec ../$(V) -m kernels $(KERNELS)
+
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .kernels
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -33,6 +33,11 @@ def starter(way):
         yield holdfast.spawn
 
 
+def tells_usage(start):
+    """Whether processes that `start`, of a `starter`, starts have a usage: not those that the kernel itself reaps."""
+    return not (isinstance(start, functools.partial) and _native.has_autoreap())
+
+
 def program(code, *args, timeout=60, **options):
     """Run `code` in a fresh interpreter that may import this file; it must end with 0.  Its stdout."""
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), **options.pop("env", {})}
@@ -95,6 +100,16 @@ def nobody_can_run_keeper():
     """Whether the keeper can be reached by another user: not in a private home directory."""
     done = subprocess.run(["test", "-x", KEEPER], user=NOBODY, group=NOBODY, extra_groups=[], check=False)
     return done.returncode == 0
+
+
+def identity_of(pidfd):
+    """What reports say of the process: the inode of its pidfd, 0 where all pidfds share one (before Linux 6.9)."""
+    inodes = []
+    for pid in (1, os.getpid()):
+        fd = os.pidfd_open(pid)
+        inodes.append(os.fstat(fd).st_ino)
+        os.close(fd)
+    return os.fstat(pidfd).st_ino if inodes[0] != inodes[1] else 0
 
 
 def kernel_tells_stolen_status():

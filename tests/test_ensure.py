@@ -138,6 +138,15 @@ def test_what_tests_can_use_is_asked_for_only_by_ci(machine):
 
 
 @debian
+def test_qemu_is_asked_for_only_by_make_kernels(machine):
+    ran = machine.ensure("python3", "kernels")
+    assert ran.returncode == 1
+    assert last_line(ran).endswith("apt-get install qemu-system-x86")
+    machine.add("qemu-system-x86_64")
+    assert machine.ensure("python3", "kernels").returncode == 0
+
+
+@debian
 def test_root_installs_and_looks_again(machine):
     machine.root(True)
     machine.remove("gcc")

@@ -8,6 +8,7 @@ import struct
 
 import pytest
 from helpers_forking import ONCE, family, gates, name_of
+from helpers_lib import identity_of
 from helpers_wait import all_ended
 from helpers_wire import KEEPER, SPEC, wait_until
 from helpers_wire import RawKeeper as Raw
@@ -97,7 +98,7 @@ def test_who_is_main(actions, main, name, rule):
         moved = k.wait_for("MOVED")[1]
         assert (name_of(moved["pid"]), moved["rule"]) == (name, rule)
         assert (moved["old_pid"], moved["count"]) == (starter, 1)
-        assert moved["identity"] == os.fstat(k.fds[-1]).st_ino
+        assert moved["identity"] == identity_of(k.fds[-1])
         said = [*k.passed, *k.seen]
         ends = [(values["pid"], values["status"]) for what, values in said if what == "EXITED" and not values["flags"]]
         assert (starter, 0) in ends

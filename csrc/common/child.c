@@ -341,7 +341,8 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
 {
     struct child_arg arg = {.plan = plan, .result = result, .parent = (int)HF_CALL0(SYS_getpid)};
     struct hf_clone_request request = {
-        .flags = HF_CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = pidfd, .fn = child_main, .arg = &arg,
+        .flags = HF_CLONE_PIDFD | (plan->auto_reap ? HF_CLONE_AUTOREAP : 0), .exit_signal = SIGCHLD,
+        .pidfd = pidfd, .fn = child_main, .arg = &arg,
         .stack = stack, .stack_size = HF_CHILD_STACK, .handlers_cleared = &arg.handlers_cleared,
     };
     result->stage = result->error = 0;

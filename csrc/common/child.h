@@ -98,6 +98,7 @@ struct hf_plan {
     uint64_t restore_nofile; /* soft RLIMIT_NOFILE that the keeper had raised, or ~0 */
     struct hf_more more;
     const char *cpus;        /* more.cpus_size bytes */
+    int auto_reap;           /* not of the wire: where the kernel can, it shall reap (sys.h) */
 };
 
 struct hf_child_result {

@@ -9,6 +9,8 @@
  * 3. The pidfd that the kernel makes for the keeper goes to the owner over the keeper's own socket:
  *    no number is ever looked up.
  * 4. The keeper descends from us at this moment: it has our limits, identity, cgroup, terminal.
+ * 5. Nobody asks how a keeper ended, and who adopts it may be we (PID 1, a subreaper), where waitpid(-1)
+ *    would see it, or an init that does not reap: where the kernel can, it is the one that reaps.
  *
  * PERMITTED in outer_main and keeper_main: raw system calls, their own stacks, *arg, hf_clone.
  * All signals stay blocked until the keeper has its own signalfd, so no handler of ours can run.
@@ -100,8 +102,8 @@ static int outer_main(void *raw)
     struct launch *l = raw;
     int ignored, pidfd = -1;
     struct hf_clone_request request = {
-        .flags = HF_CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = &pidfd, .fn = keeper_main,
-        .arg = l, .stack = l->stack, .stack_size = l->stack_size, .handlers_cleared = &ignored,
+        .flags = HF_CLONE_PIDFD | HF_CLONE_AUTOREAP, .exit_signal = SIGCHLD, .pidfd = &pidfd,
+        .fn = keeper_main, .arg = l, .stack = l->stack, .stack_size = l->stack_size, .handlers_cleared = &ignored,
     };
     long r = set_table(l);
     if (r < 0)

@@ -1,7 +1,7 @@
 /* The few system calls that need care; see sys.h.
  *
  *   pidfd_send_signal 5.1   CLONE_PIDFD 5.2   clone3, pidfd_open 5.3   P_PIDFD 5.4
- *   CLONE_CLEAR_SIGHAND 5.5   close_range 5.9
+ *   CLONE_CLEAR_SIGHAND 5.5   CLONE_INTO_CGROUP 5.7   close_range 5.9   CLONE_AUTOREAP 7.1
  */
 #define _GNU_SOURCE
 #include "sys.h"
@@ -153,14 +153,30 @@ int hf_has_clone3(void)
     return clone3_usable != 0;
 }
 
+int hf_has_autoreap(void)
+{
+    static int known = -1; /* -1 not asked; a race only asks twice */
+    if (clone3_usable == 0)
+        return 0;
+    if (known < 0) {
+        /* The cgroup is no descriptor.  A kernel that knows the flags gets as far as looking it up (EBADF),
+         * one that does not refuses them before (EINVAL); neither makes a process. */
+        struct clone3_args args = {.flags = HF_CLONE_AUTOREAP | HF_CLONE_INTO_CGROUP, .cgroup = 0x7fffffff};
+        known = HF_CALL2(HF_SYS_clone3, &args, sizeof args) == -EBADF;
+    }
+    return known;
+}
+
 long hf_clone(const struct hf_clone_request *r)
 {
     uint64_t flags = r->flags | HF_CLONE_VM | HF_CLONE_VFORK;
+    if (flags & HF_CLONE_AUTOREAP && !hf_has_autoreap())
+        flags &= ~HF_CLONE_AUTOREAP;
     if (clone3_usable != 0) {
         struct clone3_args args = {
             .flags = flags | HF_CLONE_CLEAR_SIGHAND,
             .pidfd = (uint64_t)(uintptr_t)r->pidfd,
-            .exit_signal = (uint64_t)r->exit_signal,
+            .exit_signal = flags & HF_CLONE_AUTOREAP ? 0 : (uint64_t)r->exit_signal,
             .stack = (uint64_t)(uintptr_t)r->stack,
             .stack_size = r->stack_size & ~15ULL,
             .cgroup = (uint64_t)r->cgroup,
@@ -183,6 +199,7 @@ long hf_clone(const struct hf_clone_request *r)
     }
     if (flags & HF_CLONE_INTO_CGROUP)
         return -ENOSYS;
+    flags &= ~HF_CLONE_AUTOREAP;
     *r->handlers_cleared = 0;
     int saved = errno;
     char *top = r->stack + (r->stack_size & ~15UL);

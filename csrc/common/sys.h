@@ -25,6 +25,7 @@
 #define HF_CLONE_VFORK 0x4000ULL
 #define HF_CLONE_CLEAR_SIGHAND 0x100000000ULL /* Linux 5.5, clone3 only */
 #define HF_CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7, clone3 only */
+#define HF_CLONE_AUTOREAP 0x400000000ULL    /* Linux 7.1, clone3 only */
 
 #define HF_P_PIDFD 3                        /* Linux 5.4 */
 #define HF_WALL 0x40000000
@@ -73,6 +74,8 @@ void hf_close_on_exec_from(int first);
  * the given stack.  flags are HF_CLONE_*; CLONE_VM and CLONE_VFORK are always added.  Returns the
  * pid or -errno; *pidfd gets the child's descriptor when HF_CLONE_PIDFD is among the flags.
  * fn's result is the exit code.  Call with all signals blocked.
+ * HF_CLONE_AUTOREAP among the flags is a wish: where the kernel has it, the child leaves no zombie and
+ * sends no signal at its end, and its status is told by pidfds that were opened before, without usage.
  * *handlers_cleared says whether the child's signal handlers are already reset: it decides
  * whether the child may unblock signals before it has reset them itself.
  * HF_CLONE_INTO_CGROUP, with cgroup, is refused where clone3 cannot do it (or is not there); the caller then has another way. */
@@ -91,5 +94,7 @@ long hf_clone(const struct hf_clone_request *request);
 /* For tests of the fallback: never call clone3 again in this process. */
 void hf_forbid_clone3(void);
 int hf_has_clone3(void);
+/* Whether HF_CLONE_AUTOREAP is granted.  Starts nothing; asks the kernel once. */
+int hf_has_autoreap(void);
 
 #endif

@@ -58,15 +58,16 @@ PyObject *hf_usage_tuple(const struct hf_usage *u)
                          u->blocks_in, u->blocks_out, u->voluntary_switches, u->involuntary_switches);
 }
 
-/* spawn_direct(body, fds, own) -> (pid, own(pidfd)): a child of the calling process itself. */
+/* spawn_direct(body, fds, own, auto_reap=False) -> (pid, own(pidfd)): a child of the calling process itself; auto_reap:
+ * where the kernel can, it reaps the child itself. */
 static PyObject *spawn_direct(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *given;
     Py_ssize_t size;
     PyObject *fd_list, *own;
-    int fds[HF_FDS_MAX], pidfd;
-    if (!PyArg_ParseTuple(args, "y#OO", &given, &size, &fd_list, &own))
+    int fds[HF_FDS_MAX], pidfd, auto_reap = 0;
+    if (!PyArg_ParseTuple(args, "y#OO|p", &given, &size, &fd_list, &own, &auto_reap))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
@@ -84,6 +85,7 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     }
     plan.fd_sources = (const int32_t *)fds;
     plan.cgroup_sources = plan.fd_sources + plan.n_fds;
+    plan.auto_reap = auto_reap;
     struct hf_child_result result;
     char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;
@@ -259,6 +261,12 @@ static PyObject *has_clone3(PyObject *self, PyObject *args)
     return PyBool_FromLong(hf_has_clone3());
 }
 
+static PyObject *has_autoreap(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    return PyBool_FromLong(hf_has_autoreap());
+}
+
 static PyMethodDef methods[] = {
     {"spawn_body", hf_spawn_body, METH_VARARGS, NULL},
     {"launch", hf_channel_launch, METH_VARARGS, NULL},
@@ -280,6 +288,7 @@ static PyMethodDef methods[] = {
     {"identity", identity, METH_VARARGS, NULL},
     {"forbid_clone3", forbid_clone3, METH_NOARGS, NULL},
     {"has_clone3", has_clone3, METH_NOARGS, NULL},
+    {"has_autoreap", has_autoreap, METH_NOARGS, NULL},
     {"watch_open", hf_watch_open, METH_NOARGS, NULL},
     {"watch_add", hf_watch_add, METH_VARARGS, NULL},
     {"watch_remove", hf_watch_remove, METH_VARARGS, NULL},

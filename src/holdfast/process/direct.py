@@ -51,10 +51,14 @@ class _Child(Descriptor):
         super().__del__()
 
 
+def _spawn(body: bytes, fds: Sequence[int], own: Callable[[int], _Child]) -> tuple[int, _Child]:
+    return _native.spawn_direct(body, fds, own, True)  # and the kernel reaps it, where it can
+
+
 class DirectTree:
     """One direct child.  Any thread."""
 
-    def __init__(self, plan: Plan, spawn: Spawn = _native.spawn_direct) -> None:
+    def __init__(self, plan: Plan, spawn: Spawn = _spawn) -> None:
         self.started_at, self._started = time(), monotonic()
         try:
             self.pid, self.descriptor = spawn(plan.body, plan.fds, _Child)

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 P_PIDFD = 3
 ENOSYS = 38
-CLONE_AUTOREAP = 1 << 34
-CLONE_PIDFD_AUTOKILL = 1 << 36
-CLONE_INTO_CGROUP = 1 << 33
 
 
 class Finding:
@@ -89,6 +86,12 @@ def clone3() -> str:
     if not _native.has_clone3():
         raise OSError(ENOSYS, "clone3 is refused or not built for this machine; clone is used")
     return "clone3 with CLONE_CLEAR_SIGHAND"
+
+
+def auto_reap() -> str:
+    if not _native.has_autoreap():
+        raise OSError(22, "no CLONE_AUTOREAP (before Linux 7.1)")
+    return "direct children and keepers leave no zombie and raise no SIGCHLD"
 
 
 def group_signal() -> str:
@@ -194,6 +197,7 @@ PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("P_PIDFD", p_pidfd, "direct children cannot be waited for by descriptor: Linux 5.4 is needed"),
     ("PIDFD_GET_INFO exit", exit_info, "a stolen status of a direct child, or one under a lost keeper, stays unknown"),
     ("clone3", clone3, "clone(2) is used, and handlers are reset one by one (8 us a start)"),
+    ("auto-reap", auto_reap, "a direct child is a zombie until it is waited for; another wait may take its status"),
     ("group signal", group_signal, "a group is signalled by number while its leader is held, later member by member"),
     ("subreaper", subreaper, "daemons that fork away cannot be held"),
     ("children files", children_files, "only the main process and its group are seen, what left it is not found"),
@@ -220,6 +224,7 @@ def means(findings: list[Finding]) -> dict[str, str]:
     return {
         "start": "clone3" if have["clone3"] else "clone",
         "notifier": "pidfd",
+        "direct children": "reaped by the kernel" if have["auto-reap"] else "waited for",
         "tree kill": "subreaper walk" if have["children files"] else "process group",
         "group handle": "pidfd" if have["group signal"] else "number while the leader is held",
     }

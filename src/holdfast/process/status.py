@@ -90,8 +90,8 @@ class ExitStatus(_Value):
     """How a process ended: by itself with `code`, or by `signal`; the other one is None.
 
     `core_dumped`: the signal left a core.  `usage`: resources of the process, or None where only the
-    exit code could be recovered.  `started_at` and `ended_at` are wall-clock times (seconds since the
-    epoch), `elapsed` is measured on the monotonic clock.
+    exit code could be recovered, and for a direct child that the kernel reaps by itself.  `started_at`
+    and `ended_at` are wall-clock times (seconds since the epoch), `elapsed` is measured on the monotonic clock.
     """
 
     __slots__ = ("_usage", "code", "core_dumped", "elapsed", "signal", "started_at")
