@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .process.runner import Runner
     from .process.spawn import attach, spawn
     from .process.status import ExitStatus, Member, StopReport, Usage
+    from .process.waits import forward_waits
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = (
     "TimeoutExpired",
     "Usage",
     "attach",
+    "forward_waits",
     "run",
     "spawn",
 )
@@ -52,6 +54,7 @@ _HOMES = {
     "runner": ("Runner",),
     "spawn": ("attach", "spawn"),
     "status": ("ExitStatus", "Member", "StopReport", "Usage"),
+    "waits": ("forward_waits",),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from os import getpid
 from time import monotonic, time
 
-from . import _native
+from . import _native, children
 from .descriptor import Descriptor
 from .keeper import SIGCONT, SIGKILL, spawn_error, try_signal
 from .kept import KILL_LIMIT
@@ -60,17 +60,21 @@ class DirectTree:
 
     def __init__(self, plan: Plan, spawn: Spawn = _spawn) -> None:
         self.started_at, self._started = time(), monotonic()
-        try:
-            self.pid, self.descriptor = spawn(plan.body, plan.fds, _Child)
-        except OSError as error:
-            raise spawn_error(error, plan) from None
-        self._notifier = PidfdNotifier(self.descriptor)
+        children.start(self, lambda: self._begin(plan, spawn))
         self.status: ExitStatus | None = None
         self.report: StopReport | None = None
         self._leads_group = plan.leads_group
         self._stop_began = 0.0
         self._owner = getpid()
         self.told = Told()
+
+    def _begin(self, plan: Plan, spawn: Spawn) -> None:
+        try:
+            pid, self.descriptor = spawn(plan.body, plan.fds, _Child)
+        except OSError as error:
+            raise spawn_error(error, plan) from None
+        self._notifier = PidfdNotifier(self.descriptor)
+        self.pid = pid
 
     @property
     def started_ns(self) -> int:
@@ -119,11 +123,29 @@ class DirectTree:
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
         if self.status is None:
-            status = self._notifier.status(self.started_at, self._started)
+            try:
+                status = self._notifier.status(self.started_at, self._started)
+            except ChildProcessError:
+                children.forget(self)
+                raise
             if status is not None:
+                children.forget(self)
                 self.told.note(status)  # before anybody can see that nothing more will come
                 self.status = status
                 self.told.call_back()
+
+    def reap(self) -> bool:
+        """Take the child's status for us, if it has ended: as a wait of the program asks that has met it (waits.py).
+
+        True: nothing of it is left for any wait.  Tells nobody, for this may be in a signal handler.
+        """
+        try:
+            ended = self._notifier.status(self.started_at, self._started) is not None
+        except (ChildProcessError, ValueError):
+            ended = True  # another wait has taken it, or it is given up
+        if ended:
+            children.forget(self)
+        return ended
 
     def signal(self, signo: int, scope: str) -> None:
         if self.foreign:
@@ -197,4 +219,5 @@ class DirectTree:
         self.release_descriptors()
 
     def release_descriptors(self) -> None:
+        children.forget(self, ended=False)
         self._notifier.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 from time import monotonic
 
 from .. import _native
@@ -20,7 +20,7 @@ class PidfdNotifier:
 
     def __init__(self, descriptor: Descriptor) -> None:
         self.descriptor = descriptor
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a signal handler in the thread that holds it may ask too
         self._status: ExitStatus | None = None
 
     def fileno(self) -> int:
@@ -41,6 +41,8 @@ class PidfdNotifier:
         try:
             ended = _native.wait_status(fd)
         except ChildProcessError:
+            if self._status is not None:
+                return self._status  # a signal handler has asked meanwhile, and was before us
             # Somebody else's wait took it, or SIGCHLD is ignored and the kernel reaped by itself.
             # The exit information is there once POLLHUP is (after POLLIN alone it may be missing).
             # Alive and ECHILD: not ours any more (waited for by a tracer); then it just goes on.
