@@ -284,25 +284,63 @@ def test_the_last_one_is_taken_by_another_thread(gate):
 
 
 def test_the_last_one_is_taken_by_name(gate):
-    """As by subprocess, while a thread waits for any of a group."""
-    answers = []
+    """As by subprocess, while a thread waits for any: one of the two gets it, the other learns that nothing is left."""
+    answers: list[object] = []
 
-    def wait() -> None:
+    def wait(pid: int) -> None:
         try:
-            answers.append(os.waitpid(-pid, os.WUNTRACED))
+            answers.append(os.waitpid(pid, 0))
         except ChildProcessError:
             answers.append("none")
 
     with forward_waits(), holding():
-        pid = child(group=True, held=gate[0])
-        thread = threading.Thread(target=wait)
-        thread.start()
-        wait_for(lambda: looking._sleepers)
-        # Taken behind the back of the thread that waits, which happens when it is slower to wake up.
-        os.write(gate[1], b"\n")
-        answers += [("by name", os.waitpid(pid, 0))] if not answers else []
-        thread.join(LIMIT)
-        assert not thread.is_alive()
+        for _ in range(20):
+            pid = child(held=gate[0])
+            thread = threading.Thread(target=wait, args=(-1,))
+            thread.start()
+            wait_for(lambda: looking._sleepers)
+            os.write(gate[1], b"\n")
+            wait(pid)
+            thread.join(LIMIT)
+            assert sorted(map(str, answers)) == [str((pid, 0)), "none"]
+            answers.clear()
+
+
+def test_signals_at_any_moment():
+    """Handlers that wait for anybody interrupt starts and waits of ours in the same thread, again and again."""
+    program("""
+        import os, signal, sys
+        import holdfast
+        mine, found, strangers = {}, {}, []
+        def reap(signo, frame):
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    return
+                if pid == 0:
+                    return
+                found[pid] = os.waitstatus_to_exitcode(status)
+        signal.signal(signal.SIGCHLD, reap)
+        signal.signal(signal.SIGALRM, reap)
+        with holdfast.forward_waits():
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            for n in range(250):
+                mine[os.posix_spawn("/bin/sh", ["sh", "-c", f"exit {n % 100}"], os.environ)] = n % 100
+                with holdfast.spawn(["/bin/sh", "-c", f"exit {n % 99}"], private=False) as process:
+                    status = process.wait(15)
+                    assert status.code == n % 99, status
+                    assert status.usage is not None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            while True:
+                try:
+                    pid, status = os.wait()
+                except ChildProcessError:
+                    break
+                found[pid] = os.waitstatus_to_exitcode(status)
+            assert found == mine, (set(found) ^ set(mine))
+    """)
 
 
 def test_a_start_that_is_not_over(monkeypatch):

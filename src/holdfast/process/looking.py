@@ -87,9 +87,10 @@ def _sleep(idtype: int, ident: int, look: int) -> os.waitid_result | None:
 def wake() -> None:
     """The program's waits that are in the kernel look again, if nothing is left for one of them but ours.
 
-    The kernel wakes them for a child alone: so one is started that ends at once.
+    The kernel wakes them for a child alone: so one is started that ends at once.  A wait for stops only, which would
+    not even look at that, sleeps on until ours have ended.
     """
-    if not any(not _others(*asked) for asked in list(_sleepers)):
+    if all(_others(*asked) for asked in list(_sleepers) if asked[2] & os.WEXITED):
         return
     from .direct import DirectTree
     from .options import DEVNULL, make_plan
