@@ -41,13 +41,13 @@ def start(tree: DirectTree, begin: Callable[[], object]) -> None:
                 _signal.raise_signal(_signal.SIGCHLD)  # for whoever was told that there is nothing yet
 
 
-def forget(tree: DirectTree, ended: bool = True) -> None:
-    """Its child has been reaped, or is given up: the number is no longer ours."""
+def forget(tree: DirectTree, reaped: bool = False) -> None:
+    """Its child has been reaped, by us or by others, or is given up: the number is no longer ours."""
     global _ended
     known = _trees.get(tree.pid)
     if known is not None and known() is tree:
         _trees.pop(tree.pid, None)
-        _ended += ended
+        _ended += reaped
 
 
 def find(pid: int) -> DirectTree | None:
@@ -80,7 +80,7 @@ def any_here() -> bool:
 
 
 def ended() -> int:
-    """How many of ours have ended so far: for comparing."""
+    """How many of ours have ended so far that were reaped by us, so that a SIGCHLD told of it: for comparing."""
     return _ended
 
 

@@ -129,7 +129,7 @@ class DirectTree:
                 children.forget(self)
                 raise
             if status is not None:
-                children.forget(self)
+                children.forget(self, reaped=status.usage is not None)
                 self.told.note(status)  # before anybody can see that nothing more will come
                 self.status = status
                 self.told.call_back()
@@ -140,12 +140,14 @@ class DirectTree:
         True: nothing of it is left for any wait.  Tells nobody, for this may be in a signal handler.
         """
         try:
-            ended = self._notifier.status(self.started_at, self._started) is not None
+            status = self._notifier.status(self.started_at, self._started)
         except (ChildProcessError, ValueError):
-            ended = True  # another wait has taken it, or it is given up
-        if ended:
-            children.forget(self)
-        return ended
+            children.forget(self)  # another wait has taken it, or it is given up
+            return True
+        if status is None:
+            return False
+        children.forget(self, reaped=status.usage is not None)
+        return True
 
     def signal(self, signo: int, scope: str) -> None:
         if self.foreign:
@@ -219,5 +221,5 @@ class DirectTree:
         self.release_descriptors()
 
     def release_descriptors(self) -> None:
-        children.forget(self, ended=False)
+        children.forget(self)
         self._notifier.close()

@@ -10,7 +10,7 @@ import os
 import posix  # never what the program, or we, have put into `os`
 from errno import ECHILD
 
-from . import children
+from . import _native, children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def wake() -> None:
     hush()
     plan = make_plan(["/bin/sh", "-c", ""], private=False, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
     try:
-        _alarms.append(DirectTree(plan))
+        _alarms.append(DirectTree(plan, _native.spawn_direct))  # not reaped by the kernel: that wakes nobody
     except OSError:
         pass  # then they sleep until a child ends
     finally:

@@ -40,8 +40,9 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
       is the daemon's (which of several processes that is: docs/daemons.md).  `main=None`: the name of that process,
       as `ps` shows it.  `ready_timeout=90.0` seconds until it counts as failed, and is stopped;
     - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
-      this program (`forward_waits` keeps them off), not contained, and nobody stops it when we are killed.  From Linux
-      7.1 on the kernel reaps it: no zombie, no SIGCHLD at its end, no wait can take its status; but that has no `usage`.
+      this program (`forward_waits` keeps them off), not contained, and nobody stops it when we are killed.
+      From Linux 7.1 on the kernel reaps it: no zombie, no SIGCHLD at its end, no wait can take its status; but that has
+      no `usage`.
 
     SpawnError: not started, with errno and stage; nothing is left (stage "fork": no daemon came of it).
     FileExistsError: the address is taken.  ValueError, TypeError: misuse, before anything is started.  Any thread.  A
