@@ -163,9 +163,11 @@ def test_ours_by_name():
                 os.waitpid(process.pid, options)
             with pytest.raises(ChildProcessError):
                 os.wait4(process.pid, options)
-            for idtype, ident in ((os.P_PID, process.pid), (os.P_PIDFD, process.fileno())):
+            fd = os.pidfd_open(process.pid)
+            for idtype, ident in ((os.P_PID, process.pid), (os.P_PIDFD, fd)):
                 with pytest.raises(ChildProcessError):
                     os.waitid(idtype, ident, os.WEXITED | options)
+            os.close(fd)
 
 
 def test_the_programs_by_name(gate):
@@ -494,6 +496,37 @@ def test_a_handler_is_called_for_the_programs_alone(when):
         assert len(calls) == 2 + USAGE
 
 
+def test_handlers_do_not_pile_up(monkeypatch):
+    """While many end, each SIGCHLD interrupts the look that the one before it has begun."""
+    several = [ours("read x; exit 4") for _ in range(20)]
+    depth, deepest, meet = [], [], looking.meet
+
+    def interrupted(found) -> bool:
+        depth.append(1)
+        deepest.append(len(depth))
+        signal.raise_signal(signal.SIGCHLD)
+        try:
+            return meet(found)
+        finally:
+            depth.pop()
+
+    with handling() as (calls, handler), forward_waits():
+        for process in several:
+            process.stdin.close()
+        assert all_ended([process.pid for process in several])
+        signal.signal(signal.SIGCHLD, handler)
+        monkeypatch.setattr(looking, "meet", interrupted)
+        pid = child(3)
+        assert all_ended([pid])
+        wait_for(lambda: calls)
+        assert max(deepest) == 1
+        monkeypatch.undo()
+        assert os.wait() == (pid, 3 << 8)
+        assert [process.wait(LIMIT).code for process in several] == [4] * 20
+    for process in several:
+        process.close()
+
+
 def test_a_handler_is_called_when_both_have_ended(gate):
     with handling() as (calls, handler), forward_waits(), ours() as process:
         pid = child(held=gate[0])
@@ -536,8 +569,7 @@ def test_it_is_given_back():
     assert [getattr(module, name) for module, name in NAMES] == real
     process = ours("exit 5")
     assert os.waitpid(-1, 0) == (process.pid, 5 << 8)
-    process.wait(LIMIT)
-    process.close()
+    process.release()
 
 
 def test_one_that_replaced_ours_is_left_in_its_place(monkeypatch):

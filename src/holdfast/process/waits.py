@@ -116,13 +116,27 @@ def _of_pidfd(fd: int) -> int:
 
 
 class _Filtered:
-    """A handler of the program that is not called for what was ours alone."""
+    """A handler of the program that is not called for what was ours alone.
+
+    While hundreds end, the next signal interrupts us before we are through with the last: that one only leaves word.
+    """
 
     def __init__(self, handler: Callable[..., Any]) -> None:
         self.handler = handler
+        self._looking = self._again = False
 
     def __call__(self, *given: Any) -> None:
-        if not _users or not _only_ours():
+        if self._looking:
+            self._again = True
+            return
+        only_ours = self._again = bool(_users)
+        while only_ours and self._again:
+            self._again, self._looking = False, True
+            try:
+                only_ours = _only_ours()
+            finally:
+                self._looking = False
+        if not only_ours:
             self.handler(*given)
 
 
