@@ -18,11 +18,13 @@ from holdfast.control.server import ControlServer
 from holdfast.daemon.logs import LogReader
 from holdfast.daemon.names import matching
 from holdfast.daemon.status import (
+    Ancestry,
     EventRecord,
     LastExit,
     Left,
     Outcome,
     ServiceStatus,
+    ServiceTree,
     SupervisorStatus,
     TreeStatus,
     UpdateChange,
@@ -146,6 +148,15 @@ class MemorySupervisor:
     def log_reader(self, name):
         matching(list(self.states), [name], {})
         return LogReader(os.path.join(self.log_dir, name))
+
+    def tree(self, name):
+        matching(list(self.states), [name], {})
+        return Ancestry(name, "keeper", "its lineage is off", 0, 0, [ServiceTree(41, 4710, [])])
+
+    @contextlib.contextmanager
+    def lineage(self, name):
+        matching(list(self.states), [name], {})
+        yield MemoryEvents(), "nobody"
 
     async def history(self, patterns, limit):
         return []

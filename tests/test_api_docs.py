@@ -63,7 +63,7 @@ def test_the_answer_to_an_update():
 def test_curl(served):
     require("curl")
     examples = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.S)
-    assert len(examples) == PAGE.count("```console") == 5
+    assert len(examples) == PAGE.count("```console") == 6
     for command, shown in examples:
         assert f"{RUN_DIR}/control " in command or "Bearer" in command
         here = command.replace(RUN_DIR, served.run_dir).replace(TOKEN_FILE, served.token_file)

@@ -253,9 +253,10 @@ def test_files_of_version_2_are_read_and_written(tmp_path):
     assert (here.memory(), here.memory_peak(), here.tasks(), here.cpu_seconds()) == (4096, 8192, 3, 1.5)
     assert (here.oom_kills(), here.hit_memory_max(), here.pids()) == (1, True, [12, 13])
     assert here.pressure() == {"memory": 1.5}
-    assert [here.held(name) for name in ("memory_max", "pids_max", "cpu_max")] == ["cgroup v2", "cgroup v2", ""]
-    here.set("memory_max", MIB)
-    assert (tmp_path / "memory.max").read_text() == "1048576"
+    assert [here.held(name, 1 * MIB) for name in ("memory_max", "pids_max", "cpu_max")] == ["", "", ""]
+    here.set("memory_max", MIB + 1)
+    assert (tmp_path / "memory.max").read_text() == "1048576"  # whole pages, which the kernel makes of it, too
+    assert [here.held("memory_max", value) for value in (MIB + 1, 2 * MIB)] == ["cgroup v2", ""]
     with pytest.raises(FileNotFoundError):
         here.set("cpu_max", 1.0)
 

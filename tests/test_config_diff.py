@@ -22,7 +22,7 @@ OTHER = {
     "ready": Ready(tcp="80"), "health": Health(tcp="80"), "watchdog": 3.0, "replicas": 3, "env_file": ("/x.env",),
     "schedule": Schedule(cron="0 3 * * *"), "pre_start": ("prepare",), "post_stop": ("clean",),
     "reload_command": ("reload",), "sockets": (Socket("127.0.0.1:80"),), "fd_store_max": 2,
-    "restart_order": "start-first", "stdin": "pipe", "pty": True,
+    "restart_order": "start-first", "stdin": "pipe", "pty": True, "lineage": True,
     "resources": Resources(pids_max=9),
     "extra_groups": (7, "audio"), "capabilities": {"bounding": ("kill",)}, "no_new_privs": True, "ioprio": "idle",
     "oom_score_adj": 9, "cpu_affinity": (0,),
@@ -128,6 +128,9 @@ def words(tmp_path, text):
         ("health = { tcp = '80', interval = '3s' }",
          ['changed web: health unset -> { tcp = "80", interval = 3s } (applies)']),
         ("health.notify = true", ["changed web: health unset -> { notify = true } (restarts)"]),
+        ("capabilities = { bounding = ['kill', 'chown'], ambient = ['kill'] }",
+         ['changed web: capabilities unset -> { bounding = "kill chown", ambient = "kill" } (restarts)']),
+        ("rlimits = { nofile = 64 }", ["changed web: rlimits {} -> { nofile = (64, 64) } (restarts)"]),
         ("type = 'notify'", ['changed web: type "simple" -> "notify" (restarts)']),
     ],
 )

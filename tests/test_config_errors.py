@@ -16,7 +16,7 @@ from test_config import GARBAGE, TEXT
 from holdfast.config import files, graph
 from holdfast.config.hints import LATER, OTHER_WORDS
 from holdfast.config.load import ConfigError, load
-from holdfast.config.model import Group, Service, decode, encode, keys_of
+from holdfast.config.model import Group, Resources, Service, decode, encode, keys_of
 
 root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not root, reason="these refusals are root's")
@@ -286,6 +286,13 @@ def test_words_of_others_lead_to_ours_and_none_is_ours():
     assert set(OTHER_WORDS.values()) <= keys | set(keys_of(Group)) | {"defaults", "service"}
     assert not (set(OTHER_WORDS) | set(LATER)) & keys
     assert not set(OTHER_WORDS) & set(LATER)
+
+
+@pytest.mark.parametrize("key", keys_of(Resources))
+def test_a_limit_beside_its_table_leads_there(tmp_path, key):
+    if key != "optional":
+        (found,) = problems(tmp_path, f"[service.web]\ncommand = 'x'\n{key} = 1\n")
+        assert (found.message, found.hint) == ("is no key", 'did you mean "resources"?')
 
 
 @pytest.mark.parametrize("key", ["user", "group"])

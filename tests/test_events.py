@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import re
+import resource
 import select
 import signal
 import sys
@@ -590,6 +592,39 @@ def test_descriptors_are_given_back():
         process.stdin.close()
         assert len(list(events)) == 3
     assert len(descriptors()) < len(before)
+
+
+def test_without_a_descriptor_it_can_wait_later():
+    with holdfast.spawn(["cat"], stdin=PIPE) as process, contextlib.ExitStack() as full:
+        events = process.events()
+        events.wait()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        full.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        held = []
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(os.dup(0))
+        full.callback(lambda: [os.close(fd) for fd in held])
+        for free in (0, 1):
+            if free:
+                os.close(held.pop())
+            with pytest.raises(OSError, match="Too many open files"):
+                events.wait(0)
+        full.close()
+        with pytest.raises(holdfast.TimeoutExpired):
+            events.wait(0)
+        process.stdin.close()
+        assert kinds(events) == ["Exited", "Empty"]
+
+
+def test_after_the_end_there_is_nothing_to_wait_for():
+    with holdfast.spawn(["true"]) as process:
+        process.wait_empty(30)
+        events = process.events()
+        assert kinds(events) == ["Spawned", "Exited", "Empty"]
+        with pytest.raises(ValueError, match="come to their end"):
+            events.fileno()
 
 
 # ---- the page, and the names

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 
 import pytest
 from helpers_forking import ONCE, TWICE, family, gates, name_of
 from helpers_held import Place, first, place, until
+from helpers_lib import descriptors
 from helpers_trees import hold_keeper, left_of
 from helpers_wait import wait_for
 
@@ -120,6 +123,45 @@ def test_a_frozen_keeper_that_owes_a_move_is_thawed_and_not_given_up(mark, gate)
             os.close(keeper)
 
 
+@pytest.mark.parametrize("by", ["another thread", "nobody: no descriptor is left"])
+def test_a_move_is_no_end_of_a_wait(mark, gate, monkeypatch, by):
+    """Its descriptor was that of an end, when this one looked; meanwhile another has taken in what that means.  Or
+    nobody could, for want of descriptors."""
+    second = ["start", ["name", "second"], ["up"], ["gate", gate("2")], ["exit", 7]]
+    before = ["start", ["name", "first"], second, ["up"], ["gate", gate("1")], ["exit", 0]]
+    with daemon(mark, before, ["exit", 0]) as it, contextlib.ExitStack() as full:
+        wait_until, first = it._tree.keeper.wait_until, it.pid
+
+        def late(done, timeout, ended_fd=-1):
+            """The keeper is slow, and the other thread is faster than this one."""
+            if it._tree.moves > 1:
+                gate.open("2")
+                return wait_until(done, timeout, ended_fd)
+            gate.open("1")
+            assert select.select([it], [], [], 30)[0]
+            wait_for(lambda: not os.path.exists(f"/proc/{first}"))
+            if "nobody" in by:
+                while True:
+                    try:
+                        full.callback(os.close, os.dup(0))
+                    except OSError:
+                        break
+                return wait_until(done, timeout, ended_fd)
+            assert wait_until(lambda: it._tree.moves > 1, 30)
+            return False
+
+        if "nobody" in by:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            full.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        monkeypatch.setattr(type(it._tree.keeper), "wait_until", lambda _, *args: late(*args))
+        with contextlib.suppress(holdfast.TimeoutExpired):
+            it.wait(30)
+        monkeypatch.undo()
+        full.close()
+        assert it.status is not None and it.status.code == 7
+
+
 def test_a_signal_meets_the_main_process_of_now(mark, gate):
     """The owner has not looked since main has moved."""
     said = gate("said")
@@ -184,6 +226,15 @@ def test_what_takes_too_long_is_an_error(mark):
     assert not left_of(mark)
 
 
+def test_a_failed_start_by_a_runner_gives_all_descriptors_back(mark):
+    """They end at once, and not each of their ends has room."""
+    with holdfast.Runner() as runner:
+        before = descriptors()
+        with pytest.raises(holdfast.SpawnError, match="code 3"):
+            daemon(mark, *[["fork", ["pause"]] for _ in range(64)], ["exit", 3], spawn=runner.spawn)
+        assert descriptors() == before
+
+
 def test_misuse():
     for options in (
         {"private": False}, {"ready_timeout": -1}, {"main": ""}, {"main": "a" * 16}, {"main": "a\0b"},
@@ -231,6 +282,7 @@ def test_what_moves_while_nobody_is_there_is_told_to_the_next_owner(place: Place
     events = until(tree, "Spawned", "Moved")
     spawned, moved = first(events, "Spawned"), first(events, "Moved")
     assert (name_of(spawned.pid), moved.pid, moved.old_pid) == ("a", spawned.pid, starter)
+    assert spawned.identity == tree.identity == os.fstat(tree.pidfd).st_ino  # though it had no owner to compare with
     assert (tree.pid, tree.rule, tree.moves) == (spawned.pid, "only", 1)
     assert tree.pidfd >= 0 and not select.select([tree.pidfd], [], [], 0)[0]
     tree.stop(15, "group", 10)

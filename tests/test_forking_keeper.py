@@ -10,7 +10,7 @@ import pytest
 from helpers_forking import ONCE, family, gates, name_of
 from helpers_lib import identity_of
 from helpers_wait import all_ended
-from helpers_wire import SPEC, wait_until
+from helpers_wire import KEEPER, SPEC, wait_until
 from helpers_wire import RawKeeper as Raw
 
 N = SPEC.numbers
@@ -302,6 +302,35 @@ def test_main_is_not_named_before_the_start_is_over(gate):
         assert "MOVED" not in [what for what, _ in k.seen]
         gate.open("end")
         assert k.wait_for("MOVED")[1]["old_pid"] == starter
+
+
+def test_an_adoption_without_a_descriptor_does_not_take_that_of_main(gate):
+    """More than 64 adopted ones have none; the last of them is the one whose name was looked for."""
+    with RawKeeper() as k:
+        parent = [["name", "parent"], ["gate", gate("go")], ["fork", child("m")], ["wait"], ["name", "done"], ["pause"]]
+        many = [["fork", ["pause"]] for _ in range(70)]
+        start(k, *many, ["start", ["up"], *parent], ["exit", 0], main="m")
+        k.wait_for("MOVED")
+        pid = k.members()["parent"]
+        gate.open("go")
+        wait_until(lambda: name_of(pid) == "done")
+        k.seen.clear()
+        k.say("QUERY", id=2)
+        packet: list[str] = []
+        while "MOVED" not in packet:
+            k.receive()
+            packet = [what for what, _ in SPEC.decode(k.last)]
+        said = dict(k.seen)
+        assert said["ADOPTED"]["pid"] == said["MOVED"]["pid"] and said["ADOPTED"]["identity"] == 0
+        assert "ADOPTED" not in packet
+
+
+def test_main_is_found_where_descriptors_are_few():
+    """All that it leaves would take more than there are."""
+    with RawKeeper(argv=["/bin/sh", "-c", f"ulimit -n 24; exec {KEEPER}"]) as k:
+        start(k, *[["fork", ["pause"]] for _ in range(40)], child("a", SETSID), ["exit", 0])
+        what, values = k.main_or_end()
+        assert what == "MOVED" and name_of(values["pid"]) == "a"
 
 
 def test_what_is_not_forking_is_not_followed():

@@ -170,6 +170,36 @@ def test_main_says_so_itself(tmp_path):
         assert status["pid"] == int(who.read_text())
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_it_says_before_its_fork_is_over_holds_then(tmp_path, gate, killed):
+    """The daemon is ready, and says who it is, while the one that was started waits for it, as good daemons do."""
+    program = tmp_path / "daemon.py"
+    program.write_text(
+        NOTIFIER + "if os.fork() == 0: signal.pause()\n"
+        "if os.fork() == 0:\n"
+        "    tell(f'MAINPID={os.getpid()}\\nREADY=1')\n"
+        "    open(os.environ['WHO'], 'w').write(str(os.getpid()))\n"
+        "    signal.pause()\n"
+        f"open({str(gate('fork'))!r}).readline()\n"
+    )
+    who = tmp_path / "who"
+    services = (
+        f'[service.d]\ntype = "forking"\ncommand = ["python3", "{program}"]\nready = {{ notify = true }}\n'
+        f'env = {{ WHO = "{who}" }}\n'
+    )
+    with Running(tmp_path, services) as up:
+        up.until("d", lambda s: "it answers" in s["reason"], state="starting")
+        if killed:
+            kill(up.client().supervisor()["pid"])
+            up.wait_for_socket()
+        gate.open("fork")
+        status = up.until("d", state="running", ready=True)
+        assert status["incarnation"] == 1
+        if not killed:
+            status = up.until("d", lambda s: s["main"]["rule"] == "asked")
+            assert status["pid"] == int(who.read_text())
+
+
 @pytest.mark.parametrize("when", ["before", "between", "after"])
 def test_a_supervisor_that_is_killed_loses_nothing(tmp_path, gate, when):
     """Killed before the fork, after it (which happens while nobody is there), and when all was known."""
@@ -197,6 +227,10 @@ def test_a_supervisor_that_is_killed_loses_nothing(tmp_path, gate, when):
         assert status["main"]["rule"] == "session"
         if when == "after":
             assert (status["pid"], status["main"]) == (before["pid"], before["main"])
+        kill(up.client().supervisor()["pid"])
+        assert main_of(up, "d", "d")["pid"] == status["pid"]
+        assert up.client().supervisor()["restarts"] == 2
+        assert up.output.read_text().count("moved: main") == 1  # told once, whoever was there
         kill(status["pid"])
         gate.open("fork")
         assert main_of(up, "d", "d", restarts=1)["last_exit"]["cause"] == "killed by SIGKILL"

@@ -73,6 +73,10 @@ def test_tables_read_what_the_library_writes():
     assert SPEC.unpack("more", none[SPEC.read_spawn_body(none)["more"] :])["flags"] == N["MORE_NO_NEW_PRIVS"]
 
 
+def test_a_name_that_is_no_text_is_the_bytes_of_the_process():
+    assert pack_more(main_name=os.fsdecode(b"x\xff")).endswith(b"x\xff" + bytes(14))
+
+
 def test_a_keeper_obeys_one_made_from_the_tables():
     flags = N["MORE_OOM_SCORE_ADJ"] | N["MORE_NO_NEW_PRIVS"] | N["MORE_CPUS"]
     mask = (1 << ONE_CPU).to_bytes(1024, "little")

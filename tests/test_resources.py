@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,20 @@ def hog(tmp_path, text: str = HOG, *lines: str) -> str:
     command = python(tmp_path, "hog", text)
     limits = 'resources = { memory_max = "64MiB" }'
     return "\n".join(("[service.hog]", f"command = {command}", 'restart = "never"', BELT, limits, *lines, ""))
+
+
+def cgroups_of(up: Running, name: str) -> list[pathlib.Path]:
+    return [path for each in left(up.run_dir) if (path := pathlib.Path(each) / name).exists()]
+
+
+def remove_all(path: pathlib.Path) -> None:
+    """A directory of a test, and those above it that are of its run directory."""
+    while not path.name.startswith("holdfast-"):
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+        path = path.parent
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
 
 
 def limited(up: Running, name: str = "hog@1") -> None:
@@ -151,6 +166,22 @@ def test_a_limit_that_changes_is_changed_while_it_runs(tmp_path):
         up.file.write_text(PLACES + SLEEPER)
         assert "restarts" in up.holdfast("update").stdout
         assert up.until("web", state="running")["resources"] is None
+
+
+@needs_v1
+def test_a_change_that_the_kernel_refuses_is_not_told_as_held(tmp_path):
+    """Version 1 takes no memory limit below what is used."""
+    program = python(tmp_path, "web", 'held = bytearray(b"x" * 50_000_000)\nos.write(9, b"\\n")\nsignal.pause()\n')
+    service = f'[service.web]\ncommand = {program}\nready = {{ fd = 9 }}\nresources = {{ memory_max = "%s" }}\n'
+    with Running(tmp_path, service % "300000KB") as up:
+        told = up.until("web", state="running")["resources"]["limits"]
+        assert told == {"memory_max": {"value": 300_000_000, "held": "cgroup v1"}}  # which are not whole pages
+        up.file.write_text(PLACES + service % "10MiB")
+        up.holdfast("update")
+        assert up.client().service("web")["resources"]["limits"] == {
+            "memory_max": {"value": 10 * MIB, "held": "not held"}
+        }
+        assert "web@1 error: memory_max 10MiB cannot be set: Device or resource busy" in up.output.read_text()
 
 
 # ---- kills for want of memory
@@ -257,6 +288,98 @@ def test_both_of_a_start_first_have_their_own(tmp_path, gate):
         wait_for(lambda: not directory("pids", up.run_dir, "web@1").exists())
 
 
+# ---- what others do with the directories
+
+
+@needs_v1
+def test_what_a_service_has_made_in_its_own_goes_with_it(tmp_path):
+    with Running(tmp_path, SLEEPER + "resources = { pids_max = 20 }\n") as up:
+        up.until("web", state="running")
+        below = directory("pids", up.run_dir, "web@1") / "below" / "that"
+        below.mkdir(parents=True)
+        try:
+            up.holdfast("restart", "web")
+            assert not directory("pids", up.run_dir, "web@1").exists()
+            up.stop()
+            assert not left(up.run_dir)
+        finally:
+            remove_all(below)
+
+
+@needs_v1
+def test_a_process_in_a_cgroup_below_is_found_when_the_keeper_is_lost(tmp_path):
+    """One without marks, in a session of its own, whose parent has gone."""
+    (tmp_path / "web.sh").write_text("(env -i setsid sleep 1001 &)\necho up > up\nexec sleep 1000\n")
+    service = '[service.web]\ncommand = ["sh", "web.sh"]\nrestart = "never"\nresources = { pids_max = 20 }\n'
+    with Running(tmp_path, service) as up:
+        pid = up.until("web", state="running")["pid"]
+        wait_for((tmp_path / "up").exists)
+        own = directory("pids", up.run_dir, "web@1")
+        inside = wait_for(lambda: len(pids(own)) == 2 and pids(own))
+        held = [os.pidfd_open(each) for each in inside]
+        keeper = keeper_of(pid)
+        try:
+            for each in cgroups_of(up, "web@1"):
+                (each / "below").mkdir()
+                for member in inside:
+                    (each / "below" / "cgroup.procs").write_text(str(member))
+            assert pids(own / "below") == inside
+            kill(up.client().supervisor()["anchor_pid"])
+            assert up.process.wait(LIMIT) == -9
+            kill(keeper)
+            assert all_ended([keeper])
+            up.up()
+            up.wait_for_socket()
+            assert all_ended(inside)
+        finally:
+            for fd in held:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                os.close(fd)
+        up.until("web", state="exited")
+        wait_for(lambda: not own.exists())
+
+
+@needs_v1
+def test_directories_that_somebody_has_removed_are_made_again(tmp_path):
+    with Running(tmp_path, SLEEPER + "resources = { pids_max = 20 }\n") as up:
+        up.until("web", state="running")
+        up.holdfast("stop", "web")
+        assert left(up.run_dir)
+        for path in left(up.run_dir):
+            os.rmdir(path)
+        up.holdfast("start", "web")
+        assert written(up, "pids", "web@2", "pids.max") == "20"
+
+
+@needs_v1
+def test_nothing_is_started_where_one_of_a_lost_run_directory_still_runs(tmp_path):
+    with Running(tmp_path, SLEEPER + "resources = { pids_max = 20 }\n") as up:
+        pid = up.until("web", state="running")["pid"]
+        keeper = keeper_of(pid)
+        held = [os.pidfd_open(each) for each in (keeper, pid)]
+        below = directory("pids", up.run_dir, "web@1") / "below"
+        try:
+            kill(up.client().supervisor()["anchor_pid"])
+            assert up.process.wait(LIMIT) == -9
+            shutil.rmtree(up.run_dir)
+            below.mkdir()
+            up.up()
+            up.wait_for_socket()
+            reason = up.until("web", state="fatal")["reason"]
+            assert reason.startswith("could not start: there is somebody in ")
+            assert reason.endswith(f"/web@1 already: sleep {pid}")
+            assert below.exists()
+            up.stop()
+        finally:
+            for fd in held:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                os.close(fd)
+            assert all_ended([keeper, pid])
+            for path in left(up.run_dir):
+                remove_all(pathlib.Path(path) / "web@1" / "below")
+
+
 # ---- what cannot be had
 
 
@@ -288,6 +411,16 @@ def test_a_limit_that_cannot_be_had_is_refused_in_an_update(tmp_path):
         told = up.until("web", incarnation=2, state="running")["resources"]
         assert told["limits"] == {"memory_high": {"value": MIB, "held": "not held"}}
         assert "not held: memory_high" in up.holdfast("status").stdout
+
+
+@needs_v1
+def test_descriptors_that_tell_of_kills_are_counted_before_a_start(tmp_path):
+    """They leave no fewer for those who ask."""
+    require("prlimit")
+    service = SLEEPER + 'replicas = 16\nresources = { memory_max = "1GiB" }\n'
+    with Running(tmp_path, service, through=("prlimit", "--nofile=100:100", "--")) as up:
+        full = [each for each in up.client().services() if "Too many open files" in (each["reason"] or "")]
+        assert 0 < len(full) < 8
 
 
 def test_a_service_without_resources_has_no_cgroup(tmp_path):

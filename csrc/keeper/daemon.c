@@ -88,9 +88,9 @@ static int choose(enum hf_rule *rule)
     return called.pid ? called.pid : *rule == HF_RULE_SESSION ? apart.pid : oldest.pid;
 }
 
-static int move(int pid, enum hf_rule rule)
+static int move(int pid, int pidfd, enum hf_rule rule)
 {
-    int old = hf_tree.main_pid, pidfd = hf_pidfd_open(pid);
+    int old = hf_tree.main_pid;
     if (pidfd < 0)
         return 0; /* no descriptor is left, and without one nobody can be main */
     close(hf_tree.main_pidfd);
@@ -138,12 +138,12 @@ int hf_daemon_follow(const siginfo_t *ended)
     int well = ended->si_code == CLD_EXITED && ended->si_status == 0;
     if (!may_move() || !(well || choice.rule == HF_RULE_TOGETHER))
         return 0;
-    if (hf_kept.control >= 0)
-        hf_reports_note_adopted();
     enum hf_rule rule;
-    int pid = choose(&rule);
+    int pid = choose(&rule), pidfd = pid ? hf_pidfd_open(pid) : -1;
+    if (hf_kept.control >= 0)
+        hf_reports_note_adopted(); /* not before: it may take all descriptors that are left */
     if (pid)
-        return move(pid, rule);
+        return move(pid, pidfd, rule);
     return is_still_forking() && has_failed();
 }
 
@@ -161,7 +161,7 @@ void hf_daemon_look(void)
     enum hf_rule rule;
     int pid = choose(&rule);
     if (pid && rule == HF_RULE_NAME)
-        move(pid, rule);
+        move(pid, hf_pidfd_open(pid), rule);
 }
 
 void hf_daemon_ask(int pid)
@@ -179,7 +179,7 @@ void hf_daemon_ask(int pid)
     for (uint32_t i = 0; i < n; i++)
         if (pids[i] == pid) {
             if (lives(pid, &stat))
-                move(pid, HF_RULE_ASKED);
+                move(pid, hf_pidfd_open(pid), HF_RULE_ASKED);
             return;
         }
 }

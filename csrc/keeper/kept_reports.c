@@ -13,11 +13,12 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { RING = 32, ADOPTED_MAX = 256, ADOPTED_FDS_MAX = 64 };
+enum { RING = 32, ADOPTED_MAX = 256, ADOPTED_FDS_MAX = 64, PIDFS = 0x50494446 };
 
 struct event { uint16_t tag; int fd; struct hf_exited body; };
 
@@ -39,9 +40,10 @@ static int n_adopted;
 
 static uint64_t identity(int pidfd)
 {
-    struct stat st, self;
+    struct stat st;
+    struct statfs fs;
     /* Before 6.9 all pidfds share one anonymous inode: not an identity. */
-    if (fstat(pidfd, &st) || fstat(hf_kept.owner, &self) || st.st_ino == self.st_ino)
+    if (fstat(pidfd, &st) || fstatfs(pidfd, &fs) || fs.f_type != PIDFS)
         return 0;
     return (uint64_t)st.st_ino;
 }
@@ -212,7 +214,7 @@ int hf_reports_flush(void)
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_LOST, &lost, sizeof lost);
             took_lost = 1;
         }
-        if (!more && hf_reports.moved && fd < 0) {
+        if (!more && hf_reports.moved && !events) { /* an adoption that has no descriptor would take this one */
             hf_wire_put(hf_scratch.out, sizeof hf_scratch.out, &at, HF_MOVED, &last_move, sizeof last_move);
             fd = hf_tree.main_pidfd;
             took_move = 1;

@@ -129,6 +129,18 @@ class Client:
         """
         return Stream(self, "/v1/events" + _query(after=after))
 
+    def tree(self, name: str) -> JSON:
+        """The processes of a service that live, with sessions, groups, times, and how each came to be."""
+        return self._get(f"/v1/services/{_quote(name)}/tree")  # type: ignore[no-any-return]
+
+    def lineage(self, name: str, after: int | None = None) -> Stream:
+        """Iterate over what becomes of a service's processes, from now on or after the record `after`: forks, execs,
+        adoptions, ends.  The first one, "source", says who tells.  Its lineage is followed for as long as this is open.
+
+        Ends as `events` does.
+        """
+        return Stream(self, f"/v1/services/{_quote(name)}/lineage" + _query(after=after))
+
     def logs(
         self,
         name: str,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .target import _complete, fail, target
+from .target import complete_names, fail, target
 
 if TYPE_CHECKING:
     from holdfast.client import Client
@@ -37,7 +37,7 @@ ESCAPE = b"\x1d"  # Ctrl-]
 
 
 @click.command(name="attach", short_help="Sit at a service's terminal, or write to its stdin.")
-@click.argument("name", shell_complete=_complete)
+@click.argument("name", shell_complete=complete_names)
 @target
 def attach(client: Client, name: str) -> None:
     """Show what a service writes, its last lines first, and give it what is typed (with `pty = true` or

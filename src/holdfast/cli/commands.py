@@ -24,6 +24,7 @@ COMMANDS = {
     "update": "update",
     "upgrade": "upgrade",
     "status": "status",
+    "tree": "tree",
     "start": "act",
     "stop": "act",
     "restart": "act",

@@ -28,6 +28,17 @@ def events_from(client: Client, after: int) -> Iterator[dict[str, Any]]:
     yield from _followed(lambda: client.events(after=after), seen, threading.Event())
 
 
+def lineage_from(client: Client, name: str) -> Iterator[dict[str, Any]]:
+    """Every record of a service's lineage from now on, in the same way."""
+    after: int | None = None
+
+    def seen(_stream: Stream, record: dict[str, Any]) -> None:
+        nonlocal after
+        after = record["seq"]
+
+    yield from _followed(lambda: client.lineage(name, after), seen, threading.Event())
+
+
 def logs_from(
     client: Client, cursors: dict[str, str | None], stream: str | None, over: threading.Event
 ) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,7 @@ def fail(text: str, status: int) -> None:
 def names_argument(required: bool = False) -> Callable[[F], F]:
     """NAMES: services, globs, `group:glob`, `name@incarnation`; completed from the running supervisor."""
     metavar = "NAME..." if required else "[NAME]..."
-    return click.argument("names", nargs=-1, required=required, metavar=metavar, shell_complete=_complete)
+    return click.argument("names", nargs=-1, required=required, metavar=metavar, shell_complete=complete_names)
 
 
 def json_option(function: F) -> F:
@@ -80,7 +80,7 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     from holdfast.client import Client, ClientError
 
     try:

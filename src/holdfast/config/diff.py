@@ -24,7 +24,7 @@ from .units import duration_text, percent_text, size_text
 APPLIED = frozenset((
     "restart", "backoff", "start_limit", "success_exit_codes", "requires", "after", "stop_signal", "stop_scope",
     "grace", "essential", "on_owner_loss", "health", "schedule", "pre_start", "post_stop", "reload_command",
-    "restart_order", "fd_store_max", "pid_file",
+    "restart_order", "fd_store_max", "pid_file", "lineage",
 ))  # fmt: skip
 
 def applied(running: Service, wanted: Service) -> Service:
@@ -154,6 +154,8 @@ def _words(value: object, form: str) -> str:
         return signal.Signals(value).name
     if form == "umask" and isinstance(value, int):
         return f"{value:03o}"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_words(each, form)}' for key, each in value.items())} }}" if value else "{}"
     if isinstance(value, tuple) and all(isinstance(each, str) for each in value):
         return one_line(value[0] if form == "command" and len(value) == 1 else shlex.join(value))
     return one_line(value)

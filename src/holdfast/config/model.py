@@ -318,6 +318,14 @@ class Service(msgspec.Struct, frozen=True):
             "attach` types there. See [terminal.md](terminal.md).",
         ),
     ] = False
+    lineage: Annotated[
+        bool,
+        About(
+            "boolean",
+            "Follow every process of it by the kernel's proc connector; `holdfast tree` shows how each came to be. See "
+            "[lineage.md](lineage.md).",
+        ),
+    ] = False
     essential: Annotated[
         bool, About("boolean", "When it has ended for good, the supervisor stops all others and ends with its status.")
     ] = False

@@ -29,7 +29,7 @@ from .requests import (
     value_of,
 )
 from .seam import Asker, Supervised, Verb
-from .streams import Ending, EventStream, attended, events_after, log_after, logs_after
+from .streams import Ending, EventStream, attended, events_after, lineage_after, log_after, logs_after
 
 Answer = Any  # something that becomes JSON, or an EventStream
 
@@ -53,6 +53,13 @@ class Api:
     async def service(self, request: Request, _query: Nothing) -> Answer:
         return self.supervisor.service(request.path_params["name"])
 
+    async def tree(self, request: Request, _query: Nothing) -> Answer:
+        return self.supervisor.tree(request.path_params["name"])
+
+    async def lineage(self, request: Request, query: AfterSeq) -> Answer:
+        after = _after(request, query)
+        return EventStream(lineage_after(self.supervisor.lineage(request.path_params["name"]), after), self.ending)
+
     async def history(self, _request: Request, query: HistoryPart) -> Answer:
         return await self.supervisor.history(query.name, query.limit)
 
@@ -62,10 +69,7 @@ class Api:
         return document()
 
     async def events(self, request: Request, query: AfterSeq) -> Answer:
-        events, after = self.supervisor.events, query.after
-        if last := last_event_id(request):
-            # Before the query, for who comes back by himself asks at the address that he began with.
-            after = value_of("Last-Event-ID", last, query_forms(AfterSeq)["after"])
+        events, after = self.supervisor.events, _after(request, query)
         if after is None:
             after = events.last
         elif after > events.last:
@@ -139,6 +143,14 @@ class Api:
     async def upgrade(self, request: Request, _body: Nothing) -> Answer:
         work = self.supervisor.upgrade(peer=_peer(request))
         return await attended(work, request.receive, self.ending) or {}  # nothing: the client is gone
+
+
+def _after(request: Request, query: AfterSeq) -> int | None:
+    if last := last_event_id(request):
+        # Before the query, for who comes back by himself asks at the address that he began with.
+        after: int = value_of("Last-Event-ID", last, query_forms(AfterSeq)["after"])
+        return after
+    return query.after
 
 
 def _peer(request: Request) -> Asker:

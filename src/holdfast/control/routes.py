@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from holdfast.daemon.logs import Page, ServicePage
 from holdfast.daemon.status import (
+    Ancestry,
     EventRecord,
     HistoryRecord,
     Left,
+    LineageRecord,
     ServiceStatus,
     SupervisorStatus,
     UpdateStatus,
@@ -68,6 +70,16 @@ ROUTES = (
         "GET", "/v1/services/{name}/logs", Api.logs, LogPart, Page,
         "Its log, from the oldest line that is left. With `follow` a stream that goes on with what is written.",
         NAMED, Page,
+    ),
+    Route(
+        "GET", "/v1/services/{name}/tree", Api.tree, Nothing, Ancestry,
+        "Its processes that live, and how each came to be.", NAMED,
+    ),
+    Route(
+        "GET", "/v1/services/{name}/lineage", Api.lineage, AfterSeq, None,
+        "What becomes of its processes from now on, as a stream that begins with who tells; with `after` first what is "
+        "remembered.",
+        NAMED, LineageRecord,
     ),
     Route(
         "POST", "/v1/logs", Api.several_logs, Cursors, None,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from holdfast.daemon.logs import LogReader
 from holdfast.daemon.status import (
+    Ancestry,
     EventRecord,
     HistoryRecord,
     Left,
+    LineageRecord,
     Outcome,
     ServiceStatus,
     SupervisorStatus,
@@ -18,6 +21,7 @@ from holdfast.daemon.status import (
 )
 
 Verb = Literal["start", "stop", "restart"]
+R = TypeVar("R", covariant=True)
 
 
 class Peer(NamedTuple):
@@ -42,7 +46,7 @@ class Remote(NamedTuple):
 Asker = Peer | Remote
 
 
-class Events(Protocol):
+class Records(Protocol[R]):
     """What has happened, numbered."""
 
     @property
@@ -50,13 +54,16 @@ class Events(Protocol):
         """The number of the newest event."""
         ...
 
-    def after(self, seq: int) -> Sequence[EventRecord]:
+    def after(self, seq: int) -> Sequence[R]:
         """Those with larger numbers that are still remembered, oldest first."""
         ...
 
     async def wait(self, seq: int) -> None:
         """Return when there is an event with a larger number.  May be cancelled."""
         ...
+
+
+Events = Records[EventRecord]
 
 
 class Supervised(Protocol):
@@ -78,6 +85,14 @@ class Supervised(Protocol):
 
     def log_reader(self, name: str) -> LogReader:
         """UnknownService."""
+        ...
+
+    def tree(self, name: str) -> Ancestry:
+        """UnknownService."""
+        ...
+
+    def lineage(self, name: str) -> AbstractContextManager[tuple[Records[LineageRecord], str]]:
+        """What becomes of its processes, and who tells; for as long as this is open.  UnknownService."""
         ...
 
     async def history(self, patterns: Iterable[str], limit: int) -> Sequence[HistoryRecord]:

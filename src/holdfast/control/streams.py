@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
+from holdfast.daemon.events import Numbered
 from holdfast.daemon.logs import LogReader, ServicePage
+from holdfast.daemon.status import LineageRecord
 from holdfast.daemon.watch import Watcher
 
 from .errors import Refusal, explain
-from .seam import Events
+from .seam import Records
 
 STALL_LIMIT = 600  # seconds that the client of a stream may not read: a pager that waits for its user is no fault
 EVENTS_AT_ONCE = 100
@@ -34,7 +38,7 @@ def message_alone(data: object) -> bytes:
     return b"data: %s\n\n" % msgspec.json.encode(data)
 
 
-async def events_after(events: Events, seq: int) -> Source:
+async def events_after(events: Records[Numbered], seq: int) -> Source:
     """Every event with a larger number, as it happens."""
     while True:
         records = events.after(seq)[:EVENTS_AT_ONCE]
@@ -43,6 +47,17 @@ async def events_after(events: Events, seq: int) -> Source:
             yield b"".join(message(record.seq, record) for record in records)
         else:
             await events.wait(seq)
+
+
+async def lineage_after(
+    following: AbstractContextManager[tuple[Records[LineageRecord], str]], after: int | None
+) -> Source:
+    """Who tells, then every record with a larger number (None: from now on), as it comes."""
+    with following as (records, source):
+        seq = records.last if after is None else after if after <= records.last else -1
+        yield message(seq, LineageRecord(seq, time.time(), None, "source", None, "", None, None, source))
+        async for text in events_after(records, seq):
+            yield text
 
 
 async def log_after(reader: LogReader, cursor: str | None, watcher: Watcher, streams: tuple[str, ...]) -> Source:

@@ -15,6 +15,7 @@ from holdfast.config.units import percent_text, size_text
 
 PERIOD = 100_000  # microseconds in which cpu_max is counted: the kernel's own choice
 SHARES = 1024  # of version 1 are a weight of 100
+PAGE = os.sysconf("SC_PAGE_SIZE")
 PRESSURE = ("cpu", "memory", "io")
 
 
@@ -61,6 +62,8 @@ def text(name: str, value: float | None, version: int) -> str:
         return f"{'default ' * (name == 'io_weight')}{value or 100:.0f}"
     if value is None:
         return "-1" if name == "memory_max" and version == 1 else "max"
+    if name.startswith("memory"):  # as the kernel rounds it, which is how it is read back
+        value -= value % PAGE
     return f"{value:.0f}"
 
 
@@ -94,20 +97,21 @@ class Cgroups(tuple[str, ...]):
                     return directory, version if LIMITS[name].v2 != LIMITS[name].v1 else _version(directory)
         return None
 
-    def held(self, name: str) -> str:
-        """How a limit is held, in words; "": it is not, here."""
-        found = self.where(name)
-        return f"cgroup v{found[1]}" if found else ""
+    def held(self, name: str, value: float) -> str:
+        """How a limit is held, in words; "": it is not, here, or another is in force: the kernel has refused it."""
+        directory, version = self.where(name) or ("", 0)
+        lines = read(directory, _file(name, version)).splitlines() if version else []
+        return f"cgroup v{version}" if lines[:1] == [text(name, value, version)] else ""
 
     def set(self, name: str, value: float | None) -> None:
         """Change a limit, or with None take it away.  OSError: it cannot be; nobody here has it."""
         directory, version = self.where(name) or ("", 0)
-        write(directory, LIMITS[name].v2 if version == 2 else LIMITS[name].v1, text(name, value, version))
+        write(directory, _file(name, version), text(name, value, version))
 
     def pids(self) -> list[int]:
-        """Who is in it, as far as they have numbers here."""
+        """Who is in it, or in one that it has made in it, as far as they have numbers here."""
         for directory in self:
-            if found := read(directory, "cgroup.procs").split():
+            if found := [pid for path, _, _ in os.walk(directory) for pid in read(path, "cgroup.procs").split()]:
                 return [int(pid) for pid in found if pid != "0"]
         return []
 
@@ -163,6 +167,10 @@ class Cgroups(tuple[str, ...]):
             if key == name:
                 return int(value)
         return None
+
+
+def _file(name: str, version: int) -> str:
+    return LIMITS[name].v2 if version == 2 else LIMITS[name].v1
 
 
 def _version(directory: str) -> int:

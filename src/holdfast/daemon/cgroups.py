@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from holdfast.config.model import Config, Resources
 
-from .cgroup_files import CONTROLLERS, LIMITS, asked, read, words, write
+from .cgroup_files import CONTROLLERS, LIMITS, Cgroups, asked, read, words, write
 from .processes import name_of
 
 SUPERVISORS = "holdfast-supervisor"
@@ -113,11 +113,16 @@ def refused(config: Config, ground: Ground) -> list[str]:
 
 
 def remove(directory: str) -> None:
-    """OSError: EBUSY, somebody is in it, or there is something below it."""
+    """With what those who were in it have made below it.  OSError: EBUSY, somebody is in there."""
     try:
         os.rmdir(directory)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        if error.errno != errno.EBUSY or Cgroups((directory,)).pids():
+            raise
+        for path, _, _ in os.walk(directory, topdown=False):
+            os.rmdir(path)
 
 
 def _find_v2(ground: Ground, mount: Mount, own: str, name: str, ours: Ours, trial: bool) -> None:

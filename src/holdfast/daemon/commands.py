@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal as signals
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 from holdfast.engine import events as ev
@@ -14,14 +15,25 @@ from holdfast.engine.service import ServiceView
 from holdfast.process.options import SCOPE, signal_number
 
 from .copy import Copy
-from .events import EventLog
+from .events import EventLog, Ring
 from .logs import LogReader
 from .names import StillAdopting, UnknownService, matching
 from .processes import Table
 from .reload import Reloads
 from .show import service_status, signal_name, supervisor_status
-from .status import HistoryRecord, Left, Outcome, ServiceStatus, SupervisorStatus, UpdateStatus, UpgradeStatus
+from .status import (
+    Ancestry,
+    HistoryRecord,
+    Left,
+    LineageRecord,
+    Outcome,
+    ServiceStatus,
+    SupervisorStatus,
+    UpdateStatus,
+    UpgradeStatus,
+)
 from .supervisor import Supervisor
+from .tree import ancestry
 from .upgrade import Refused, Upgrade, promise_to_keep, running
 
 Verb = Literal["start", "stop", "restart"]
@@ -64,6 +76,16 @@ class Commands:
     def log_reader(self, name: str) -> LogReader:
         self._known(name)
         return LogReader(os.path.join(self._supervisor.config.supervisor.log_dir, name))
+
+    def tree(self, name: str) -> Ancestry:
+        """Who of it lives, and how each came to be."""
+        self._known(name)
+        return ancestry(self._supervisor, name)
+
+    def lineage(self, name: str) -> AbstractContextManager[tuple[Ring[LineageRecord], str]]:
+        """The records of its lineage, which are made as long as this is open, and who tells."""
+        self._known(name)
+        return self._supervisor.lineage.following(name)
 
     async def history(self, patterns: Iterable[str], limit: int) -> list[HistoryRecord]:
         """The last `limit` rows of those that match (`web*`, `web@41`), past services too.  OSError: unreadable."""

@@ -24,6 +24,8 @@ class Copy:
         self.log_path = log_path
         self.lost = self.dropped = self.log_error = 0
         self.main_pid = 0  # MAINPID= of sd_notify, of one that is not `forking`; 0: what the keeper says
+        self.said_main = 0  # MAINPID= of one that is, until it is main
+        self.move_heard = False  # its keeper has told us who is main
         self.refused = ""  # why a hint of which process is main is not believed
         self.status_text = ""  # STATUS= of sd_notify
         self.stopping_said = False  # STOPPING=1 of sd_notify

@@ -18,6 +18,7 @@ from holdfast.process import events as told
 from holdfast.process.status import ExitStatus
 
 from .copy import Copy
+from .members import MAIN
 from .processes import is_below
 from .watch import Watcher
 
@@ -48,12 +49,13 @@ class Mains:
     def moved(self, copy: Copy, event: told.Moved) -> None:
         """Its keeper says so."""
         supervisor, key = self._supervisor, (copy.name, copy.incarnation)
+        written = copy.members.get(MAIN)
         supervisor.members.write(copy)
-        why = WHY.get(event.rule, event.rule)
-        if event.old_pid == event.pid:
-            supervisor.events.add("moved", f"main {event.pid} ({why})", *key)
-        else:
-            supervisor.events.add("moved", f"main {event.old_pid} -> {event.pid} ({why})", *key)
+        # What a keeper tells first to a new owner, it has told the last one, too, if that has written down who is main.
+        if copy.move_heard or not copy.tree.attached or written != copy.members.get(MAIN):
+            who = f"{event.pid}" if event.old_pid == event.pid else f"{event.old_pid} -> {event.pid}"
+            supervisor.events.add("moved", f"main {who} ({WHY.get(event.rule, event.rule)})", *key)
+        copy.move_heard = True
         supervisor.probes.forked(key)
         self.look(copy)
 
@@ -69,12 +71,17 @@ class Mains:
     def said(self, copy: Copy, pid: int) -> None:
         """`MAINPID`, from somebody in its tree."""
         if self._is_forking(copy):
+            copy.said_main = pid
             self._refuse(copy, self._hint(copy, pid, "MAINPID"))
         elif is_below(pid, copy.tree.keeper_pid):
             copy.main_pid = pid  # for showing: main is what was started
 
     def look(self, copy: Copy) -> None:
-        """Something has changed: its `pid_file` may say what it means, now or later."""
+        """Something has changed: what it has said of itself may hold now, and what its `pid_file` says, or will."""
+        if copy.said_main and copy.tree.moves and (
+            self._hint(copy, copy.said_main, "MAINPID") or copy.said_main == copy.tree.pid
+        ):
+            copy.said_main = 0  # it has come true, or never will
         spec = self._supervisor.config.services.get(copy.name)
         if spec is None or spec.pid_file is None or not copy.tree.moves or copy.closed:
             return

@@ -8,6 +8,7 @@ its watchdog; no question overlaps another of its kind, and all questions togeth
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import TYPE_CHECKING
@@ -203,6 +204,10 @@ class Probes:
         spec, copy = self._supervisor.config.services.get(key[0]), self._supervisor.copy_of(*key)
         if spec is not None and spec.type == "forking" and not (copy and copy.tree.moves):
             self._early.add(key)
+            try:  # our successor has to know: READY=1 is said once
+                write_by_rename(self._supervisor.store.heard(*key, "early"), b"")
+            except OSError as error:
+                self._supervisor.events.add("error", f"that it has answered is not on disk: {error}", *key)
             self._supervisor.post(ev.NotReadyYet(*key, "it answers, but what was started has not ended yet"))
         else:
             self._supervisor.post(ev.BecameReady(*key))
@@ -210,7 +215,8 @@ class Probes:
     def forked(self, key: Key) -> None:
         """What was started has ended well, and has left its main process."""
         spec = self._supervisor.config.services.get(key[0])
-        if key in self._early or (spec is not None and spec.awaits is not None and not spec.awaits.kind):
+        early = key in self._early or os.path.exists(self._supervisor.store.heard(*key, "early"))
+        if early or (spec is not None and spec.awaits is not None and not spec.awaits.kind):
             self._early.discard(key)
             self._supervisor.post(ev.BecameReady(*key))
 

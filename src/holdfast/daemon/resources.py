@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import time
 from collections.abc import Collection
@@ -24,7 +25,7 @@ from holdfast.engine.table import State
 from .cgroup_files import LIMITS, Cgroups, asked, words
 from .cgroups import Ground, find, refused, remove
 from .oom import OomWatch
-from .processes import Table
+from .processes import Table, name_of
 from .status import ResourceLimit, ResourceStatus
 from .store import write_by_rename
 
@@ -40,8 +41,15 @@ NOT_HELD = "not held"
 NONE = Cgroups()
 
 
+class ResourceError(OSError):
+    """Says it in words that need no number."""
+
+    def __str__(self) -> str:
+        return self.strerror or ""
+
+
 class Resources:
-    """The cgroups of one supervisor's services.  For the loop's thread."""
+    """The cgroups of one supervisor's services; `len`: descriptors that it has for them.  For the loop's thread."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -51,6 +59,9 @@ class Resources:
         self._cgroups: dict[tuple[str, int], Cgroups] = {}
         self._kills: dict[tuple[str, int], tuple[int, float]] = {}  # how many that are known of, and since when
         self._watch = OomWatch(self.look)
+
+    def __len__(self) -> int:
+        return len(self._watch)
 
     @property
     def ground(self) -> Ground:
@@ -84,12 +95,17 @@ class Resources:
         if limits is None:
             self._cgroups[spec.name, incarnation] = NONE
             return spec, NONE
+        if self._ground and not all(map(os.path.isdir, self._ground.parents)):
+            self._ground = None  # somebody has tidied up
         missing = self.ground.missing(limits)
         if missing and not limits.optional:
             name, why = next(iter(missing.items()))
-            raise OSError(errno.ENOTSUP, f"{words(name, asked(limits)[name])} cannot be had: {why}")
+            raise ResourceError(errno.ENOTSUP, f"{words(name, asked(limits)[name])} cannot be had: {why}")
         name = f"{spec.name}@{incarnation}"
         cgroups = Cgroups(os.path.join(parent, name) for parent in self.ground.parents)
+        if inside := cgroups.pids():  # of a supervisor that has lost its run directory
+            text = f"there is somebody in {cgroups[0]} already: {name_of(inside[0]) or '?'} {inside[0]}"
+            raise ResourceError(errno.EBUSY, text)
         if cgroups:
             path = self._supervisor.store.cgroup(spec.name, incarnation)
             write_by_rename(path, "".join(f"{each}\n" for each in cgroups).encode())
@@ -97,12 +113,9 @@ class Resources:
         for directory in cgroups:
             try:
                 os.mkdir(directory)
-            except FileExistsError:  # of a supervisor that has lost its run directory
+            except FileExistsError:
                 remove(directory)
                 os.mkdir(directory)
-            except FileNotFoundError:
-                self._ground = None  # somebody has tidied up: it is found again for the next start
-                raise
         for limit, value in asked(limits).items():
             self._set(cgroups, limit, value, limits.optional)
         if limits.memory_max and not cgroups.where("memory_max"):
@@ -118,7 +131,7 @@ class Resources:
             if optional:
                 return
             what = words(limit, value) if value is not None else limit
-            raise OSError(error.errno, f"{what} cannot be set: {error.strerror}") from None
+            raise ResourceError(error.errno, f"{what} cannot be set: {error.strerror}") from None
 
     def apply(self, name: str) -> None:
         """The limits of a service that runs have changed."""
@@ -152,7 +165,7 @@ class Resources:
             self._kills[copy.name, copy.incarnation] = cgroups.oom_kills() or 0, time.monotonic()
             self._watch.add((copy.name, copy.incarnation), cgroups)
 
-    def remove(self, name: str, incarnation: int, *, again: bool = True) -> None:
+    def remove(self, name: str, incarnation: int) -> None:
         """Nothing is left of it: what it has used is written down, and its directories go."""
         cgroups = self.of(name, incarnation)
         self._watch.drop((name, incarnation))
@@ -166,13 +179,16 @@ class Resources:
         if known:
             self._supervisor.chronicle.used(name, incarnation, known)
         self._parents.update(map(os.path.dirname, cgroups))
+        self._remove(cgroups, name, incarnation)
+
+    def _remove(self, cgroups: Cgroups, name: str, incarnation: int, *, again: bool = True) -> None:
         try:
             for directory in cgroups:
                 remove(directory)
-            self._supervisor.store.forget_cgroup(name, incarnation)
         except OSError as error:
             if error.errno == errno.EBUSY and again:
-                self._loop.call_later(REMOVE_PAUSE, lambda: self.remove(name, incarnation, again=False))
+                later = functools.partial(self._remove, cgroups, name, incarnation, again=False)
+                self._loop.call_later(REMOVE_PAUSE, later)
             else:
                 text = f"cannot remove its cgroup: {error}"
                 self._supervisor.events.add("error", text, name, incarnation)
@@ -226,7 +242,7 @@ class Resources:
         self.look(name, incarnation)
         limits = asked(spec.resources) if spec and spec.resources else {}
         return ResourceStatus(
-            limits={limit: ResourceLimit(value, self._held(limit, cgroups)) for limit, value in limits.items()},
+            limits={limit: ResourceLimit(value, _held(limit, value, cgroups)) for limit, value in limits.items()},
             memory_bytes=cgroups.memory(),
             memory_peak_bytes=cgroups.memory_peak(),
             cpu_seconds=cgroups.cpu_seconds(),
@@ -235,12 +251,15 @@ class Resources:
             pressure=cgroups.pressure(),
         )
 
-    def _held(self, limit: str, cgroups: Cgroups) -> str:
-        return cgroups.held(limit) or (RLIMIT if limit == "memory_max" else NOT_HELD)
-
     def close(self) -> None:
         """Nothing is heard any more; our own directories go, unless there is somebody in them."""
         self._watch.close()
         for parent in self._parents:
             with suppress(OSError):
-                remove(parent)
+                os.rmdir(parent)
+
+
+def _held(limit: str, value: float, cgroups: Cgroups) -> str:
+    if limit == "memory_max" and not cgroups.where(limit):
+        return RLIMIT
+    return cgroups.held(limit, value) or NOT_HELD

@@ -71,6 +71,7 @@ class Sockets:
             self._supervisor.events.add("error", f"the sockets that were held cannot be taken over: {error}")
             return
         self._supervisor.stored.take_back(anchor, found)
+        self._supervisor.lineage.take_back(anchor, found)
         for deposit, fd in found.items():
             _, name, key = deposit.split(" ", 2)
             self._held.setdefault(name, {})[key] = fd
@@ -155,7 +156,8 @@ class Sockets:
 
     def keep_room(self) -> None:
         """OSError when the anchor keeps no more descriptors than we have, one that is to be left with it included."""
-        if len(self) + len(self._supervisor.stored) > self._anchor.deposits_max > 0:
+        others = len(self._supervisor.stored) + len(self._supervisor.lineage)
+        if len(self) + others > self._anchor.deposits_max > 0:
             raise OSError(f"it keeps {self._anchor.deposits_max}")
 
     def _drop(self, name: str, key: str) -> None:

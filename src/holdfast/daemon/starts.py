@@ -78,7 +78,8 @@ class Starts:
         """OSError when so many copies would take what clients need: who cannot be asked cannot be helped."""
         supervisor = self._supervisor
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if copies * DESCRIPTORS_OF_ONE + len(supervisor.sockets) + len(supervisor.stored) > limit - SPARE_DESCRIPTORS:
+        others = len(supervisor.sockets) + len(supervisor.stored) + len(supervisor.resources)
+        if copies * DESCRIPTORS_OF_ONE + others > limit - SPARE_DESCRIPTORS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

@@ -75,7 +75,11 @@ class ResourceLimit(Struct, frozen=True):
 
     value: Annotated[float, means("as it was asked for: bytes, processors (`150%` is 1.5), a weight, a number")]
     held: Annotated[
-        str, means("`cgroup v2`, `cgroup v1`, `rlimit data of each process`; `not held` of an `optional` one")
+        str,
+        means(
+            "`cgroup v2`, `cgroup v1`, `rlimit data of each process`; `not held`: it is `optional`, or the kernel has "
+            "refused a change"
+        ),
     ]
 
 
@@ -213,6 +217,68 @@ class EventRecord(Struct, frozen=True):
     service: Annotated[str, means('"" for the supervisor itself')]
     incarnation: int | None
     event: Annotated[str, means("a word: `starting`, `spawned`, `ready`, `exited`, `emptied`, `backoff`, `fatal`, …")]
+    text: Annotated[str, means("for people")]
+
+
+class TreeProcess(Struct, frozen=True):
+    """A process of a service, now."""
+
+    pid: int
+    name: Annotated[str, means("as in /proc/PID/comm")]
+    main: Annotated[bool, means("it is the main process")]
+    parent: Annotated[int, means("its keeper, or another one of these")]
+    session: Annotated[int, means("its session; its own pid: it leads it")]
+    group: Annotated[int, means("its process group, in the same way")]
+    state: Annotated[
+        str, means("`running`, `sleeping`, `waiting` (for a disk or the like), `stopped`, `traced`, `ended`")
+    ]
+    started_at: Annotated[float, means("unix seconds")]
+    cpu_seconds: float
+    memory_bytes: Annotated[int, means("resident")]
+    how: Annotated[
+        str, means("it came to be: `started` by the keeper, `forked` or `adopted`; `unknown`: that was not seen")
+    ]
+    by: Annotated[int | None, means("whose child it was born as, or, of one that was adopted, whose it was before")]
+    at: Annotated[float | None, means("when that was, unix seconds")]
+    executed: Annotated[int | None, means("how often it was seen to execute a program; null: nobody looks")]
+
+
+class ServiceTree(Struct, frozen=True):
+    """The processes of one incarnation, parents before their children."""
+
+    incarnation: int
+    keeper: Annotated[int, means("the pid of its keeper, which is none of them")]
+    processes: list[TreeProcess]
+
+
+class Ancestry(Struct, frozen=True):
+    """Who of a service lives, and how each came to be."""
+
+    service: str
+    source: Annotated[str, means("of how they came to be: `connector`, the kernel's, or `keeper`: adoptions alone")]
+    why: Annotated[str, means("it is not the connector")]
+    lost: Annotated[int, means("messages that the kernel had no room for, of all processes of the machine")]
+    last_record: Annotated[int, means("the `seq` of the newest record of its lineage; 0: none is kept")]
+    trees: Annotated[list[ServiceTree], means("of all its incarnations that live; the one that serves first")]
+
+
+class LineageRecord(Struct, frozen=True):
+    """Something that became of a process of a service."""
+
+    seq: Annotated[int, means("a number that grows, of this service's records")]
+    time: Annotated[float, means("seconds since 1970")]
+    incarnation: int | None
+    event: Annotated[
+        str,
+        means(
+            "`started`, `forked`, `adopted`, `executed`, `named`, `session`, `user`, `group`, `dumped`, `exited`; "
+            "`found`: it was there when somebody looked; `lost`, `gap`: some are missing; `source`: who tells"
+        ),
+    ]
+    pid: Annotated[int | None, means("null: it is about none of them alone")]
+    name: Annotated[str, means("of the process, from then on")]
+    by: Annotated[int | None, means("its parent, when it was started, forked or found; adopted: the one that it had")]
+    status: Annotated[int | None, means("of one that exited, as wait(2) has it; null: nobody knows")]
     text: Annotated[str, means("for people")]
 
 

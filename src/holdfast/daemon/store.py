@@ -30,7 +30,7 @@ from .cgroup_files import Cgroups
 from .members import Identity, decode, encode
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-HEARD = ("ready", "health", "watchdog")
+HEARD = ("ready", "early", "health", "watchdog")
 FILES = ("sock", "report", "members", "cgroup", *HEARD)  # of one incarnation
 
 
@@ -105,10 +105,6 @@ class Store:
         """Its directories; none, where nothing is written down."""
         lines = os.fsdecode(_read(os.path.join(self._services, name, f"{incarnation}.cgroup")) or b"").splitlines()
         return Cgroups(line for line in lines if line.startswith("/"))
-
-    def forget_cgroup(self, name: str, incarnation: int) -> None:
-        """They are removed."""
-        remove(os.path.join(self._services, name, f"{incarnation}.cgroup"))
 
     def save(self, record: Record) -> None:
         data = msgspec.json.encode(record)

@@ -25,6 +25,7 @@ from holdfast.process import events as told
 from .chronicle import Chronicle
 from .copy import FROZEN_LIMIT, Copy
 from .events import EventLog
+from .lineage import Lineage
 from .lost import Lost, LostTrees
 from .mains import Mains, exit_of
 from .members import MemberFiles
@@ -102,6 +103,7 @@ class Supervisor:
         self.starts = Starts(self)
         self.resources = Resources(self)
         self.stored = Stored(self)
+        self.lineage = Lineage(self)
 
     # ---- the one way in
 
@@ -114,6 +116,7 @@ class Supervisor:
     def begin(self) -> None:
         """Start-up knows what there is: start what is missing, end what shall not be."""
         self.state = "running"
+        self.lineage.begin()
         if self._end_asked is not None:
             self.shut_down(self._end_asked)
         self._stepping = True
@@ -176,6 +179,7 @@ class Supervisor:
             if name in before and before[name].resources != spec.resources == applied(before[name], spec).resources:
                 self.resources.apply(name)
         self.scheduler.begin()
+        self.lineage.apply()
 
     async def changed(self) -> None:
         """Return after the next step: somebody waits for a state."""
@@ -265,6 +269,7 @@ class Supervisor:
             copy.below_anchor = self.is_below_anchor(copy)
         self.members.take_over(copy)
         self.resources.hold(copy)
+        self.lineage.hold(copy)
         self._loop.add_reader(copy.tree.fileno(), self._on_report, copy)
         # Who had it before us may have changed it, or was started with another configuration.
         copy.set_on_owner_loss(self.on_owner_loss(copy.name))
@@ -282,6 +287,7 @@ class Supervisor:
     def on_event(self, copy: Copy, event: told.Event) -> None:
         name, incarnation = copy.name, copy.incarnation
         self.chronicle.heard(name, incarnation, event)
+        self.lineage.heard(copy, event)
         if copy.silent and isinstance(event, (told.Spawned, told.Failed, told.KeeperGone)):
             copy.silent = False
             self.adopted += 1
@@ -401,6 +407,7 @@ class Supervisor:
         self.clean(copy.name, copy.incarnation)
 
     def _drop(self, copy: Copy) -> None:
+        self.lineage.let_go(copy)
         if self.copies.get(copy.name) is copy:
             del self.copies[copy.name]
         elif self.beside.get((copy.name, copy.incarnation)) is copy:
@@ -454,6 +461,7 @@ class Supervisor:
         self.scheduler.close()
         self.terminals.close()
         self.resources.close()
+        self.lineage.close()
         for task in self._tasks:
             task.cancel()
         self.lost.close()

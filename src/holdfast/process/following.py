@@ -99,6 +99,7 @@ class Events:
         self._cursor = _Cursor(self._tree)
         self._bell: Descriptor | None = None
         self._epoll: select.epoll | None = None
+        self._closed = False
 
     # ---- one after another
 
@@ -152,13 +153,14 @@ class Events:
         Look with `wait(0)` first, until that raises TimeoutExpired: events that are known already may not show here.
         ValueError after the end.
         """
+        if self._closed:
+            raise ValueError("these events have come to their end")
         if self._epoll is None:
-            if self._bell is not None:
-                raise ValueError("these events have come to their end")
+            epoll = select.epoll()  # before anything is ours: there may be no descriptor left for one of the two
             self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._epoll = select.epoll()
+            self._epoll = epoll
             with self._bell as fd:
-                self._epoll.register(fd, select.EPOLLIN)
+                epoll.register(fd, select.EPOLLIN)
             self._tree.told.bells[self._bell] = None
             self._watch()
         return self._epoll.fileno()
@@ -214,7 +216,7 @@ class Events:
     def close(self) -> None:
         """Give its descriptors back; nothing happens to the tree.  Idempotent."""
         bell, epoll = self._bell, self._epoll
-        self._epoll = None
+        self._epoll, self._closed = None, True
         if bell is not None:
             self._tree.told.bells.pop(bell, None)
             bell.close()

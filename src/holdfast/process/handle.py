@@ -100,7 +100,7 @@ class Process:
     def poll(self) -> ExitStatus | None:
         """The exit status, or None while the process runs.  Does not wait (a lost keeper takes 3 s).  KeeperLost.
 
-        Once `fileno` is readable this never answers None.
+        Once `fileno` is readable this never answers None, but with `forking`, when main has moved.
         """
         if self._tree.status is None:
             self._tree.wait_exit(0.0)

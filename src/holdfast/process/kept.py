@@ -196,11 +196,14 @@ class KeptTree:
             except ValueError:
                 return  # closed by another thread, which knew the status; or we are a forked copy
             try:
-                if self._wait_until(done, timeout, -1 if self._blind else fd) or self._blind:
+                if self._wait_until(done, timeout, -1 if self._blind else fd):
                     return
-                if not _native.poll(fd, POLLIN, 0):
-                    return
-                self._insist(lambda: done() or self.moves != moves)  # noqa: B023 (over when this returns)
+                ended = not self._blind and _native.poll(fd, POLLIN, 0)
+                # Only then: while another thread took in a move, `fd` was the old one's, or is the new one's already.
+                if self.moves == moves:
+                    if not ended:
+                        return
+                    self._insist(lambda: done() or self.moves != moves)  # noqa: B023 (over when this returns)
             finally:
                 self.descriptor.__exit__()
             if done() or self.moves == moves:

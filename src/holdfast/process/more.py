@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 
@@ -47,7 +48,7 @@ def pack_more(
         return b""
     head = _HEAD.pack(
         _HEAD.size + len(mask), flags, oom_score_adj or 0, ioprio or 0, bounding or 0, ambient or 0,
-        _HEAD.size, len(mask), main_name.encode(),
+        _HEAD.size, len(mask), os.fsencode(main_name),
     )  # fmt: skip
     return head + mask
 

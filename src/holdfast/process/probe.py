@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import struct
 
 from . import _native
+from .connector import FORK, Connector
 from .keeper import KEEPER
 from .run import run
 from .spawn import spawn
@@ -152,24 +151,19 @@ def _own_cgroup(root: str) -> str:
 
 
 def proc_connector() -> str:
-    """Listen, fork, hear of it, and say goodbye (a listener that leaves without costs every later fork)."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 11) as sock:
-        sock.bind((0, 1))
-        _connector_send(sock, 1)
-        try:
-            sock.settimeout(0.5)
-            _reap(_fork_and_exit())
-            sock.recv(4096)
-            return "process events arrive"
-        except TimeoutError:
-            raise OSError(0, "no events arrive (only in the initial pid and user namespaces)") from None
-        finally:
-            _connector_send(sock, 2)
-
-
-def _connector_send(sock: socket.socket, operation: int) -> None:
-    body = struct.pack("<IIIIHHI", 1, 1, 0, 0, 4, 0, operation)
-    sock.send(struct.pack("<IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body)
+    """Listen, fork, hear of it, and say goodbye."""
+    connector = Connector()
+    try:
+        pid = _fork_and_exit()
+        _reap(pid)
+        while True:  # its fork lies there, with what else happens on this machine
+            happenings, lost = connector.read(1000)
+            if lost or any(each[0] == FORK and each[5] == pid for each in happenings):
+                return "process events arrive"
+            if not happenings:
+                raise OSError(0, "no process events arrive")
+    finally:
+        connector.close()
 
 
 def _fork_and_exit() -> int:
@@ -208,7 +202,7 @@ PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("subreaper", subreaper, "daemons that fork away cannot be held"),
     ("children files", children_files, "only the main process and its group are seen, what left it is not found"),
     ("cgroup v2", cgroup2, "trees are stopped by the subreaper walk, without the kernel's own tree kill"),
-    ("proc connector", proc_connector, "adoptions are noticed at the next event instead of at once"),
+    ("proc connector", proc_connector, "of lineage, adoptions alone are known, noticed at the next event"),
 )
 
 

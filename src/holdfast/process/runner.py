@@ -111,6 +111,7 @@ class Runner:
             options["process_group"] = self._group  # ours by now may lie in another session than the keepers
         plan = make_plan(args, **options)
         attempts = IDLE_MAX
+        tree: _Lease | None = None
         try:
             while True:
                 keeper = self._empty_keeper()
@@ -126,6 +127,8 @@ class Runner:
                     tree.started()
                     return process
                 except BaseException as error:
+                    if tree is not None:
+                        tree.release_descriptors()
                     self._take_back(keeper)
                     # EPIPE: it was killed while it was idle, and has not read the request.  Take another.
                     if not (isinstance(error, SpawnError) and error.errno == EPIPE and attempts):
