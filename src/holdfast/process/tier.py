@@ -1,0 +1,52 @@
+"""Where no keeper can be: on other systems than Linux, and where a filter refuses the calls for pidfds.
+
+There `spawn` and `run` start direct children, and say so once; docs/notifiers.md says which promises are weaker.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from . import _native
+from .errors import SpawnError
+from .options import LOSS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .options import SpawnOptions
+
+_why: str | None = None  # no keeper; None: not tried yet
+_told = False
+
+
+def why_no_keeper() -> str:
+    """What keeps keepers from working here, or "".  Found by trying, once; starts nothing."""
+    global _why
+    if _why is None:
+        from .notify import load
+
+        _why = load("pidfd").unusable(False) if hasattr(_native, "launch") else "there is none for this system"
+    return _why
+
+
+def without_keeper(options: SpawnOptions) -> SpawnOptions:
+    """The same options for a direct child.  SpawnError where one of them cannot be had without a keeper."""
+    global _told
+    for name in ("address", "forking"):
+        if options.get(name):
+            raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {_why}", "launch")
+    if not _told:
+        import warnings
+
+        _told = True
+        warnings.warn(
+            f"no keeper can work here ({_why}): what is started is a direct child, visible to the program's own waits, "
+            "not contained, and not stopped when the program is killed",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    weaker = options.copy()
+    if weaker.get("on_owner_loss") in LOSS:
+        del weaker["on_owner_loss"]
+    weaker["private"] = False
+    return weaker
