@@ -78,7 +78,7 @@ class DirectTree:
         return True
 
     def wait_exit(self, timeout: Seconds | None) -> bool:
-        if self.status is None and self._notifier.wait(timeout):
+        if self.status is None and (self.foreign or self._notifier.wait(timeout)):
             self.check()
         return self.status is not None
 

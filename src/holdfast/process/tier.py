@@ -9,6 +9,7 @@ import errno
 
 from . import _native
 from .errors import SpawnError
+from .notify import pidfd
 from .options import LOSS
 
 TYPE_CHECKING = False
@@ -23,9 +24,7 @@ def why_no_keeper() -> str:
     """What keeps keepers from working here, or "".  Found by trying, once; starts nothing."""
     global _why
     if _why is None:
-        from .notify import load
-
-        _why = load("pidfd").unusable(False) if hasattr(_native, "launch") else "there is none for this system"
+        _why = pidfd.unusable(False) if hasattr(_native, "launch") else "there is none for this system"
     return _why
 
 
@@ -34,7 +33,7 @@ def without_keeper(options: SpawnOptions) -> SpawnOptions:
     global _told
     for name in ("address", "forking"):
         if options.get(name):
-            raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {_why}", "launch")
+            raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {why_no_keeper()}", "launch")
     if not _told:
         import warnings
 
@@ -43,7 +42,7 @@ def without_keeper(options: SpawnOptions) -> SpawnOptions:
             f"no keeper can work here ({_why}): what is started is a direct child, visible to the program's own waits, "
             "not contained, and not stopped when the program is killed",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     weaker = options.copy()
     if weaker.get("on_owner_loss") in LOSS:

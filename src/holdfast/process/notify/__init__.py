@@ -10,6 +10,7 @@ import os
 from importlib import import_module
 
 from ..errors import SpawnError
+from . import pidfd as pidfd  # nearly always the one: then choosing takes no descriptor for its file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
         @classmethod
         def start(cls, plan: Plan, spawn: Spawn) -> tuple[int, Self]:
-            """Start the child: its number and its notifier, which ends the child if it is dropped before `keep`."""
+            """Start the child: its number and its notifier, which ends it if closed or dropped before `keep`."""
 
         def keep(self) -> None:
             """Somebody has the child now: from here on dropping the notifier does nothing to it."""

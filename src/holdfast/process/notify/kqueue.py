@@ -74,6 +74,7 @@ class KqueueNotifier(NumberedNotifier):
         return super().wait(timeout and min(timeout, 1.0)) if _readable(self.descriptor) else False
 
     def close(self) -> None:
+        super().close()
         if self._queue is not None:
             self._queue.close()
 

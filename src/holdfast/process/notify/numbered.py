@@ -159,16 +159,17 @@ class NumberedNotifier:
         return False
 
     def close(self) -> None:
-        """Nothing to give back."""
-
-    def __del__(self) -> None:
-        if getattr(self, "pid", 0) and self._starting:
+        """While nobody has the child yet, this ends it."""
+        if self._starting:
+            self._starting = False
             self.signal(SIGKILL, False)
             NumberedNotifier.wait(self, KILL_LIMIT)
             try:
                 self.status(0.0, 0.0)
             except ChildProcessError:
                 pass
+
+    def __del__(self) -> None:
         if getattr(self, "pid", 0):
             self.close()
 

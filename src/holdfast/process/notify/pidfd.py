@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from _thread import allocate_lock
 from time import monotonic
 
@@ -17,32 +16,31 @@ if TYPE_CHECKING:
     from ..options import Plan
     from . import Spawn
 
-POLLIN, POLLHUP = 1, 16
+POLLIN = 1
+EBADF, EINVAL = 9, 22
+NO_DESCRIPTOR = 0x7FFFFFFF
 SIGKILL = 9
 KILL_LIMIT_NS = 5_000_000_000
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
 def unusable(forced: bool) -> str:
-    """By opening ourselves, signalling ourselves with nothing, and asking for the end of who is no child of ours."""
-    try:
-        fd = _native.pidfd_open(os.getpid())
-    except OSError as error:
-        return f"pidfd_open: {error.strerror}"
-    try:
-        _native.pidfd_signal(fd, 0)
-        _native.wait_status(fd)
-    except ChildProcessError:
-        return ""
-    except OSError as error:
-        return f"pidfd_send_signal, or waitid on a pidfd: {error.strerror}"
-    finally:
-        os.close(fd)
+    """By calls with arguments that cannot be: a kernel that has the call complains of them.  Takes no descriptor."""
+    for name, call, complaint in (
+        ("pidfd_open", lambda: _native.pidfd_open(-1), EINVAL),
+        ("pidfd_send_signal", lambda: _native.pidfd_signal(NO_DESCRIPTOR, 0), EBADF),
+        ("waitid on a pidfd", lambda: _native.wait_status(NO_DESCRIPTOR), EBADF),
+    ):
+        try:
+            call()
+        except OSError as error:
+            if error.errno != complaint:
+                return f"{name}: {error.strerror}"
     return ""
 
 
 class _Child(Descriptor):
-    """A direct child's pidfd.  While nobody has the handle yet, dropping it ends the child."""
+    """A direct child's pidfd.  While nobody has the handle yet, closing or dropping it ends the child."""
 
     __slots__ = ("starting",)
 
@@ -50,8 +48,8 @@ class _Child(Descriptor):
         self.starting = True
         super().__init__(fd)
 
-    def __del__(self) -> None:
-        if self.starting and not getattr(self, "_closed", True):
+    def close(self) -> None:
+        if self.starting and not self._closed:
             try:
                 _native.pidfd_signal(self._fd, SIGKILL, 0)
             except OSError:
@@ -61,7 +59,11 @@ class _Child(Descriptor):
                 _native.wait_status(self._fd)
             except ChildProcessError:
                 pass
-        super().__del__()
+        super().close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
 
 
 class PidfdNotifier:

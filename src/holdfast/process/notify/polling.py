@@ -44,6 +44,7 @@ class PollingNotifier(NumberedNotifier):
         return True
 
     def close(self) -> None:
+        super().close()
         self._closed = True
         _hub.discard(self)
         if self._bell is not None:

@@ -6,12 +6,13 @@ Nobody has to read for others, so there is no thread, and what is readable says 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 from time import monotonic
 
 from .. import _native
 from .numbered import Bell, NumberedNotifier
-from .threads import blocked
+from .threads import SIGCHLD, blocked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ def unusable(forced: bool) -> str:
         return "not built for this system"
     if all(blocked()):
         return "SIGCHLD is blocked in every thread"
-    try:
-        _native.sigchld_install()
-    except OSError:
-        return "SIGCHLD is ignored"
-    return ""
+    return "SIGCHLD is ignored" if _signal.getsignal(SIGCHLD) == _signal.SIG_IGN else ""
 
 
 class SelfpipeNotifier(NumberedNotifier):
@@ -70,6 +67,7 @@ class SelfpipeNotifier(NumberedNotifier):
         return True
 
     def close(self) -> None:
+        super().close()
         if self._bell is None:
             return
         try:

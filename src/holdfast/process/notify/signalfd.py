@@ -102,6 +102,7 @@ class SignalfdNotifier(NumberedNotifier):
         return True
 
     def close(self) -> None:
+        super().close()
         _children.pop(self, None)
         if self._bell is not None:
             self._bell.close()
