@@ -65,7 +65,8 @@ def test_the_library_without_pidfds():
 
 
 def without_pidfds(code, *args):
-    return program(f"import os, sys; os.execvp({FILTER[0]!r}, {[*FILTER, sys.executable, '-W', NO_KEEPER, '-c', code, *args]!r})")
+    command = [*FILTER, sys.executable, "-W", NO_KEEPER, "-c", code, *args]
+    return program(f"import os; os.execvp({command[0]!r}, {command!r})")
 
 
 def test_a_process_without_a_keeper_says_so():
@@ -115,6 +116,53 @@ def test_doctor_without_pidfds():
     assert document["means"]["processes"].startswith("direct children alone: pidfd_open")
     assert document["means"]["notifier"] == "selfpipe"
     assert document["means"]["start"] == "clone"
+
+
+# ---- other systems
+
+ELSEWHERE = """[binaries]
+python = {python!r}
+[host_machine]
+system = 'freebsd'
+cpu_family = 'x86_64'
+cpu = 'x86_64'
+endian = 'little'
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The package as it is built for another system: nothing compiled, and no keeper."""
+    base = tmp_path_factory.mktemp("elsewhere")
+    (base / "machine").write_text(ELSEWHERE.format(python=sys.executable))
+    meson = [sys.executable, "-m", "mesonbuild.mesonmain"]
+    machine = ["--cross-file", base / "machine", "-Dpython.platlibdir=/lib"]
+    for command in (
+        [*meson, "setup", "--prefix", "/", *machine, base / "build"],
+        [*meson, "install", "--quiet", "-C", base / "build", "--destdir", base / "root"],
+    ):
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (base / "root/lib/holdfast/process/_native.py").exists()
+    assert not list((base / "root").rglob("*.so")) and not list((base / "root").rglob("holdfast-keeper"))
+    return base / "root/lib"
+
+
+def test_rung_on_another_system(elsewhere):
+    """Run here, so what is tested is the library without its C half, not the other system."""
+    env = {"HOLDFAST_NOTIFIER": "polling", "PYTHONPATH": f"{elsewhere}:{HERE}"}
+    out = pytest_inside("ladder/rung_suite.py", env=env)
+    assert "24 passed" in out, out
+
+
+def test_the_library_on_another_system(elsewhere):
+    out = pytest_inside(
+        "-W", NO_KEEPER,
+        "-k", f"(direct or spawn or test_run) and not (runner or {' or '.join(NOT_WITHOUT_PIDFDS)})",
+        *(f"test_{name}.py" for name in ("run", "handle", "status", "threads", "inheritance")),
+        env={"PYTHONPATH": f"{elsewhere}:{HERE}"},
+    )  # fmt: skip
+    assert int(out.rpartition(" passed")[0].split()[-1]) > 40, out
 
 
 # ---- the choice

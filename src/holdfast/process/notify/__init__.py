@@ -6,6 +6,7 @@ gives its status once.  Which one is used is found out once, by trying; HOLDFAST
 
 from __future__ import annotations
 
+import errno
 import os
 from importlib import import_module
 
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
 
 
 RUNGS = ("pidfd", "kqueue", "signalfd", "selfpipe", "polling")  # the best first
-ENOSYS = 38
 
 _chosen: Rung | None = None
 _name = ""
@@ -81,7 +81,7 @@ def choice() -> str:
         if name:
             why = load(name).unusable(True)
             if why:
-                raise SpawnError(ENOSYS, f"HOLDFAST_NOTIFIER={name}: {why}", "notifier")
+                raise SpawnError(errno.ENOSYS, f"HOLDFAST_NOTIFIER={name}: {why}", "notifier")
         else:
             name = next(each for each in RUNGS if not load(each).unusable(False))
         _name, _chosen = name, load(name)
