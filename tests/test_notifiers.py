@@ -158,11 +158,11 @@ def test_rung_on_another_system(elsewhere):
 def test_the_library_on_another_system(elsewhere):
     out = pytest_inside(
         "-W", NO_KEEPER,
-        "-k", f"(direct or spawn or test_run) and not (runner or {' or '.join(NOT_WITHOUT_PIDFDS)})",
+        "-k", f"(direct or test_run) and not (runner or {' or '.join(NOT_WITHOUT_PIDFDS)})",
         *(f"test_{name}.py" for name in ("run", "handle", "status", "threads", "inheritance")),
         env={"PYTHONPATH": f"{elsewhere}:{HERE}"},
     )  # fmt: skip
-    assert int(out.rpartition(" passed")[0].split()[-1]) > 40, out
+    assert int(out.rpartition(" passed")[0].split()[-1]) > 25, out
 
 
 # ---- the choice
