@@ -161,13 +161,20 @@ class NumberedNotifier:
     def close(self) -> None:
         """While nobody has the child yet, this ends it."""
         if self._starting:
-            self._starting = False
-            self.signal(SIGKILL, False)
-            NumberedNotifier.wait(self, KILL_LIMIT)
             try:
-                self.status(0.0, 0.0)
-            except ChildProcessError:
-                pass
+                self._undo()
+            except BaseException:  # a signal handler's: once more, for nobody else will
+                self._undo()
+                raise
+            self._starting = False
+
+    def _undo(self) -> None:
+        self.signal(SIGKILL, False)
+        NumberedNotifier.wait(self, KILL_LIMIT)
+        try:
+            self.status(0.0, 0.0)
+        except ChildProcessError:
+            pass
 
     def __del__(self) -> None:
         if getattr(self, "pid", 0):
