@@ -7,6 +7,7 @@ never another's as long as nobody else's wait takes our children (which the pidf
 from __future__ import annotations
 
 import os
+import posix  # its waits: those of `os` may be wrapped, to keep the program's own away from our children
 import sys
 from _thread import RLock
 from time import monotonic, sleep
@@ -103,10 +104,10 @@ class NumberedNotifier:
         with self._lock:
             if self._reaped or self._taken:
                 return True
-            if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            if not hasattr(posix, "waitid"):  # macOS before Python 3.13
                 return self._reap()
             try:
-                return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+                return posix.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
                 self._taken = True
                 return True
@@ -117,7 +118,7 @@ class NumberedNotifier:
 
     def _reap(self) -> bool:
         # In C from the wait into the list: between the two a handler that raises would make us lose it.
-        self._found[:] = map(os.wait4, [self.pid], [os.WNOHANG])
+        self._found[:] = map(posix.wait4, [self.pid], [os.WNOHANG])
         return self._reaped
 
     def status(self, started_at: float, started: float) -> ExitStatus | None:
