@@ -45,13 +45,13 @@ install: .venv/installed
 .venv/installed: .venv/ready $(SOURCES)
 	@echo "holdfast: building"
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PIP) --no-build-isolation --force-reinstall --no-deps .
-	@$(PIP) 'click>=8' 'msgspec>=0.19' 'starlette>=0.40' 'uvicorn>=0.30' 'cronsim>=2.6'
+	@$(PIP) 'click>=8' 'msgspec>=0.19' 'starlette>=0.40' 'uvicorn>=0.30' 'cronsim>=2.6' 'anyio>=4.10'
 	@sh tools/launcher "$(CURDIR)/.venv"
 	@touch .venv/installed
 
 .venv/test-ready: .venv/installed
 	@echo "holdfast: installing what the tests need"
-	@$(PIP) 'croniter>=6' 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2' 'jsonschema>=4.18' 'schemathesis>=4.32,<5' 'trio>=0.26'
+	@$(PIP) 'croniter>=6' 'hypothesis>=6' 'mypy>=1.11' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'ruff>=0.6' 'build>=1.2' 'jsonschema>=4.18' 'schemathesis>=4.32,<5' 'trio>=0.26' 'uvloop>=0.19'
 	@touch .venv/test-ready
 
 lint: .venv/test-ready

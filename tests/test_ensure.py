@@ -195,6 +195,15 @@ def test_daemons_are_installed_and_not_started(machine, there):
 
 
 @debian
+def test_python_without_its_own_tests_counts_as_incomplete(machine):
+    for program in (*CHECKED, "clang"):
+        machine.add(program)
+    machine.python(lacks="test_subprocess")
+    package = f"libpython{sys.version_info[0]}.{sys.version_info[1]}-testsuite"
+    assert last_line(machine.ensure("python3", "checks")).endswith(f"apt-get install {package}")
+
+
+@debian
 def test_python_that_apt_cannot_mend_is_named(machine):
     """A Python from elsewhere still lacks its headers after Debian's were installed: no building without."""
     machine.root(True)

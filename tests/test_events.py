@@ -220,7 +220,7 @@ def test_read_by_another_between_the_look_and_the_wait(monkeypatch):
         begin = events.fileno
 
         def read_meanwhile():
-            if events._epoll is None:
+            if events._ear is None:
                 process.close()
             return begin()
 

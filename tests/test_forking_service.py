@@ -209,6 +209,7 @@ def test_a_supervisor_that_is_killed_loses_nothing(tmp_path, gate, when):
         if when == "after":
             gate.open("fork")
             before = main_of(up, "d", "d")
+            wait_for(lambda: "moved: main" in up.output.read_text())  # lines are written a moment after
         supervisor = up.client().supervisor()["pid"]
         if when == "between":
             anchor = up.client().supervisor()["anchor_pid"]

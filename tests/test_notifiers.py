@@ -90,6 +90,22 @@ def test_a_process_without_a_keeper_says_so():
     assert out.startswith("1 RuntimeWarning no keeper can work here (pidfd_open: ")
 
 
+def test_popen_without_a_keeper():
+    """The standard library's own start, held as a direct child, and it says so."""
+    out = without_pidfds("""if True:
+        import warnings, holdfast
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with holdfast.Popen(["sh", "-c", "cat; exit 3"], stdin=-1, stdout=-1, text=True) as process:
+                print(process.communicate("hello"), process.wait(20))
+            process = holdfast.Popen(["sleep", "99"])
+            process.kill()
+            print(process.wait(20))
+        print(len(told), told[0].category.__name__, told[0].filename)
+    """)
+    assert out == "('hello', None) 3\n-9\n1 RuntimeWarning <string>\n"
+
+
 def test_what_needs_a_keeper_is_refused(tmp_path):
     without_pidfds("""if True:
         import errno, sys, holdfast

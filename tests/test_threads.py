@@ -299,6 +299,27 @@ def test_a_forked_copy_keeps_no_tree_alive_and_its_handles_are_inert():
     assert eventually(lambda: not marked(value), 15)
 
 
+def test_a_forked_copy_does_not_wait_for_a_direct_child():
+    """It could not reap it: while the child runs a copy says so, as it does when it has ended."""
+    program(
+        """
+        import os, holdfast
+        with holdfast.spawn(["cat"], stdin=holdfast.PIPE, private=False) as direct:
+            if (copy := os.fork()) == 0:
+                for call in (direct.poll, direct.wait):
+                    try:
+                        call()
+                    except ValueError as error:
+                        assert "forked from" in str(error)
+                    else:
+                        os._exit(1)
+                os._exit(0)
+            assert os.waitpid(copy, 0)[1] == 0
+            assert direct.poll() is None
+        """
+    )
+
+
 def _child_of_multiprocessing(queue, process):
     try:
         process.poll()

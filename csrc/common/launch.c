@@ -42,6 +42,12 @@ static int fail(struct launch *l, long error)
     return 127;
 }
 
+/* Out of the way of 0 to 4, if it lies there: of an owner whose table is full the copy is full, too. */
+static long lift(int fd)
+{
+    return fd >= 5 ? fd : HF_CALL3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 5);
+}
+
 /* Descriptors 0 to 4 as the keeper wants them, and nothing else. */
 static long set_table(struct launch *l)
 {
@@ -51,9 +57,7 @@ static long set_table(struct launch *l)
         r = HF_CALL1(SYS_unshare, CLONE_FILES);
     if (r < 0) /* what comes now must not happen to our own table */
         return r;
-    /* Lift first: either may lie on a number that is about to be overwritten. */
-    long control = HF_CALL3(SYS_fcntl, l->control, F_DUPFD_CLOEXEC, 5);
-    long owner = HF_CALL3(SYS_fcntl, l->owner, F_DUPFD_CLOEXEC, 5);
+    long control = lift(l->control), owner = lift(l->owner);
     if (control < 0 || owner < 0)
         return control < 0 ? control : owner;
     long null = HF_CALL4(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .process.errors import CalledProcessError, KeeperLost, SpawnError, TimeoutExpired
     from .process.handle import Process
     from .process.options import DEVNULL, PIPE, STDOUT
+    from .process.popen import Popen
     from .process.run import CompletedProcess, run
     from .process.runner import Runner
     from .process.spawn import attach, spawn
@@ -30,6 +31,7 @@ __all__ = (
     "ExitStatus",
     "KeeperLost",
     "Member",
+    "Popen",
     "Process",
     "Runner",
     "SpawnError",
@@ -45,6 +47,7 @@ _HOMES = {
     "errors": ("CalledProcessError", "KeeperLost", "SpawnError", "TimeoutExpired"),
     "handle": ("Process",),
     "options": ("DEVNULL", "PIPE", "STDOUT"),
+    "popen": ("Popen",),
     "run": ("CompletedProcess", "run"),
     "runner": ("Runner",),
     "spawn": ("attach", "spawn"),
@@ -57,10 +60,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     from importlib import import_module
 
-    for home, names in _HOMES.items():
-        module = import_module(f"holdfast.process.{home}")
-        for each in names:
-            globals()[each] = getattr(module, each)
+    home = next(home for home, names in _HOMES.items() if name in names)
+    module = import_module(f"holdfast.process.{home}")
+    for each in _HOMES[home]:
+        globals()[each] = getattr(module, each)
     return globals()[name]
 
 

@@ -149,8 +149,10 @@ class _HeldTree(KeptTree):
         else:
             self.held.failure = RECEIVE, errno.EMFILE
 
-    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
-        report = super().finish_stop(stop_id, signo, scope, grace)
+    def finish_stop(
+        self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
+    ) -> StopReport:
+        report = super().finish_stop(stop_id, signo, scope, grace, waited)
         if report.empty:  # the word comes with the report or behind it, and `acknowledge` needs it
             self._wait_until(lambda: self.held.retired, FROZEN_LIMIT)
         return report

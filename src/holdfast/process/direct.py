@@ -10,7 +10,6 @@ from os import getpid
 from time import monotonic, time
 
 from . import _native
-from .errors import SpawnError
 from .keeper import SIGCONT, SIGKILL, spawn_error
 from .kept import KILL_LIMIT
 from .notify import start
@@ -34,11 +33,7 @@ class DirectTree:
         self.started_at, self._started = time(), monotonic()
         try:
             self.pid, self._notifier = start(plan, spawn)
-        except SpawnError:
-            raise
         except OSError as error:
-            if len(error.args) != 5:  # it was started, and there is no descriptor left to watch it with
-                raise SpawnError(error.errno or 0, error.strerror or str(error), "notifier") from None
             raise spawn_error(error, plan) from None
         self._released = False
         self.status: ExitStatus | None = None
@@ -78,7 +73,9 @@ class DirectTree:
         return True
 
     def wait_exit(self, timeout: Seconds | None) -> bool:
-        if self.status is None and (self.foreign or self._notifier.wait(timeout)):
+        if self.foreign:
+            self.check()  # also while it runs: a copy must not wait for what it will never learn
+        if self.status is None and self._notifier.wait(timeout):
             self.check()
         return self.status is not None
 
@@ -123,6 +120,12 @@ class DirectTree:
             self.check()
 
     @property
+    def lost(self) -> bool:
+        return False  # there is no keeper to lose
+
+    overdue = lost
+
+    @property
     def stop_margin(self) -> Seconds:
         return 0.0  # nobody but us sends the KILL
 
@@ -137,7 +140,9 @@ class DirectTree:
         self.check()
         return self.status is not None
 
-    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
+    def finish_stop(
+        self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
+    ) -> StopReport:
         # Not reaped yet: as long as it is held by its number, its group has that number too.
         left = max(0.0, self._stop_began + grace - monotonic())
         killed = self.status is None and not self._notifier.wait(left)

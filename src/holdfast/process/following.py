@@ -1,20 +1,17 @@
 """Following a tree: its events for an iterator, an async iterator, a callback.  No thread, and no loop of ours.
 
-In: what the tree has been told; out: the events of events.py, each once to each who follows.  Who waits does so on an
-epoll of its own: two tasks of a loop cannot watch one descriptor, and a bell in it rings when another thread was faster
-to read what the keeper had to say.
+In: what the tree has been told; out: the events of events.py, each once to each who follows.  Who waits does so by an
+ear of its own.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from . import _native
-from .descriptor import Descriptor
+from .ear import Ear
 from .errors import KeeperLost, TimeoutExpired
 from .events import Account, EventsLost, Exited, Spawned
 from .keeper import POLLIN
@@ -97,8 +94,7 @@ class Events:
         self._process = process  # which would stop the tree if it were dropped
         self._tree = process._tree
         self._cursor = _Cursor(self._tree)
-        self._bell: Descriptor | None = None
-        self._epoll: select.epoll | None = None
+        self._ear: Ear | None = None
         self._closed = False
 
     # ---- one after another
@@ -121,7 +117,7 @@ class Events:
         timeout = limit(timeout)
         deadline = None if timeout is None else monotonic() + timeout
         while (event := self._look()) is None and not self._over():
-            if self._epoll is None:
+            if self._ear is None:
                 self.fileno()
                 continue  # what another thread has read since the look did not ring
             left = -1 if deadline is None else max(0, int((deadline - monotonic()) * 1e9))
@@ -137,7 +133,7 @@ class Events:
     async def __anext__(self) -> TreeEvent:
         """As `next`, for a task of asyncio or trio.  Cancelled, it has lost no event."""
         while (event := self._look()) is None and not self._over():
-            if self._epoll is None:
+            if self._ear is None:
                 self.fileno()
                 continue  # as above
             await _readable(self.fileno())
@@ -155,33 +151,9 @@ class Events:
         """
         if self._closed:
             raise ValueError("these events have come to their end")
-        if self._epoll is None:
-            epoll = select.epoll()  # before anything is ours: there may be no descriptor left for one of the two
-            self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._epoll = epoll
-            with self._bell as fd:
-                epoll.register(fd, select.EPOLLIN)
-            self._tree.told.bells[self._bell] = None
-            self._watch()
-        return self._epoll.fileno()
-
-    def _watch(self) -> None:
-        """Have in the epoll what the tree is heard by: the process's own descriptor only while its end is awaited."""
-        assert self._epoll is not None
-        voices, descriptor = self._tree.voices, self._tree.descriptor
-        for voice in voices:
-            try:
-                with voice as fd:
-                    if fd >= 0:
-                        self._epoll.register(fd, select.EPOLLIN)
-            except (FileExistsError, ValueError):
-                pass  # there already; or closed by another thread, who rings
-        if descriptor is not None and descriptor not in voices:
-            try:
-                with descriptor as fd:
-                    self._epoll.unregister(fd)  # readable for ever
-            except (FileNotFoundError, ValueError):
-                pass
+        if self._ear is None:
+            self._ear = Ear(self._tree)
+        return self._ear.fileno()
 
     def _look(self) -> TreeEvent | None:
         if self._tree.foreign:
@@ -189,12 +161,8 @@ class Events:
         event = self._cursor.take()
         if event is not None or self._over():
             return event
-        if self._bell is not None and not self._bell.closed:
-            try:
-                with self._bell as fd:
-                    os.eventfd_read(fd)  # before the look: what is noted after it rings again
-            except (BlockingIOError, ValueError):
-                pass
+        if self._ear is not None:
+            self._ear.hush()
         try:
             self._tree.hear()
             if not self._cursor.behind and not self._tree.empty:
@@ -202,8 +170,8 @@ class Events:
         except KeeperLost:
             if not self._cursor.behind:
                 raise
-        if self._epoll is not None:
-            self._watch()
+        if self._ear is not None:
+            self._ear.watch()
         return self._cursor.take()
 
     def _over(self) -> bool:
@@ -215,16 +183,13 @@ class Events:
 
     def close(self) -> None:
         """Give its descriptors back; nothing happens to the tree.  Idempotent."""
-        bell, epoll = self._bell, self._epoll
-        self._epoll, self._closed = None, True
-        if bell is not None:
-            self._tree.told.bells.pop(bell, None)
-            bell.close()
-        if epoll is not None:
-            epoll.close()
+        self._closed = True
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            ear.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_bell", None) is not None:
+        if getattr(self, "_ear", None) is not None:
             self.close()
 
 

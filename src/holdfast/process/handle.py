@@ -221,13 +221,18 @@ class Process:
         that may not be signalled, or cannot die).  A stop that is under way is shortened, never
         lengthened.  KeeperLost.
         """
+        report = self._tree.finish_stop(*self._begin_stop(grace, signal))
+        self._gave_up = not report.empty
+        return report
+
+    def _begin_stop(
+        self, grace: Seconds | None = None, signal: int | str | None = None
+    ) -> tuple[int, int, str, Seconds]:
+        """Ask for it without waiting; the arguments of `finish_stop`."""
         signo = self._stop_signal if signal is None else signal_number(signal)
         grace = self._grace if grace is None else grace
         milliseconds("grace", grace)
-        stop_id = self._tree.begin_stop(signo, self._stop_scope, grace)
-        report = self._tree.finish_stop(stop_id, signo, self._stop_scope, grace)
-        self._gave_up = not report.empty
-        return report
+        return self._tree.begin_stop(signo, self._stop_scope, grace), signo, self._stop_scope, grace
 
     def release(self) -> None:
         """Let the tree outlive us: give the handle up without stopping anything.

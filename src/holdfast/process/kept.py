@@ -115,6 +115,7 @@ class KeptTree:
                 signo, SCOPES[scope], grace_ms / 1000, duration_ns / 1e9, signalled, killed, survivors, unlisted,
                 tuple(Member(*m) for m in members),
             )  # fmt: skip
+            self.told.ring()  # no event, but somebody may wait for it
         elif tag in (STOPPED, CONTINUED, LOST):
             self.told.note(record)
         elif tag == MEMBERS:
@@ -142,6 +143,22 @@ class KeptTree:
     def advance(self) -> None:
         """Take in what the keeper has said, without waiting."""
         self._wait_until(lambda: self.keeper.retired, 0.0)
+
+    @property
+    def lost(self) -> bool:
+        """Nothing more will be said, and nobody knows that the tree is empty: `check` says why, which may take 4 s."""
+        return self.keeper.retired and not self.empty and self.keeper.tree is self
+
+    @property
+    def overdue(self) -> bool:
+        """The process has ended and its keeper has not said so yet.  It will in microseconds, unless it is frozen."""
+        if self.status is not None or self._blind or self.descriptor is None:
+            return False
+        try:
+            with self.descriptor as fd:
+                return bool(_native.poll(fd, POLLIN, 0))
+        except ValueError:
+            return False  # closed by another thread
 
     def hear(self) -> None:
         """As `advance`, and an end under a frozen keeper is noticed (3 s).  KeeperLost."""
@@ -237,7 +254,7 @@ class KeptTree:
         """Raise KeeperLost when the keeper ended without the word "empty"."""
         if self.foreign:
             raise ValueError("this process belongs to the program that we were forked from")
-        if self.keeper.retired and not self.empty and self.keeper.tree is self:
+        if self.lost:
             if self.keeper.hung_up:
                 raise RuntimeError("left to its keeper: the handle was released, or its runner is closed")
             with self.keeper.lock:
@@ -288,9 +305,13 @@ class KeptTree:
         """After the grace, before a keeper that has not reported counts as frozen."""
         return KILL_LIMIT + FROZEN_LIMIT
 
-    def finish_stop(self, stop_id: int, signo: int, scope: str, grace: Seconds) -> StopReport:
-        """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's."""
-        if not self._wait_until(lambda: self.stopped(stop_id), grace + self.stop_margin):
+    def finish_stop(
+        self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
+    ) -> StopReport:
+        """Wait for the report of begin_stop.  Bounded: grace, then the KILL limit, then a frozen keeper's.
+
+        `waited`: for as long as `grace` and `stop_margin` allow the caller has done so."""
+        if not self._wait_until(lambda: self.stopped(stop_id), 0.0 if waited else grace + self.stop_margin):
             self._insist(lambda: self.stopped(stop_id))
         self.check()
         if self.report is not None and self._report_id >= stop_id:

@@ -351,18 +351,20 @@ def make_plan(
     ready_timeout: Seconds = READY_TIMEOUT,
     listen_fds: Sequence[int] = (),
     cgroups: Sequence[str] = (),
+    restore_signals: bool = True,
 ) -> Plan:
     """Check everything and build the request; see `spawn` for the arguments.  ValueError, TypeError, SpawnError.
 
     `listen_fds` become the descriptors from 3 on, and LISTEN_PID, for which `env` has a place (any ten digits), the
-    number of the process, as sd_listen_fds(3) wants it.  In `cgroups`, directories of either version, it is started."""
+    number of the process, as sd_listen_fds(3) wants it.  In `cgroups`, directories of either version, it is started.
+    `restore_signals=False`: what Python ignores stays ignored."""
     plan = Plan()
     plan.args = args
     argv, plan.executable = _argv(args, shell, executable)
     plan.cwd = cwd
     if env is not None and not hasattr(env, "items"):
         raise TypeError(f"env must be a mapping, not {env!r}")
-    options = RESTORE_SIGNALS
+    options = RESTORE_SIGNALS if restore_signals else 0
     pgid = 0
     if address is not None:
         if not private:

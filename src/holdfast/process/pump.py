@@ -21,14 +21,14 @@ CHUNK = 65536  # a pipe's default capacity
 class Pump:
     """Moves bytes for one process.  One thread; may be driven again after a time limit."""
 
-    def __init__(self, process: Process, input: bytes | None) -> None:
+    def __init__(self, process: Process, input: bytes | None, poll: select.poll | select.epoll | None = None) -> None:
         if input is not None and process.stdin is None:
             raise ValueError("input needs stdin=PIPE")
         self._process = process
         self._input = memoryview(input or b"")
         self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
         self._readers: dict[int, int] = {}  # descriptor -> 1 or 2
-        self._poll = select.poll()
+        self._poll = poll or select.poll()  # an epoll, to be waited for by a loop, which then calls `move`
         for which, file in ((1, process.stdout), (2, process.stderr)):
             if file is not None and not file.closed:
                 self._readers[file.fileno()] = which
@@ -81,12 +81,20 @@ class Pump:
                 if left <= 0:
                     return False
                 left = min(left, 1e9) + 0.999  # poll counts whole milliseconds in an int: round up, never spin
-            for fd, event in self._poll.poll(left):
-                if fd == self._stdin:
-                    self._write(event)
-                elif fd in self._readers:
-                    self._read(fd)
+            self.move(self._poll.poll(left))
         return True
+
+    def move(self, ready: Sequence[tuple[int, int]]) -> bool:
+        """Move bytes where there is room or something to read; True when others than the pipes are ready, too."""
+        others = False
+        for fd, event in ready:
+            if fd == self._stdin:
+                self._write(event)
+            elif fd in self._readers:
+                self._read(fd)
+            else:
+                others = True
+        return others
 
     def drain(self) -> None:
         """Read what is there now and stop: somebody outside the tree may hold a pipe open for ever."""

@@ -143,7 +143,7 @@ def _run_with_pipes(process: Process, pump: Pump, timeout: Seconds | None) -> tu
         stop_id = tree.begin_stop(*args)
         limit = monotonic() + process._grace + tree.stop_margin
         pump.until(lambda: tree.advance() or tree.stopped(stop_id), tree.voices[:1], limit)
-        report = tree.finish_stop(stop_id, *args)
+        report = tree.finish_stop(stop_id, *args, waited=True)
         process._gave_up = not report.empty
     pump.drain()
     return report, timed_out

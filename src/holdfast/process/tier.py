@@ -28,22 +28,27 @@ def why_no_keeper() -> str:
     return _why
 
 
-def without_keeper(options: SpawnOptions) -> SpawnOptions:
-    """The same options for a direct child.  SpawnError where one of them cannot be had without a keeper."""
+def tell(stacklevel: int) -> None:
+    """Say, once, that what was to have a keeper gets none."""
     global _told
-    for name in ("address", "forking"):
-        if options.get(name):
-            raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {why_no_keeper()}", "launch")
     if not _told:
         import warnings
 
         _told = True
         warnings.warn(
-            f"no keeper can work here ({_why}): what is started is a direct child, visible to the program's own waits, "
-            "not contained, and not stopped when the program is killed",
+            f"no keeper can work here ({why_no_keeper()}): what is started is a direct child, visible to the program's "
+            "own waits, not contained, and not stopped when the program is killed",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+
+
+def without_keeper(options: SpawnOptions) -> SpawnOptions:
+    """The same options for a direct child.  SpawnError where one of them cannot be had without a keeper."""
+    for name in ("address", "forking"):
+        if options.get(name):
+            raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {why_no_keeper()}", "launch")
+    tell(4)
     weaker = options.copy()
     if weaker.get("on_owner_loss") in LOSS:
         del weaker["on_owner_loss"]

@@ -66,7 +66,10 @@ _name = ""
 
 
 def load(name: str) -> Rung:
-    return import_module(f"{__name__}.{name}")
+    try:
+        return import_module(f"{__name__}.{name}")
+    except OSError as error:  # no descriptor is left to read its file with
+        raise SpawnError(error.errno or 0, error.strerror or str(error), "notifier") from None
 
 
 def choice() -> str:

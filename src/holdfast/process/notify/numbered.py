@@ -13,6 +13,7 @@ from _thread import RLock
 from time import monotonic, sleep
 
 from ..descriptor import Descriptor
+from ..errors import SpawnError
 from ..status import ExitStatus, from_wait_status
 
 TYPE_CHECKING = False
@@ -90,7 +91,10 @@ class NumberedNotifier:
     @classmethod
     def start(cls, plan: Plan, spawn: Spawn) -> tuple[int, Self]:
         pid, notifier = spawn(plan.body, plan.fds, cls, False, True)
-        notifier.begin()
+        try:
+            notifier.begin()
+        except OSError as error:  # no descriptor is left to watch it with
+            raise SpawnError(error.errno or 0, error.strerror or str(error), "notifier") from None
         return pid, notifier
 
     def begin(self) -> None:
