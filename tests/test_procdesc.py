@@ -492,7 +492,7 @@ def test_the_guard_is_killed(flags):
     fd, pid = forked(forever, flags)
     with held(pid) as child:
         with held(parent(pid)) as guard:
-            assert read(f"/proc/{parent(pid)}/comm") == "holdfast-keeper\n"
+            wait_for(lambda: read(f"/proc/{parent(pid)}/comm") == "holdfast-keeper\n")
             signal.pidfd_send_signal(guard, signal.SIGKILL)
         with pytest.raises(ChildProcessError):
             pdread(fd)
@@ -687,7 +687,9 @@ def test_many_at_once():
 def test_where_we_are_a_subreaper():
     """The guard comes back to us; it is not left for others to find."""
     assert program("""
-        import ctypes, os, select
+        import ctypes, os
+        from helpers_lib import read
+        from helpers_wait import wait_for
         from holdfast.process.keeper import reap_retired
         from holdfast.procdesc import PD_CLOEXEC, pdfork, pdwait4
 
@@ -698,8 +700,7 @@ def test_where_we_are_a_subreaper():
                 os._exit(i)
             assert pdwait4(fd)[1] >> 8 == i
             os.close(fd)
-        from helpers_wait import wait_for
-        wait_for(lambda: reap_retired() or not open(f"/proc/self/task/{os.getpid()}/children").read())
+        wait_for(lambda: reap_retired() or not read(f"/proc/self/task/{os.getpid()}/children"))
     """) == ""
 
 

@@ -1,8 +1,8 @@
 """Process descriptors with FreeBSD's meaning: `pdfork`, `pdkill`, `pdgetpid`, `pdwait4`, and what poll, read, close do.
 
-A process descriptor is a number like any other: `os.close`, `os.dup`, `select.poll` and `socket.send_fds` take it, and it
-may be given to other programs, which use it as this one does.  When its last copy is closed, wherever it was, also by
-the end of its holders, the process is killed, unless it was made with PD_DAEMON.
+A process descriptor is a number like any other: `os.close`, `os.dup`, `select.poll` and `socket.send_fds` take it, and
+it may be given to other programs, which use it as this one does.  When its last copy is closed, wherever it was, also
+by the end of its holders, the process is killed, unless it was made with PD_DAEMON.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _RECORD = struct.Struct("=IIQQ" + "Q" * 7)  # csrc/keeper/procdesc.c
 class Exited(NamedTuple):
     """How a process ended, as the CLONE_FD proposal has it.
 
-    `code` is os.CLD_EXITED, CLD_KILLED or CLD_DUMPED; `status` the exit code or the signal's number; `utime` and `stime`
-    user and system time in seconds.
+    `code` is os.CLD_EXITED, CLD_KILLED or CLD_DUMPED; `status` the exit code or the signal's number; `utime` and
+    `stime` user and system time in seconds.
     """
 
     code: int
@@ -56,9 +56,10 @@ class Exited(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What fstat(2) says of a process descriptor on FreeBSD: the owner's bits of `st_mode` are set while the process lives.
+    """What fstat(2) says of a process descriptor on FreeBSD.
 
-    The times are all the same, when the process was made, in seconds since the epoch.
+    The owner's bits of `st_mode` are set while the process lives.  The times are all the same, when it was made, in
+    seconds since the epoch.
     """
 
     st_mode: int
@@ -71,10 +72,10 @@ class Status(NamedTuple):
 def pdfork(flags: int = 0) -> tuple[int, int]:
     """Fork this program; returns (process descriptor, pid), and in the child (-1, 0).
 
-    As os.fork, but without SIGCHLD at the child's end, unseen by waitpid(-1), and without a zombie: its parent is a guard.
-    `flags`: PD_DAEMON: the last close leaves it alone.  PD_CLOEXEC: the descriptor is closed by exec; without it it is
-    inherited.  ValueError, OSError (what fork and exec say: then there is no child).  Any thread; as with os.fork
-    the child has that thread alone.
+    As os.fork, but without SIGCHLD at the child's end, unseen by waitpid(-1), and without a zombie: its parent is a
+    guard.  `flags`: with PD_DAEMON the last close leaves the child alone; with PD_CLOEXEC exec closes the descriptor,
+    else it is inherited.  ValueError, OSError (what fork and exec say: then there is no child).  Any thread; as with
+    os.fork the child has that thread alone.
     """
     if flags & ~(PD_DAEMON | PD_CLOEXEC):
         raise ValueError(f"unknown flags: {flags:#x}")
@@ -119,9 +120,9 @@ def pdkill(fd: int, signum: int) -> None:
 def pdread(fd: int) -> Exited:
     """Wait until the process has ended and return how.  os.read(fd, 24) gives the same as bytes.
 
-    These are two unsigned 32-bit numbers and two of 64 bits, in the machine's order, with times in microseconds.  The record
-    is there once: ChildProcessError when somebody has had it (or the guard was killed, and with it the process).  Any
-    thread; a thread waits alone, the others run.
+    These are two unsigned 32-bit numbers and two of 64 bits, in the machine's order, with times in microseconds.  The
+    record is there once: ChildProcessError when somebody has had it, or the guard was killed.  OSError, as pdgetpid.
+    Any thread; a thread waits alone, the others run.
     """
     code, status, utime, stime, *_ = _take(fd)
     return Exited(code, status, utime / 1e6, stime / 1e6)
