@@ -301,6 +301,24 @@ def test_from_a_thread_while_others_allocate():
     assert statuses == [20 << 8] * 50
 
 
+def test_from_a_thread_with_a_small_stack():
+    assert program("""
+        import os, threading
+        from holdfast.procdesc import pdfork, pdwait4
+
+        def fork():
+            fd, pid = pdfork()
+            if pid == 0:
+                os._exit(6)
+            print(pdwait4(fd)[1] >> 8)
+
+        threading.stack_size(64 << 10)
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+    """) == "6\n"
+
+
 def test_the_child_knows_its_cpu():
     """The kernel writes the number of the CPU where libc reads it, there as well."""
     import ctypes

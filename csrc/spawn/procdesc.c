@@ -14,6 +14,7 @@
  * All signals stay blocked until the child is Python again, so no handler runs in outer or guard, which keep ours.
  */
 #define _GNU_SOURCE
+#undef _FORTIFY_SOURCE /* its longjmp goes up one stack only, and the child comes from another */
 #include "native.h"
 
 #include <errno.h>
@@ -21,6 +22,7 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -28,7 +30,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { GUARD_SOCKET = 3 }; /* where csrc/keeper/procdesc.c has it */
+enum {
+    GUARD_SOCKET = 3,        /* where csrc/keeper/procdesc.c has it */
+    GUARD_STACK = 256 << 10, /* libc's fork runs on it, and the handlers of libraries; a thread's may be smaller */
+};
 /* The name of a process descriptor, in the kernel's abstract space: the pid, and when it was made (ns since the epoch). */
 #define NAME "holdfast.procdesc/%d/%llu"
 
@@ -39,7 +44,6 @@ struct fork_away {
     pid_t guard, child;
     struct sigaction sigchld;
     char *guard_stack;
-    size_t guard_stack_size;
 };
 
 /* Of the thread that forked, and gone with CLONE_VM; what asks for the CPU's number there would get an old one. */
@@ -113,7 +117,7 @@ static int outer_main(void *raw)
     struct fork_away *f = raw;
     struct hf_clone_request request = {
         .flags = HF_CLONE_AUTOREAP, .exit_signal = SIGCHLD, .fn = guard_main, .arg = f,
-        .stack = f->guard_stack, .stack_size = f->guard_stack_size,
+        .stack = f->guard_stack, .stack_size = GUARD_STACK,
     };
     long r = hf_clone(&request);
     if (r < 0)
@@ -121,13 +125,10 @@ static int outer_main(void *raw)
     return 0;
 }
 
-/* Not inlined: the stacks lie below the frame that the child goes back to. */
+/* Not inlined: the stack lies below the frame that the child goes back to. */
 __attribute__((noinline)) static void launch(struct fork_away *f)
 {
     char outer_stack[8192] __attribute__((aligned(16)));
-    char guard_stack[65536] __attribute__((aligned(16))); /* libc's fork runs on it, and the handlers of libraries */
-    f->guard_stack = guard_stack;
-    f->guard_stack_size = sizeof guard_stack;
     struct hf_clone_request request = {
         .exit_signal = 0, .fn = outer_main, .arg = f, .stack = outer_stack, .stack_size = sizeof outer_stack,
     };
@@ -167,8 +168,11 @@ PyObject *hf_pdfork(PyObject *self, PyObject *args)
         return NULL;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return hf_raise(-errno);
-    if (pipe2(f.gate, O_CLOEXEC) < 0) {
+    f.guard_stack = mmap(NULL, GUARD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (f.guard_stack == MAP_FAILED || pipe2(f.gate, O_CLOEXEC) < 0) {
         int error = errno;
+        if (f.guard_stack != MAP_FAILED)
+            munmap(f.guard_stack, GUARD_STACK);
         close(pair[0]);
         close(pair[1]);
         return hf_raise(-error);
@@ -177,6 +181,7 @@ PyObject *hf_pdfork(PyObject *self, PyObject *args)
     PyOS_BeforeFork();
     hf_sigmask mask = hf_block_all_signals();
     child = fork_away(&f);
+    munmap(f.guard_stack, GUARD_STACK);
     close(f.gate[0]);
     close(pair[1]);
     if (child) {
