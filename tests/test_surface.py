@@ -66,8 +66,8 @@ def order(name: str) -> tuple[int, str]:
 
 def test_all_is_what_the_design_froze():
     frozen = (
-        "run spawn attach Process Popen Runner CompletedProcess CalledProcessError TimeoutExpired SpawnError "
-        "KeeperLost ExitStatus StopReport PIPE DEVNULL STDOUT"
+        "run capture pipeline spawn attach Process Popen Runner CompletedProcess CompletedPipeline CalledProcessError "
+        "TimeoutExpired SpawnError KeeperLost ExitStatus StopReport PIPE DEVNULL STDOUT"
     )
     values_inside_them = {"Member", "Usage"}
     assert set(holdfast.__all__) == set(frozen.split()) | values_inside_them

@@ -285,6 +285,8 @@ static PyMethodDef methods[] = {
     {"send", hf_request_send, METH_VARARGS, NULL},
     {"receive", hf_channel_receive, METH_VARARGS, NULL},
     {"wire_decode", hf_wire_decode, METH_VARARGS, NULL},
+    {"pdfork", hf_pdfork, METH_VARARGS, NULL},
+    {"pdname", hf_pdname, METH_VARARGS, NULL},
     {"wait_status", wait_status, METH_VARARGS, NULL},
     {"exit_info", exit_info, METH_VARARGS, NULL},
     {"pidfd_open", pidfd_open, METH_VARARGS, NULL},

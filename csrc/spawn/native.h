@@ -31,6 +31,9 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_on(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);
+/* procdesc.c */
+PyObject *hf_pdfork(PyObject *self, PyObject *args);
+PyObject *hf_pdname(PyObject *self, PyObject *args);
 /* reports.c */
 /* A packet's records as a list of tuples; ValueError when it is malformed. */
 PyObject *hf_decode(const char *packet, size_t size);
