@@ -17,6 +17,7 @@ from holdfast.process.keeper import KEEPER
 
 WAYS = ("spawn", "runner", "direct")
 NOBODY = 65534
+NO_KEEPER = "ignore:no keeper can work here:RuntimeWarning"  # where there are no pidfds (test_notifiers.py)
 is_root = os.geteuid() == 0
 root_only = pytest.mark.skipif(not is_root, reason="needs root")
 
@@ -42,7 +43,7 @@ def program(code, *args, timeout=60, **options):
     """Run `code` in a fresh interpreter that may import this file; it must end with 0.  Its stdout."""
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), **options.pop("env", {})}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
+        [sys.executable, "-W", "error", "-W", NO_KEEPER, "-c", textwrap.dedent(code), *map(str, args)],
         capture_output=True, text=True, timeout=timeout, env=env, check=False, **options,
     )  # fmt: skip
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"

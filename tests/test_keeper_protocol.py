@@ -741,7 +741,8 @@ os.set_blocking(r, False)
 try:
     print("RAN IN A CHILD", os.read(r, 100))
 except BlockingIOError:
-    print("clean", killed > 0, killed + failed, handled)
+    # With one processor the storm does not blow while a child is on its way to exec.
+    print("clean", killed > 0 or os.cpu_count() == 1, killed + failed, handled)
 """
 
 

@@ -192,7 +192,9 @@ def test_usage_agrees_with_wait4(start):
     assert cpu >= 0.3 and abs(cpu - want_cpu) < 0.5 * want_cpu
     peak, most = want.ru_maxrss * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert 0.9 * peak < usage.max_rss_bytes < max(1.1 * peak, 1.05 * most)  # a direct child's parent is this process
-    assert abs(usage.minor_faults - want.ru_minflt) < 0.2 * want.ru_minflt
+    # A huge page that could not be had is 512 faults more.
+    assert usage.minor_faults > 100
+    assert abs(usage.minor_faults - want.ru_minflt) < max(0.2 * want.ru_minflt, 2048)
     assert usage.voluntary_switches >= 0 and usage.major_faults >= 0 and usage.blocks_out >= 0
 
 

@@ -66,8 +66,8 @@ def order(name: str) -> tuple[int, str]:
 
 def test_all_is_what_the_design_froze():
     frozen = (
-        "run spawn attach forward_waits Process Popen Runner CompletedProcess CalledProcessError TimeoutExpired "
-        "SpawnError KeeperLost ExitStatus StopReport PIPE DEVNULL STDOUT"
+        "run capture pipeline spawn attach forward_waits Process Popen Runner CompletedProcess CompletedPipeline "
+        "CalledProcessError TimeoutExpired SpawnError KeeperLost ExitStatus StopReport PIPE DEVNULL STDOUT"
     )
     values_inside_them = {"Member", "Usage"}
     assert set(holdfast.__all__) == set(frozen.split()) | values_inside_them
@@ -323,12 +323,12 @@ def test_doctor_json_has_the_fields_that_the_table_has():
     assert out.returncode == (0 if document["healthy"] else 1)
     names = [finding["name"] for finding in document["findings"]]
     assert names == [
-        "keeper", "pidfd", "P_PIDFD", "PIDFD_GET_INFO exit", "clone3", "auto-reap", "group signal", "subreaper",
-        "children files", "cgroup v2", "proc connector",
+        "keeper", "pidfd", "P_PIDFD", "notifier", "PIDFD_GET_INFO exit", "clone3", "auto-reap", "group signal",
+        "subreaper", "children files", "cgroup v2", "proc connector",
     ]  # fmt: skip
     for finding in document["findings"]:
         assert set(finding) == {"name", "available", "detail", "without"}
         assert finding["detail"]
         assert finding["without"]
     assert document["version"] == holdfast.__version__
-    assert set(document["means"]) == {"start", "notifier", "direct children", "tree kill", "group handle"}
+    assert set(document["means"]) == {"start", "processes", "notifier", "direct children", "tree kill", "group handle"}

@@ -24,6 +24,8 @@ from holdfast.process.direct import DirectTree
 # From Linux 7.1 on the kernel reaps direct children: nobody meets them, and there is no usage.
 USAGE = not _native.has_autoreap()
 met = pytest.mark.skipif(not USAGE, reason="the kernel reaps direct children (Linux 7.1)")
+# Not signalfd: there the program's own handler of SIGCHLD is mute.
+rungs = pytest.mark.parametrize("rung", ["pidfd", "selfpipe", "polling"])
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "waits.md").read_text()
 
 
@@ -313,11 +315,14 @@ def test_the_last_one_is_taken_by_name(gate):
             answers.clear()
 
 
-def test_signals_at_any_moment():
+@rungs
+def test_signals_at_any_moment(rung):
     """Handlers that wait for anybody interrupt starts and waits of ours in the same thread, again and again."""
     program("""
         import os, signal, sys
         import holdfast
+        from holdfast.process import _native
+        told = os.environ["HOLDFAST_NOTIFIER"] != "pidfd" or not _native.has_autoreap()
         mine, found, strangers = {}, {}, []
         def reap(signo, frame):
             while True:
@@ -337,7 +342,7 @@ def test_signals_at_any_moment():
                 with holdfast.spawn(["/bin/sh", "-c", f"exit {n % 99}"], private=False) as process:
                     status = process.wait(15)
                     assert status.code == n % 99, status
-                    assert (status.usage is not None) == (not holdfast.process._native.has_autoreap())
+                    assert (status.usage is not None) == told
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             while True:
@@ -347,7 +352,7 @@ def test_signals_at_any_moment():
                     break
                 found[pid] = os.waitstatus_to_exitcode(status)
             assert found == mine, (set(found) ^ set(mine))
-    """)
+    """, env={"HOLDFAST_NOTIFIER": rung})  # fmt: skip
 
 
 def test_a_start_that_is_not_over(monkeypatch):
@@ -625,14 +630,13 @@ def test_from_another_thread():
 # ---- beside 1,000 direct children
 
 
-def beside_a_thousand(name: str) -> str:
-    return program(pathlib.Path(__file__).with_name("helpers_waits.py").read_text(), name, timeout=60)
-
-
+@rungs
 @pytest.mark.parametrize("name", ["prefork", "watcher"])
-def test_beside_a_thousand(name):
+def test_beside_a_thousand(name, rung):
     """A pre-fork server that reaps in its handler; a program with a thread that watches children by blocking waits."""
-    assert beside_a_thousand(name).splitlines()[-1] == "each side got its own"
+    code = pathlib.Path(__file__).with_name("helpers_waits.py").read_text()
+    printed = program(code, name, env={"HOLDFAST_NOTIFIER": rung})
+    assert printed.splitlines()[-1] == "each side got its own"
 
 
 # ---- the page

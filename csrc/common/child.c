@@ -341,12 +341,15 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
 {
     struct child_arg arg = {.plan = plan, .result = result, .parent = (int)HF_CALL0(SYS_getpid)};
     struct hf_clone_request request = {
-        .flags = HF_CLONE_PIDFD | (plan->auto_reap ? HF_CLONE_AUTOREAP : 0), .exit_signal = SIGCHLD,
+        .flags = pidfd ? HF_CLONE_PIDFD | (plan->auto_reap ? HF_CLONE_AUTOREAP : 0) : 0,
+        /* The exec makes it SIGCHLD.  Until then no wait but __WCLONE's sees a child that is held by its number. */
+        .exit_signal = pidfd ? SIGCHLD : 0,
         .pidfd = pidfd, .fn = child_main, .arg = &arg,
         .stack = stack, .stack_size = HF_CHILD_STACK, .handlers_cleared = &arg.handlers_cleared,
     };
     result->stage = result->error = 0;
-    *pidfd = -1;
+    if (pidfd)
+        *pidfd = -1;
     hf_sigmask old = hf_block_all_signals();
     long pid = -ENOSYS;
     for (uint32_t i = 0; i < plan->n_cgroups; i++)
@@ -371,6 +374,12 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
     if (result->stage) {
         /* By descriptor, so that no reuse of the number can hit another child of the parent. */
         siginfo_t info;
+        if (!pidfd) {
+            /* By a number that is no other's, for who could have taken it?  Nobody's wait(2) sees this child. */
+            while (hf_waitid(P_PID, (int)pid, &info, (int)(WEXITED | HF_WCLONE), NULL) == -EINTR)
+                continue;
+            return -result->error;
+        }
         hf_waitid(HF_P_PIDFD, *pidfd, &info, WEXITED | HF_WALL, NULL);
         HF_CALL1(SYS_close, *pidfd);
         *pidfd = -1;

@@ -107,6 +107,7 @@ struct hf_child_result {
 
 /* Start the plan's program as a child of the caller, with exit signal SIGCHLD.  Returns the pid (and
  * *pidfd), or -errno with *result saying at which stage; nothing is left behind then.
+ * Without pidfd (NULL) the kernel is asked for none: the child is held by its number.
  * Blocks and restores all signals itself.  stack (HF_CHILD_STACK bytes) is the child's, and the
  * caller may use it again afterwards. */
 enum { HF_CHILD_STACK = 16384 };

@@ -174,7 +174,7 @@ long hf_clone(const struct hf_clone_request *r)
         flags &= ~HF_CLONE_AUTOREAP;
     if (clone3_usable != 0) {
         struct clone3_args args = {
-            .flags = flags | HF_CLONE_CLEAR_SIGHAND,
+            .flags = flags | (r->handlers_cleared ? HF_CLONE_CLEAR_SIGHAND : 0),
             .pidfd = (uint64_t)(uintptr_t)r->pidfd,
             .exit_signal = flags & HF_CLONE_AUTOREAP ? 0 : (uint64_t)r->exit_signal,
             .stack = (uint64_t)(uintptr_t)r->stack,
@@ -182,7 +182,8 @@ long hf_clone(const struct hf_clone_request *r)
             .cgroup = (uint64_t)r->cgroup,
         };
         int into_cgroup = (flags & HF_CLONE_INTO_CGROUP) != 0;
-        *r->handlers_cleared = 1;
+        if (r->handlers_cleared)
+            *r->handlers_cleared = 1;
         long pid = hf_clone3_enter(&args, into_cgroup ? sizeof args : CLONE3_FIRST_SIZE, r->fn, r->arg);
         FORGET_FRAMES(r);
         if (pid >= 0) {
@@ -200,7 +201,8 @@ long hf_clone(const struct hf_clone_request *r)
     if (flags & HF_CLONE_INTO_CGROUP)
         return -ENOSYS;
     flags &= ~HF_CLONE_AUTOREAP;
-    *r->handlers_cleared = 0;
+    if (r->handlers_cleared)
+        *r->handlers_cleared = 0;
     int saved = errno;
     char *top = r->stack + (r->stack_size & ~15UL);
     long pid = clone(r->fn, top, (int)(flags | (unsigned)r->exit_signal), r->arg, r->pidfd, NULL, NULL);

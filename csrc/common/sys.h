@@ -77,7 +77,7 @@ void hf_close_on_exec_from(int first);
  * HF_CLONE_AUTOREAP among the flags is a wish: where the kernel has it, the child leaves no zombie and
  * sends no signal at its end, and its status is told by pidfds that were opened before, without usage.
  * *handlers_cleared says whether the child's signal handlers are already reset: it decides
- * whether the child may unblock signals before it has reset them itself.
+ * whether the child may unblock signals before it has reset them itself.  NULL: it keeps them.
  * HF_CLONE_INTO_CGROUP, with cgroup, is refused where clone3 cannot do it (or is not there); the caller then has another way. */
 struct hf_clone_request {
     uint64_t flags;

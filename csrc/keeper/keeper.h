@@ -130,5 +130,6 @@ void hf_close_all_but(const int *own, size_t n);
 int hf_kept_main(void);
 int hf_run_main(char **arguments, char **envp);
 int hf_anchor_main(char **arguments, char **envp);
+int hf_procdesc_main(char **arguments);
 
 #endif

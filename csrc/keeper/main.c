@@ -3,6 +3,7 @@
  *   holdfast-keeper                      kept: descriptor 3 is the control socket, 4 a pidfd of the owner
  *   holdfast-keeper run KEY=VALUE... -- COMMAND...      stand-alone: what `holdfast run` execs into
  *   holdfast-keeper anchor [fds=N,...] -- COMMAND...    anchor: what `holdfast up` execs into
+ *   holdfast-keeper procdesc PID [keep]  parent and guard of a child that pdfork has made (csrc/spawn/procdesc.c)
  *
  * Start-up order: 1. all signals blocked, before anything can be lost or kill us half-way;
  * 2. SIGCHLD to default, for with SIG_IGN the kernel would reap behind our back and no pid of a
@@ -112,6 +113,8 @@ int main(int argc, char **argv, char **envp)
         return hf_run_main(argv + 2, envp);
     if (strcmp(argv[1], "anchor") == 0)
         return hf_anchor_main(argv + 2, envp);
+    if (strcmp(argv[1], "procdesc") == 0 && argc > 2)
+        return hf_procdesc_main(argv + 2);
     static const char usage[] = "holdfast-keeper is started by holdfast: see `holdfast --help`\n";
     ssize_t ignored = write(2, usage, sizeof usage - 1);
     (void)ignored;

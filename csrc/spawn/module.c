@@ -58,16 +58,16 @@ PyObject *hf_usage_tuple(const struct hf_usage *u)
                          u->blocks_in, u->blocks_out, u->voluntary_switches, u->involuntary_switches);
 }
 
-/* spawn_direct(body, fds, own, auto_reap=False) -> (pid, own(pidfd)): a child of the calling process itself; auto_reap:
- * where the kernel can, it reaps the child itself. */
+/* spawn_direct(body, fds, own, auto_reap=False, by_number=False) -> (pid, own(pidfd)): a child of the calling process
+ * itself; auto_reap: where the kernel can, it reaps the child itself; by_number: without a pidfd, own(pid). */
 static PyObject *spawn_direct(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *given;
     Py_ssize_t size;
     PyObject *fd_list, *own;
-    int fds[HF_FDS_MAX], pidfd, auto_reap = 0;
-    if (!PyArg_ParseTuple(args, "y#OO|p", &given, &size, &fd_list, &own, &auto_reap))
+    int fds[HF_FDS_MAX], pidfd, auto_reap = 0, by_number = 0;
+    if (!PyArg_ParseTuple(args, "y#OO|pp", &given, &size, &fd_list, &own, &auto_reap, &by_number))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
@@ -90,15 +90,21 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;
     Py_BEGIN_ALLOW_THREADS
-    pid = hf_spawn(&plan, stack, &pidfd, &result);
+    pid = hf_spawn(&plan, stack, by_number ? NULL : &pidfd, &result);
     Py_END_ALLOW_THREADS
     PyMem_Free(body);
     if (pid < 0)
         return hf_raise_stage(&result);
-    PyObject *number = Py_BuildValue("(i)", pidfd), *descriptor = number ? PyObject_CallObject(own, number) : NULL;
+    PyObject *number = Py_BuildValue("(i)", by_number ? (int)pid : pidfd);
+    PyObject *descriptor = number ? PyObject_CallObject(own, number) : NULL;
     Py_XDECREF(number);
     if (!descriptor) { /* interrupted: nobody would ever know of it */
         siginfo_t info;
+        if (by_number) {
+            kill((pid_t)pid, SIGKILL);
+            hf_waitid(P_PID, (int)pid, &info, WEXITED, NULL);
+            return NULL;
+        }
         hf_pidfd_signal(pidfd, SIGKILL, 0);
         hf_waitid(HF_P_PIDFD, pidfd, &info, WEXITED, NULL);
         close(pidfd);
@@ -279,6 +285,8 @@ static PyMethodDef methods[] = {
     {"send", hf_request_send, METH_VARARGS, NULL},
     {"receive", hf_channel_receive, METH_VARARGS, NULL},
     {"wire_decode", hf_wire_decode, METH_VARARGS, NULL},
+    {"pdfork", hf_pdfork, METH_VARARGS, NULL},
+    {"pdname", hf_pdname, METH_VARARGS, NULL},
     {"wait_status", wait_status, METH_VARARGS, NULL},
     {"exit_info", exit_info, METH_VARARGS, NULL},
     {"pidfd_open", pidfd_open, METH_VARARGS, NULL},
@@ -289,6 +297,10 @@ static PyMethodDef methods[] = {
     {"forbid_clone3", forbid_clone3, METH_NOARGS, NULL},
     {"has_clone3", has_clone3, METH_NOARGS, NULL},
     {"has_autoreap", has_autoreap, METH_NOARGS, NULL},
+    {"sigchld_install", hf_sigchld_install, METH_NOARGS, NULL},
+    {"sigchld_watch", hf_sigchld_watch, METH_VARARGS, NULL},
+    {"sigchld_forget", hf_sigchld_forget, METH_VARARGS, NULL},
+    {"sigchld_descriptor", hf_sigchld_descriptor, METH_VARARGS, NULL},
     {"watch_open", hf_watch_open, METH_NOARGS, NULL},
     {"watch_add", hf_watch_add, METH_VARARGS, NULL},
     {"watch_remove", hf_watch_remove, METH_VARARGS, NULL},

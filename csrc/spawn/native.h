@@ -31,10 +31,19 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_on(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);
+/* procdesc.c */
+PyObject *hf_pdfork(PyObject *self, PyObject *args);
+PyObject *hf_pdname(PyObject *self, PyObject *args);
 /* reports.c */
 /* A packet's records as a list of tuples; ValueError when it is malformed. */
 PyObject *hf_decode(const char *packet, size_t size);
 PyObject *hf_wire_decode(PyObject *self, PyObject *args);
+/* sigchld.c */
+extern hf_sigmask hf_blocked_by_us; /* what we have blocked for ourselves, and nobody shall inherit */
+PyObject *hf_sigchld_install(PyObject *self, PyObject *args);
+PyObject *hf_sigchld_watch(PyObject *self, PyObject *args);
+PyObject *hf_sigchld_forget(PyObject *self, PyObject *args);
+PyObject *hf_sigchld_descriptor(PyObject *self, PyObject *args);
 /* watch.c */
 PyObject *hf_watch_open(PyObject *self, PyObject *args);
 PyObject *hf_watch_add(PyObject *self, PyObject *args);

@@ -211,6 +211,7 @@ PyObject *hf_spawn_body(PyObject *self, PyObject *args)
         return NULL;
     }
     HF_CALL4(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &r.head.mask, sizeof r.head.mask);
+    r.head.mask &= ~hf_blocked_by_us;
     int n_groups = get_groups(groups, &r), n_rlimits = n_groups < 0 ? -1 : get_rlimits(rlimits, &r);
     int n_fds = n_rlimits < 0 ? -1 : hf_get_fds(fds, r.fds, HF_FDS_MAX);
     if (n_fds < 0)

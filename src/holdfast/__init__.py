@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .process.errors import CalledProcessError, KeeperLost, SpawnError, TimeoutExpired
     from .process.handle import Process
     from .process.options import DEVNULL, PIPE, STDOUT
+    from .process.pipeline import CompletedPipeline, pipeline
     from .process.popen import Popen
-    from .process.run import CompletedProcess, run
+    from .process.run import CompletedProcess, capture, run
     from .process.runner import Runner
     from .process.spawn import attach, spawn
     from .process.status import ExitStatus, Member, StopReport, Usage
@@ -28,6 +29,7 @@ __all__ = (
     "PIPE",
     "STDOUT",
     "CalledProcessError",
+    "CompletedPipeline",
     "CompletedProcess",
     "ExitStatus",
     "KeeperLost",
@@ -40,7 +42,9 @@ __all__ = (
     "TimeoutExpired",
     "Usage",
     "attach",
+    "capture",
     "forward_waits",
+    "pipeline",
     "run",
     "spawn",
 )
@@ -49,8 +53,9 @@ _HOMES = {
     "errors": ("CalledProcessError", "KeeperLost", "SpawnError", "TimeoutExpired"),
     "handle": ("Process",),
     "options": ("DEVNULL", "PIPE", "STDOUT"),
+    "pipeline": ("CompletedPipeline", "pipeline"),
     "popen": ("Popen",),
-    "run": ("CompletedProcess", "run"),
+    "run": ("CompletedProcess", "capture", "run"),
     "runner": ("Runner",),
     "spawn": ("attach", "spawn"),
     "status": ("ExitStatus", "Member", "StopReport", "Usage"),

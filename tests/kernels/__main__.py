@@ -19,7 +19,7 @@ LIMIT = 2700.0  # seconds for a kernel, on a machine that has much else to do
 # The process suite: what asks the kernel, without the supervisor above it; and resources, as controllers are there.
 SUITE = (
     "auto_reap", "run", "handle", "private", "contained", "runner", "errors", "keeper_protocol", "held_keeper", "held",
-    "status", "members", "forking", "forking_keeper", "more", "cgroups", "resources",
+    "status", "members", "forking", "forking_keeper", "more", "cgroups", "resources", "pipeline", "procdesc",
 )  # fmt: skip
 ENVIRONMENT = {
     "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root", "LANG": "C.UTF-8",

@@ -1,7 +1,7 @@
-"""A direct child (`private=False`): no keeper, so visible to the program's own waits, and not contained.
+"""A direct child (`private=False`, or where no keeper can be): visible to the program's own waits, and not contained.
 
 The same face as `KeptTree`, with what can honestly be done: the main process, and its process group
-where it leads one.
+where it leads one.  What learns of its end, and signals it, is a rung of the ladder (notify/).
 """
 
 from __future__ import annotations
@@ -10,57 +10,29 @@ from os import getpid
 from time import monotonic, time
 
 from . import _native, children
-from .descriptor import Descriptor
-from .keeper import SIGCONT, SIGKILL, spawn_error, try_signal
+from .keeper import SIGCONT, SIGKILL, spawn_error
 from .kept import KILL_LIMIT
-from .notify.pidfd import PidfdNotifier
+from .notify import start
 from .status import ExitStatus, Member, StopReport, Usage
 from .told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeAlias
-
+    from .descriptor import Descriptor
+    from .notify import Spawn
     from .options import OnOwnerLoss, Plan
     from .status import Seconds
-
-    # As _native.spawn_direct: the number, and what `own` has made of the pidfd.
-    Spawn: TypeAlias = Callable[[bytes, Sequence[int], type["_Child"]], tuple[int, "_Child"]]
-
-PIDFD_SIGNAL_PROCESS_GROUP = 4
-
-
-class _Child(Descriptor):
-    """A direct child's pidfd.  While nobody has the handle yet, dropping it ends the child."""
-
-    __slots__ = ("starting",)
-
-    def __init__(self, fd: int) -> None:
-        self.starting = True
-        super().__init__(fd)
-
-    def __del__(self) -> None:
-        if self.starting and not getattr(self, "_closed", True):
-            try_signal(self._fd, SIGKILL, 0)
-            _native.poll(self._fd, 1, int(KILL_LIMIT * 1e9))
-            try:
-                _native.wait_status(self._fd)
-            except ChildProcessError:
-                pass
-        super().__del__()
-
-
-def _spawn(body: bytes, fds: Sequence[int], own: Callable[[int], _Child]) -> tuple[int, _Child]:
-    return _native.spawn_direct(body, fds, own, True)  # and the kernel reaps it, where it can
 
 
 class DirectTree:
     """One direct child.  Any thread."""
 
-    def __init__(self, plan: Plan, spawn: Spawn = _spawn) -> None:
+    private = False
+
+    def __init__(self, plan: Plan, spawn: Spawn = _native.spawn_direct) -> None:
         self.started_at, self._started = time(), monotonic()
         children.start(self, lambda: self._begin(plan, spawn))
+        self._released = False
         self.status: ExitStatus | None = None
         self.report: StopReport | None = None
         self._leads_group = plan.leads_group
@@ -70,11 +42,9 @@ class DirectTree:
 
     def _begin(self, plan: Plan, spawn: Spawn) -> None:
         try:
-            pid, self.descriptor = spawn(plan.body, plan.fds, _Child)
+            self.pid, self._notifier = start(plan, spawn)
         except OSError as error:
             raise spawn_error(error, plan) from None
-        self._notifier = PidfdNotifier(self.descriptor)
-        self.pid = pid
 
     @property
     def started_ns(self) -> int:
@@ -82,7 +52,11 @@ class DirectTree:
 
     def started(self) -> None:
         """Its handle is made: from now on it is not undone."""
-        self.descriptor.starting = False
+        self._notifier.keep()
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return self._notifier.descriptor
 
     @property
     def foreign(self) -> bool:
@@ -152,18 +126,9 @@ class DirectTree:
     def signal(self, signo: int, scope: str) -> None:
         if self.foreign:
             self.check()
-        if self.descriptor.closed:
+        if self._released:
             return  # given up: as with a keeper nothing happens
-        if scope != "main" and self._leads_group:
-            try:
-                with self.descriptor as fd:
-                    _native.pidfd_signal(fd, signo, PIDFD_SIGNAL_PROCESS_GROUP)
-                return
-            except ProcessLookupError:
-                return
-            except OSError:
-                pass  # before 6.9 there is no safe handle of a group: main alone
-        self._notifier.signal(signo)
+        self._notifier.signal(signo, scope != "main" and self._leads_group)
 
     @property
     def lifeline(self) -> tuple[()]:
@@ -201,7 +166,9 @@ class DirectTree:
     def finish_stop(
         self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
     ) -> StopReport:
-        killed = not self.wait_exit(max(0.0, self._stop_began + grace - monotonic()))
+        # Not reaped yet: as long as it is held by its number, its group has that number too.
+        left = max(0.0, self._stop_began + grace - monotonic())
+        killed = self.status is None and not self._notifier.wait(left)
         self.signal(SIGKILL, "group" if self._leads_group else "main")
         ended = self.wait_exit(KILL_LIMIT)
         flags = 1 | (2 if grace > 0 else 0) | (8 if killed else 0) | (0 if ended else 16)
@@ -222,4 +189,5 @@ class DirectTree:
 
     def release_descriptors(self) -> None:
         children.forget(self)
+        self._released = True
         self._notifier.close()

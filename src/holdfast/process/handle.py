@@ -69,12 +69,19 @@ class Process:
     def fileno(self) -> int:
         """The process's pidfd: readable exactly when the process has ended.  ValueError after `close`.
 
+        Where there are no pidfds it is another descriptor, which is readable then as well (docs/notifiers.md).
+
         With `forking`: when main has moved it is, under the same number, the pidfd of the present one; readable before
         that is known, it says no more than that `poll` will know.  An epoll has to be told anew of the number then.
         """
         if self._tree.descriptor is None:
             raise ValueError("the handle is closed")
         return self._tree.descriptor.fileno()
+
+    @property
+    def private(self) -> bool:
+        """A keeper holds it.  False: a direct child, as asked for, or because no keeper can be here."""
+        return self._tree.private
 
     @property
     def status(self) -> ExitStatus | None:

@@ -6,6 +6,7 @@ of them reads at a time and the others are woken when anything has changed.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import weakref
 from threading import Condition, RLock
@@ -33,7 +34,8 @@ REUSED, TEMPLATE = 1, 2
 
 FROZEN_LIMIT: Seconds = 1.0  # how long a keeper may be silent about what it must have seen
 POLLIN, POLLOUT = 1, 4
-SIGCONT, SIGKILL = 18, 9
+SIGCONT: int = _signal.SIGCONT  # its number is not the same everywhere
+SIGKILL = 9
 
 KEEPER = os.path.join(os.path.dirname(_native.__file__), "holdfast-keeper")
 _KEEPER = os.fsencode(KEEPER)

@@ -36,6 +36,8 @@ class KeptTree:
                  "descriptor", "empty", "foreign", "keeper", "moves", "pid", "report", "started_at", "started_ns",
                  "status", "told", "usage_fields")  # fmt: skip
 
+    private = True
+
     def __init__(self, keeper: Keeper, plan: Plan) -> None:
         self.keeper = keeper
         self.pid = 0

@@ -14,6 +14,9 @@ from . import _native, children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
     from .direct import DirectTree
 
 _sleepers: list[tuple[int, int, int]] = []  # what the waits ask for that are in the kernel, or about to be
@@ -98,11 +101,15 @@ def wake() -> None:
     hush()
     plan = make_plan(["/bin/sh", "-c", ""], private=False, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
     try:
-        _alarms.append(DirectTree(plan, _native.spawn_direct))  # not reaped by the kernel: that wakes nobody
+        _alarms.append(DirectTree(plan, _unreaped))
     except OSError:
         pass  # then they sleep until a child ends
     finally:
         plan.close_child_files()
+
+
+def _unreaped(body: bytes, fds: Sequence[int], own: Callable[[int], Any], _: bool, by_number: bool) -> tuple[int, Any]:
+    return _native.spawn_direct(body, fds, own, False, by_number)  # what the kernel reaps wakes nobody
 
 
 def hush() -> None:

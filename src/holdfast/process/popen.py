@@ -19,6 +19,7 @@ from .keeper import SIGKILL
 from .options import FDS_MAX, limit, make_plan
 from .pump import Pump
 from .spawn import start
+from .tier import tell, why_no_keeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Popen(subprocess.Popen[AnyStr]):
 
     With `preexec_fn` it is a direct child, started by the standard library and with all that this means for
     programs with threads: neither private nor contained.  The same with `close_fds=False` when more than 237
-    descriptors would be inherited.
+    descriptors would be inherited, and where no keeper can work (docs/notifiers.md).
 
     SpawnError (an OSError) where the standard library raises an OSError.  KeeperLost from any method that looks at
     the process.  Any thread.
@@ -69,7 +70,10 @@ class Popen(subprocess.Popen[AnyStr]):
         argv, program = _command(args, executable, shell)
         if not close_fds:
             pass_fds = _inheritable()
-        if preexec_fn is not None or len(pass_fds) > FDS_MAX - 3:
+        alone = bool(why_no_keeper())
+        if alone:
+            tell(4)
+        if alone or preexec_fn is not None or len(pass_fds) > FDS_MAX - 3:
             self._start_direct(argv, program, given)
             return
         sys.audit("subprocess.Popen", program, argv, cwd, env)
@@ -90,8 +94,12 @@ class Popen(subprocess.Popen[AnyStr]):
     def _start_direct(self, argv: list[Any], program: Any, given: tuple[Any, ...]) -> None:
         """What only a copy of us can do, the standard library starts; from then on it is a direct child like others."""
 
-        def fork_exec(_body: bytes, _fds: Sequence[int], own: Callable[[int], _T]) -> tuple[int, _T]:
+        def fork_exec(
+            _body: bytes, _fds: Sequence[int], own: Callable[[int], _T], _auto_reap: bool, by_number: bool
+        ) -> tuple[int, _T]:
             _standard._execute_child(self, *given)
+            if by_number:
+                return self.pid, own(self.pid)
             try:
                 fd = _native.pidfd_open(self.pid)
             except OSError:  # no descriptor left

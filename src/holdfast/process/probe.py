@@ -11,8 +11,10 @@ import select
 from . import _native
 from .connector import FORK, Connector
 from .keeper import KEEPER
+from .notify import RUNGS, choice, load
 from .run import run
 from .spawn import spawn
+from .tier import why_no_keeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def exit_info() -> str:
 
 
 def clone3() -> str:
-    run(["/bin/true"])
+    run(["/bin/true"], private=not why_no_keeper())
     if not _native.has_clone3():
         raise OSError(ENOSYS, "clone3 is refused or not built for this machine; clone is used")
     return "clone3 with CLONE_CLEAR_SIGHAND"
@@ -94,7 +96,16 @@ def auto_reap() -> str:
     return "direct children and keepers leave no zombie and raise no SIGCHLD"
 
 
+def notifier() -> str:
+    """Which of the rungs direct children get, and why not the others that come before it."""
+    chosen = choice()
+    before = [f"{name}: {load(name).unusable(False) or 'usable'}" for name in RUNGS if name != chosen]
+    return f"{chosen} ({'; '.join(before)})"
+
+
 def group_signal() -> str:
+    if why_no_keeper():
+        raise OSError(ENOSYS, why_no_keeper())
     with spawn(["sleep", "60"], process_group=0) as process:
         _native.pidfd_signal(process.fileno(), 0, 4)
     return "a pidfd signals its whole process group"
@@ -193,8 +204,9 @@ def keeper() -> str:
 
 PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("keeper", keeper, "nothing can be started"),
-    ("pidfd", pidfd, "nothing can be held: Linux 5.3 is needed"),
-    ("P_PIDFD", p_pidfd, "direct children cannot be waited for by descriptor: Linux 5.4 is needed"),
+    ("pidfd", pidfd, "no keeper can work, what is started is a direct child: Linux 5.3 is needed"),
+    ("P_PIDFD", p_pidfd, "no keeper can work, what is started is a direct child: Linux 5.4 is needed"),
+    ("notifier", notifier, "no direct child can be started: HOLDFAST_NOTIFIER asks for what is not here"),
     ("PIDFD_GET_INFO exit", exit_info, "a stolen status of a direct child, or one under a lost keeper, stays unknown"),
     ("clone3", clone3, "clone(2) is used, and handlers are reset one by one (8 us a start)"),
     ("auto-reap", auto_reap, "a direct child is a zombie until it is waited for; another wait may take its status"),
@@ -212,7 +224,7 @@ def examine() -> list[Finding]:
     for name, probe, without in PROBES:
         try:
             findings.append(Finding(name, True, probe(), without))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
             findings.append(Finding(name, False, detail, without))
     return findings
@@ -223,7 +235,8 @@ def means(findings: list[Finding]) -> dict[str, str]:
     have = {f.name: f.available for f in findings}
     return {
         "start": "clone3" if have["clone3"] else "clone",
-        "notifier": "pidfd",
+        "processes": f"direct children alone: {why_no_keeper()}" if why_no_keeper() else "each under a keeper",
+        "notifier": choice() if have["notifier"] else "none",
         "direct children": "reaped by the kernel" if have["auto-reap"] else "waited for",
         "tree kill": "subreaper walk" if have["children files"] else "process group",
         "group handle": "pidfd" if have["group signal"] else "number while the leader is held",

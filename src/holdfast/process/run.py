@@ -86,6 +86,42 @@ def run_with(
     if options.get("forking"):
         raise ValueError("forking is for spawn: a daemon has no end that run could wait for")
     as_text = bool(text or encoding or errors)
+    input, time_limit = prepare(input, capture_output, timeout, as_text, encoding, errors, options)
+    with spawner(args, **options) as process:
+        pump = Pump(process, input) if process.stdin or process.stdout or process.stderr else None
+        if pump:
+            report, timed_out = _run_with_pipes(process, pump, time_limit)
+        else:
+            report, timed_out = _run_plain(process, time_limit)
+
+        def output(which: int, file: object) -> Any:
+            if pump is None or file is None:
+                return None
+            data = pump.output(which)
+            # Cut off by the limit, the output may end inside a character: no second error for that.
+            return decode(data, encoding, errors or ("replace" if timed_out else None)) if as_text else data
+
+        stdout, stderr = output(1, process.stdout), output(2, process.stderr)
+        status = process.status
+        if timed_out:
+            raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, status, report)
+        assert status is not None
+        result = CompletedProcess(args, status, stdout, stderr, report)
+    if check:
+        result.check_returncode()
+    return result
+
+
+def prepare(
+    input: Any,
+    capture_output: bool,
+    timeout: Seconds | None,
+    as_text: bool,
+    encoding: str | None,
+    errors: str | None,
+    options: Any,
+) -> tuple[bytes | None, Seconds | None]:
+    """The input as bytes and the time limit, checked; `options` get the files that follow from the rest."""
     if input is not None:
         if options.get("stdin") is not None:
             raise ValueError("stdin and input cannot both be given")
@@ -100,30 +136,28 @@ def run_with(
         options["stdout"] = options["stderr"] = PIPE
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must not be negative: {timeout!r}")
-    time_limit = limit(timeout)
-    with spawner(args, **options) as process:
-        pump = Pump(process, input) if process.stdin or process.stdout or process.stderr else None
-        if pump:
-            report, timed_out = _run_with_pipes(process, pump, time_limit)
-        else:
-            report, timed_out = _run_plain(process, time_limit)
+    return input, limit(timeout)
 
-        def output(which: int, file: object) -> Any:
-            if pump is None or file is None:
-                return None
-            data = pump.output(which)
-            # Cut off by the limit, the output may end inside a character: no second error for that.
-            return _decode(data, encoding, errors or ("replace" if timed_out else None)) if as_text else data
 
-        stdout, stderr = output(1, process.stdout), output(2, process.stderr)
-        status = process.status
-        if timed_out:
-            raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, status, report)
-        assert status is not None
-        result = CompletedProcess(args, status, stdout, stderr, report)
-    if check:
-        result.check_returncode()
-    return result
+def capture(
+    args: Command,
+    *,
+    input: Any = None,
+    timeout: Seconds | None = None,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[SpawnOptions],
+) -> tuple[Any, Any, ExitStatus]:
+    """Run a command to its end and return its output, its error output and how it ended.
+
+    A `run` that captures, and is `out, err, status = capture(...)`; how it ended raises nothing.  With `stderr=STDOUT`
+    both come as the first, and the second is None.  TimeoutExpired, SpawnError, KeeperLost, ValueError, TypeError.
+    Any thread.
+    """
+    files: SpawnOptions = {"stdout": PIPE, "stderr": PIPE, **options}
+    done = run(args, input=input, timeout=timeout, text=text, encoding=encoding, errors=errors, **files)
+    return done.stdout, done.stderr, done.status
 
 
 def _run_plain(process: Process, timeout: Seconds | None) -> tuple[StopReport | None, bool]:
@@ -155,6 +189,6 @@ def _locale_encoding() -> str:
     return locale.getencoding()
 
 
-def _decode(data: bytes, encoding: str | None, errors: str | None) -> str:
+def decode(data: bytes, encoding: str | None, errors: str | None) -> str:
     text = data.decode(encoding or _locale_encoding(), errors or "strict")
     return text.replace("\r\n", "\n").replace("\r", "\n")

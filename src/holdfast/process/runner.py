@@ -17,6 +17,7 @@ from .keeper import Keeper
 from .kept import KeptTree
 from .options import make_plan
 from .run import CompletedProcess, run_with
+from .tier import why_no_keeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .options import Command, SpawnOptions
     from .status import Seconds
 
-EPIPE = 32
+EPIPE, ENOSYS = 32, 38
 IDLE_MAX = 32  # empty keepers kept for the next process; more are let go
 
 
@@ -87,6 +88,8 @@ class Runner:
         self._busy: set[Keeper] = set()
         self._pid = os.getpid()
         self._group = os.getpgrp()
+        if why_no_keeper():
+            raise SpawnError(ENOSYS, f"a runner needs a keeper, which cannot be here: {why_no_keeper()}", "launch")
         self._template = Keeper.launch_template()
         self._status = self._namespaces = -1
         try:

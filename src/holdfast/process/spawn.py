@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import tier
 from .direct import DirectTree
 from .handle import Process
 from .kept import KeptTree
@@ -42,7 +43,7 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
       this program (`forward_waits` keeps them off), not contained, and nobody stops it when we are killed.
       From Linux 7.1 on the kernel reaps it: no zombie, no SIGCHLD at its end, no wait can take its status; but that has
-      no `usage`.
+      no `usage`.  Where no keeper can work (docs/notifiers.md) every process is one, and a RuntimeWarning says so once.
 
     SpawnError: not started, with errno and stage; nothing is left (stage "fork": no daemon came of it).
     FileExistsError: the address is taken.  ValueError, TypeError: misuse, before anything is started.  Any thread.  A
@@ -51,6 +52,8 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     "keep", a keeper that somebody kills at that moment leaves a process that may run: KeeperLost where there is an
     `address`, which stays, else SpawnError.
     """
+    if options.get("private", True) and tier.why_no_keeper():
+        options = tier.without_keeper(options)
     plan = make_plan(args, **options)
     return start(plan, options.get("private", True))
 

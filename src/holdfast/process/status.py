@@ -156,12 +156,14 @@ def from_siginfo(
     return ExitStatus(None, status, code == CLD_DUMPED, usage, started_at, elapsed)
 
 
-def from_wait_status(status: int, started_at: float, elapsed: Seconds) -> ExitStatus:
-    """From a wait(2) status, as PIDFD_GET_INFO gives it; no usage comes with it."""
+def from_wait_status(
+    status: int, started_at: float, elapsed: Seconds, usage: tuple[int, ...] | None = None
+) -> ExitStatus:
+    """From a wait(2) status, as wait4(2) gives it, and PIDFD_GET_INFO, with which no usage comes."""
     signal = status & 0x7F
     if signal:
-        return ExitStatus(None, signal, bool(status & 0x80), None, started_at, elapsed)
-    return ExitStatus(status >> 8 & 0xFF, None, False, None, started_at, elapsed)
+        return ExitStatus(None, signal, bool(status & 0x80), usage, started_at, elapsed)
+    return ExitStatus(status >> 8 & 0xFF, None, False, usage, started_at, elapsed)
 
 
 class Member(_Value):

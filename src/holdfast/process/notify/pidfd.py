@@ -6,25 +6,85 @@ from _thread import RLock
 from time import monotonic
 
 from .. import _native
+from ..descriptor import Descriptor
 from ..status import ExitStatus, from_siginfo, from_wait_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..descriptor import Descriptor
+    from typing import Self
 
-POLLIN, POLLHUP = 1, 16
+    from ..options import Plan
+    from . import Spawn
+
+POLLIN = 1
+EBADF, EINVAL = 9, 22
+NO_DESCRIPTOR = 0x7FFFFFFF
+SIGKILL = 9
+KILL_LIMIT_NS = 5_000_000_000
+PIDFD_SIGNAL_PROCESS_GROUP = 4
+
+
+def unusable(forced: bool) -> str:
+    """By calls with arguments that cannot be: a kernel that has the call complains of them.  Takes no descriptor."""
+    for name, call, complaint in (
+        ("pidfd_open", lambda: _native.pidfd_open(-1), EINVAL),
+        ("pidfd_send_signal", lambda: _native.pidfd_signal(NO_DESCRIPTOR, 0), EBADF),
+        ("waitid on a pidfd", lambda: _native.wait_status(NO_DESCRIPTOR), EBADF),
+    ):
+        try:
+            call()
+        except OSError as error:
+            if error.errno != complaint:
+                return f"{name}: {error.strerror}"
+    return ""
+
+
+class _Child(Descriptor):
+    """A direct child's pidfd.  While nobody has the handle yet, closing or dropping it ends the child."""
+
+    __slots__ = ("starting",)
+
+    def __init__(self, fd: int) -> None:
+        self.starting = True
+        super().__init__(fd)
+
+    def close(self) -> None:
+        if self.starting and not self._closed:
+            try:
+                _native.pidfd_signal(self._fd, SIGKILL, 0)
+            except OSError:
+                pass  # it has ended, or has become another user's
+            _native.poll(self._fd, POLLIN, KILL_LIMIT_NS)
+            try:
+                _native.wait_status(self._fd)
+            except ChildProcessError:
+                pass
+        super().close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
 
 
 class PidfdNotifier:
     """Holds the pidfd that clone gave, so no other process can ever be meant.  Any thread."""
 
-    def __init__(self, descriptor: Descriptor) -> None:
-        self.descriptor = descriptor
+    def __init__(self, descriptor: _Child) -> None:
+        self._child = descriptor
         self._lock = RLock()  # a signal handler in the thread that holds it may ask too
         self._status: ExitStatus | None = None
 
-    def fileno(self) -> int:
-        return self.descriptor.fileno()
+    @classmethod
+    def start(cls, plan: Plan, spawn: Spawn) -> tuple[int, Self]:
+        pid, child = spawn(plan.body, plan.fds, _Child, True, False)
+        return pid, cls(child)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return self._child
+
+    def keep(self) -> None:
+        self._child.starting = False
 
     def wait(self, timeout: float | None) -> bool:
         with self.descriptor as fd:
@@ -61,12 +121,23 @@ class PidfdNotifier:
         code, status, usage = ended
         return from_siginfo(code, status, usage, started_at, monotonic() - started)
 
-    def signal(self, signo: int) -> None:
+    def signal(self, signo: int, group: bool) -> None:
         with self.descriptor as fd:
             try:
+                if group:
+                    try:
+                        _native.pidfd_signal(fd, signo, PIDFD_SIGNAL_PROCESS_GROUP)
+                        return
+                    except ProcessLookupError:
+                        return
+                    except OSError:
+                        pass  # before 6.9 there is no safe handle of a group: main alone
                 _native.pidfd_signal(fd, signo)
             except ProcessLookupError:
                 pass
 
     def close(self) -> None:
         self.descriptor.close()
+
+
+NOTIFIER = PidfdNotifier

@@ -1,0 +1,1 @@
+"""The notifier ladder: what every rung has to do, and a machine without pidfds."""
