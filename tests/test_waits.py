@@ -315,6 +315,24 @@ def test_the_last_one_is_taken_by_name(gate):
             answers.clear()
 
 
+@any_wait
+def test_another_thread_is_quicker(wait, monkeypatch):
+    """What a look has found may be gone when the wait is made for it: then the next one is looked for."""
+    find, taken = looking.find, []
+
+    def slow(*asked):
+        found = find(*asked)
+        if not taken:
+            taken.append(looking.posix.waitpid(found.si_pid, 0))
+        return found
+
+    with forward_waits(), holding():
+        pids = [child(3), child(3)]
+        assert all_ended(pids)
+        monkeypatch.setattr(looking, "find", slow)
+        assert sorted([wait(), *taken]) == sorted((pid, 3 << 8) for pid in pids)
+
+
 @rungs
 def test_signals_at_any_moment(rung):
     """Handlers that wait for anybody interrupt starts and waits of ours in the same thread, again and again."""
