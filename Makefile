@@ -12,6 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SUPERVISOR_BENCH_ARGS ?=
 SCALE_BENCH_ARGS ?=
+LADDER_BENCH_ARGS ?=
 PROFILE ?= supervisor
 SEED ?= 1
 STEPS ?= 100
@@ -67,6 +68,7 @@ bench: .venv/test-ready
 	@$(V) benchmarks/library.py --json benchmarks/results/library.json $(BENCH_ARGS)
 	@$(V) benchmarks/supervisor.py --json benchmarks/results/supervisor.json $(SUPERVISOR_BENCH_ARGS)
 	@$(V) benchmarks/scale.py --json benchmarks/results/scale.json $(SCALE_BENCH_ARGS)
+	@$(V) benchmarks/ladder.py --json benchmarks/results/ladder.json $(LADDER_BENCH_ARGS)
 	@$(V) benchmarks/report.py
 
 chaos: .venv/installed

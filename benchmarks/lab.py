@@ -76,8 +76,10 @@ class Lab:
             worker.close()
         shutil.rmtree(self.directory)
 
-    def worker(self, pinned: bool, memory: int = 0) -> Worker:
-        worker = Worker({"nano": self.nano, "floor": self.floor, "cpu": self.cpu if pinned else None, "memory": memory})
+    def worker(self, pinned: bool, memory: int = 0, rung: str = "") -> Worker:
+        """`rung`: what tells it of the ends of direct children; "": the best there is."""
+        cpu = self.cpu if pinned else None
+        worker = Worker({"nano": self.nano, "floor": self.floor, "cpu": cpu, "memory": memory}, rung)
         self._workers.append(worker)
         return worker
 
@@ -89,12 +91,24 @@ class Lab:
 class Worker:
     """Our end of a worker.py."""
 
-    def __init__(self, setting: dict):
+    def __init__(self, setting: dict, rung: str = ""):
         self._process = subprocess.Popen(
-            [sys.executable, os.path.join(HERE, "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, os.path.join(HERE, "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"HOLDFAST_NOTIFIER": rung},
+        )  # fmt: skip
         self.pid = self._process.pid
         self._talk(setting)
+
+    def begin(self, do: str, **arguments) -> None:
+        """The first half of `ask`, for what several do at the same time."""
+        self._send({"do": do} | arguments)
+
+    def result(self):
+        """The second half."""
+        answer = self._receive()
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["result"]
 
     def ask(self, do: str, **arguments):
         answer = self._talk({"do": do} | arguments)
@@ -109,8 +123,14 @@ class Worker:
         return answer["result"]
 
     def _talk(self, command: dict) -> dict:
+        self._send(command)
+        return self._receive()
+
+    def _send(self, command: dict) -> None:
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
+
+    def _receive(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the worker ended with {self._process.wait()}")

@@ -13,7 +13,7 @@ from adapters import NAMES
 from tables import Table, figure, grouped, times
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RESULTS = {what: os.path.join(HERE, "results", f"{what}.json") for what in ("library", "supervisor", "scale")}
+RESULTS = {what: os.path.join(HERE, "results", f"{what}.json") for what in ("library", "supervisor", "scale", "ladder")}
 DOCUMENT = os.path.join(os.path.dirname(HERE), "docs", "benchmarks.md")
 BEGIN, END = "<!-- figures of the {}: made by benchmarks/report.py -->", "<!-- end of the {}'s figures -->"
 
@@ -138,6 +138,40 @@ def capture(rows):
         )
 
 
+def _rung(row: dict) -> str:
+    return "subprocess.Popen" if row["rung"] == "subprocess" else row["rung"]
+
+
+def latency(rows):
+    r = rows[0]
+    yield (
+        f"From exit to the return of wait(timeout=10), after {r['least_ms']} to {r['most_ms']} ms of life, by rung",
+        ["", "median µs", "p99", "worst", "median: faster than Popen", "p99: faster"],
+        [[_rung(r), figure(r["median_us"]), figure(r["p99_us"]), figure(r["max_us"]), times(r["faster_median"]),
+          times(r["faster_p99"])] for r in rows],
+    )  # fmt: skip
+
+
+def starts(rows):
+    yield (
+        "Start + wait(timeout=10) of a program that ends at once, one after another, by rung",
+        ["", "per second", "over Popen"],
+        [[_rung(r), figure(r["per_s"], 0), times(r["faster"])] for r in rows],
+    )
+
+
+def communicate(rows):
+    names = {"subprocess": "subprocess.Popen", "holdfast": "holdfast.spawn", "Popen": "holdfast.Popen"}
+    for (what, size), group in grouped(rows, "what", "bytes"):
+        way = {"stdout": "read", "stdin": "written", "both": "written and read back"}[what]
+        yield (
+            f"communicate, {size >> 20:,} MiB {way}",
+            ["", "MB/s", "slowest", "over subprocess.Popen"],
+            [[names[r["adapter"]], figure(r["mb_per_s"], 0), figure(r["least_mb_per_s"], 0), times(r["faster"])]
+             for r in group],
+        )  # fmt: skip
+
+
 MAKERS = {
     "spawn": spawn,
     "memory": memory,
@@ -148,6 +182,9 @@ MAKERS = {
     "imports": _commands("A whole interpreter with an import", "python -c pass"),
     "command": _commands("holdfast run", "/bin/true"),
     "capture": capture,
+    "latency": latency,
+    "starts": starts,
+    "communicate": communicate,
 } | supervisor_tables.MAKERS
 
 

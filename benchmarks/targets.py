@@ -52,6 +52,23 @@ def judge(sections: dict[str, list[dict]]) -> list[dict]:
     return targets.found
 
 
+def judge_ladder(sections: dict[str, list[dict]]) -> list[dict]:
+    """The same for the rungs of the ladder."""
+    targets = Targets(sections)
+    rows, add = targets.rows, targets.add
+    for r in rows("latency"):
+        if r["rung"] == "polling":
+            add("polling: notice, median, faster than subprocess.Popen", r["faster_median"], 1.0, "x", least=True)
+            add("polling: notice, p99, faster than subprocess.Popen", r["faster_p99"], 1.0, "x", least=True)
+        elif r["rung"] != "subprocess":
+            add(f"{r['rung']}: notice, p99, faster than subprocess.Popen", r["faster_p99"], 20.0, "x", least=True)
+    for r in rows("communicate"):
+        if r["adapter"] != "subprocess":
+            name = {"holdfast": "spawn(...)", "Popen": "holdfast.Popen"}[r["adapter"]]
+            add(f"{name}.communicate, {r['what']}, throughput over subprocess.Popen", r["faster"], 1.0, "x", least=True)
+    return targets.found
+
+
 def judge_supervisor(sections: dict[str, list[dict]]) -> list[dict]:
     """The same for the supervisor."""
     targets = Targets(sections)

@@ -64,6 +64,7 @@ class Worker:
             for at in range(0, setting["memory"], step):
                 end = min(at + step, setting["memory"])
                 self.ballast[at:end:PAGE] = b"\1" * len(range(at, end, PAGE))
+        self._payload = b""
         self.adapters: dict[str, adapters.Adapter] = {}
         self.stamp_file = os.memfd_create("exit-time", os.MFD_CLOEXEC)
         os.truncate(self.stamp_file, PAGE)
@@ -88,6 +89,20 @@ class Worker:
         gc.collect()
         stamp = memoryview(self.stamp_map).cast("Q")
         return self.adapter(adapter).notice([self.nano, "t", str(ms)], self.stamp_file, stamp, n)
+
+    def rung(self):
+        """What tells us of the ends of direct children; fails where the one that was asked for cannot work."""
+        from holdfast.process import notify
+
+        return notify.choice()
+
+    def starts(self, adapter, n):
+        """A duration: n times spawn and wait(timeout=10), one after another."""
+        gc.collect()
+        stamp = memoryview(self.stamp_map).cast("Q")
+        began = perf_counter_ns()
+        self.adapter(adapter).notice([self.nano, "t", "0"], self.stamp_file, stamp, n)
+        return [perf_counter_ns() - began]
 
     def alive(self, adapter, n):
         """(start, end) in ns for n processes alive at once."""
@@ -116,6 +131,31 @@ class Worker:
             if len(result.stdout) != size:
                 raise RuntimeError(f"{how}: {len(result.stdout)} bytes instead of {size}")
         return samples
+
+    def communicate(self, how, what, size):
+        """A duration: from the start until communicate has passed `size` bytes each way that `what` names."""
+        import holdfast
+
+        start = {"subprocess": subprocess.Popen, "holdfast": holdfast.spawn, "Popen": holdfast.Popen}[how]
+        argv = [self.nano, "o", str(size)] if what == "stdout" else ["/bin/cat"]
+        given = None if what == "stdout" else self.payload(size)
+        gc.collect()
+        began = perf_counter_ns()
+        with start(
+            argv,
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+            stdout=subprocess.DEVNULL if what == "stdin" else subprocess.PIPE,
+        ) as process:
+            out = process.communicate(given)[0]
+        passed = perf_counter_ns() - began
+        if len(out or b"") != (0 if what == "stdin" else size):
+            raise RuntimeError(f"{how}: {len(out or b'')} bytes of {what}")
+        return [passed]
+
+    def payload(self, size):
+        if len(self._payload) != size:
+            self._payload = bytes(size)
+        return self._payload
 
     def idle(self, adapter, n, first, seconds):
         """Wake-ups and CPU of n threads in wait(timeout=3600), and of their keepers: in the `first`

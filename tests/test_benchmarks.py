@@ -105,6 +105,28 @@ def test_scale(tmp_path):
     assert "What ends first" in table
 
 
+def test_ladder(tmp_path):
+    results, table = bench(tmp_path, program="ladder.py")
+    sections = results["sections"]
+    rungs = [r["rung"] for r in sections["latency"]]
+    assert rungs == [r["rung"] for r in sections["starts"]]
+    assert rungs[0] == "subprocess" and {"pidfd", "selfpipe", "polling"} <= set(rungs)
+    for r in sections["latency"]:
+        # The child notes the time before it exits, on the same clock: a delay is never negative.
+        assert 0 < r["median_us"] <= r["p99_us"] <= r["max_us"]
+    assert all(r["per_s"] > 0 for r in sections["starts"])
+    assert {(r["adapter"], r["what"]) for r in sections["communicate"]} == {
+        (a, w) for a in ("subprocess", "holdfast", "Popen") for w in ("stdout", "stdin", "both")
+    }
+    for r in sections["communicate"]:
+        assert 0 < r["least_mb_per_s"] <= r["mb_per_s"]
+    names = [t["name"] for t in results["targets"]]
+    assert len(names) == len(set(names)) == len(rungs) - 2 + 2 + 6
+    for t in results["targets"]:
+        assert t["met"] == (t["value"] >= t["limit"])
+    assert "MiB written and read back" in table
+
+
 def test_too_little_memory_is_a_note_and_not_a_failure(tmp_path):
     results, table = bench(tmp_path, "--section", "memory", "--memory", str(1 << 30))
     assert results["sections"]["memory"] == []

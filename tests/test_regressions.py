@@ -267,3 +267,17 @@ def test_a_service_that_is_ready_before_its_supervisor_listens_is_believed(tmp_p
         ours.control.close()
         ours.notify.close()
         ours.attach.close()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_communicate_writes_to_who_has_no_output(tmp_path, private):
+    """It stopped writing with the last output at its end, and then waited for one that waited for its input."""
+    given = os.urandom(300_000)  # more than a pipe holds
+    got = tmp_path / "got"
+    for script, options in (('exec cat > "$1"', {}), ('exec cat > "$1" 2>&-', {"stderr": holdfast.PIPE})):
+        with holdfast.spawn(
+            ["sh", "-c", script, "sh", got], stdin=holdfast.PIPE, private=private, **options
+        ) as process:
+            assert process.communicate(given, timeout=30) == (b"", b"")
+            assert process.wait().code == 0
+        assert got.read_bytes() == given

@@ -46,14 +46,19 @@ class Pump:
         """What was read so far of 1 (stdout) or 2 (stderr)."""
         return b"".join(self._chunks[which])
 
+    @property
+    def _busy(self) -> bool:
+        """Input counts too: who reads it may have closed its outputs, or never had any to give."""
+        return bool(self._readers) or self._stdin >= 0
+
     def until_ended(self, timeout: Seconds | None) -> bool:
-        """Until both outputs are at their end and the process has ended; False at the limit."""
+        """Until the input is written, both outputs are at their end and the process has ended; False at the limit."""
         deadline = None if timeout is None else monotonic() + timeout
         tree = self._process._tree
-        while self._readers:
+        while self._busy:
             lifeline = tree.lifeline
             tree.check()  # under a lost keeper an escaped grandchild may hold the pipes for ever
-            if not self.until(lambda: not self._readers or bool(lifeline and not tree.lifeline), lifeline, deadline):  # noqa: B023
+            if not self.until(lambda: not self._busy or bool(lifeline and not tree.lifeline), lifeline, deadline):  # noqa: B023
                 return False
         left = None if deadline is None else max(0.0, deadline - monotonic())
         return self._process._tree.wait_exit(left)
