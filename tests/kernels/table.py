@@ -38,9 +38,11 @@ def tables(found: list[Result]) -> str:
     """Markdown: features and tests of each kernel, and why tests were skipped."""
     doctors = [result["doctor"] for result in found]
     lines = [_row("", [doctor["kernel"] for doctor in doctors]), _row("---", ["---"] * len(found))]
-    for i, finding in enumerate(doctors[0]["findings"]):
-        lines.append(_row(finding["name"], ["yes" if d["findings"][i]["available"] else "no" for d in doctors]))
-    lines += [_row(f"*in use:* {what}", [doctor["means"][what] for doctor in doctors]) for what in doctors[0]["means"]]
+    # Results may be of different days, and a doctor of then knew less.
+    seen = [{each["name"]: "yes" if each["available"] else "no" for each in doctor["findings"]} for doctor in doctors]
+    lines += [_row(name, [each.get(name, "") for each in seen]) for name in dict.fromkeys(n for each in seen for n in each)]
+    used = dict.fromkeys(what for doctor in doctors for what in doctor["means"])
+    lines += [_row(f"*in use:* {what}", [doctor["means"].get(what, "") for doctor in doctors]) for what in used]
     lines.append(_row("tests passed", [f"**{result['passed']}**" for result in found]))
     lines.append(_row("failed", [str(len(result["failed"])) for result in found]))
     lines.append(_row("skipped", [str(len(result["skipped"])) for result in found]))
