@@ -40,7 +40,8 @@ def tables(found: list[Result]) -> str:
     lines = [_row("", [doctor["kernel"] for doctor in doctors]), _row("---", ["---"] * len(found))]
     # Results may be of different days, and a doctor of then knew less.
     seen = [{each["name"]: "yes" if each["available"] else "no" for each in doctor["findings"]} for doctor in doctors]
-    lines += [_row(name, [each.get(name, "") for each in seen]) for name in dict.fromkeys(n for each in seen for n in each)]
+    names = dict.fromkeys(name for each in seen for name in each)
+    lines += [_row(name, [each.get(name, "") for each in seen]) for name in names]
     used = dict.fromkeys(what for doctor in doctors for what in doctor["means"])
     lines += [_row(f"*in use:* {what}", [doctor["means"].get(what, "") for doctor in doctors]) for what in used]
     lines.append(_row("tests passed", [f"**{result['passed']}**" for result in found]))
