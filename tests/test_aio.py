@@ -469,7 +469,7 @@ def test_tasks_of_asyncio_cancelled_again_and_again(loop):
         with nothing_left() as env:
 
             async def task(call, stdout):
-                options = {"env": env, "grace": 0.3, "stdout": stdout}
+                options = {"env": env, "grace": 1.0, "stdout": stdout}
                 if call == "run":
                     await aio.run_process(STUBBORN, **options)
                 async with await aio.open_process(STUBBORN, **options) as process:
@@ -481,7 +481,7 @@ def test_tasks_of_asyncio_cancelled_again_and_again(loop):
                 await anyio.wait_readable(reader)
                 os.close(reader)
                 os.close(writer)
-                for _ in range(50):
+                for _ in range(20):
                     running.cancel()
                     await asyncio.sleep(0.002)
                 assert not running.done()

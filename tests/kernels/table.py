@@ -57,6 +57,7 @@ def tables(found: list[Result]) -> str:
 def keep(suite: str, result: Result) -> None:
     """Keep the result in place of the suite's last, and put the tables into the document."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{suite}.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1).replace(f"{ROOT}/", "")  # where it was built is nobody's matter
+    (RESULTS / f"{suite}.json").write_text(text + "\n")
     head, _, rest = DOCUMENT.read_text().partition(BEGIN)
     DOCUMENT.write_text(f"{head}{BEGIN}\n\n{tables(results())}\n\n{END}{rest.partition(END)[2]}")
