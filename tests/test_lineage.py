@@ -345,6 +345,12 @@ def test_what_is_lost_is_counted_and_healed(tmp_path, program):
         small.close()
 
 
+def test_who_is_being_reaped_has_no_parent():
+    """/proc shows 0 for it, as it does for process 1; once an adoption was told "from 0"."""
+    assert _glance(1) is None
+    assert _glance(os.getpid()) == (os.getppid(), _glance(os.getpid())[1])
+
+
 def test_the_last_thread_is_the_end(tmp_path, program, connector):
     family = Family(_glance)
     family.watch(os.getpid())

@@ -328,7 +328,8 @@ def _glance(pid: int) -> tuple[int, str] | None:
         seen = look(pid)
     except OSError:
         return None
-    return None if seen is None else (seen.parent, seen.name)
+    # Who is just being reaped has no parent any more: /proc shows 0 (do_task_stat of fs/proc/array.c).
+    return None if seen is None or seen.parent == 0 else (seen.parent, seen.name)
 
 
 def _seen(table: Table, root: int) -> Iterator[Seen]:
