@@ -27,7 +27,8 @@ MOUNTS = (
     ("run", "/run", "tmpfs", "mode=755"),
     ("cgroup", "/sys/fs/cgroup", "cgroup2", ""),
 )
-RB_AUTOBOOT, RB_POWER_OFF = 0x01234567, 0x4321FEDC
+LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))  # of /dev
+RB_AUTOBOOT = 0x01234567
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -43,6 +44,8 @@ def mount_all() -> None:
         os.makedirs(target, exist_ok=True)
         if libc.mount(source.encode(), target.encode(), kind.encode(), 0, options.encode()):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+    for name, target in LINKS:
+        os.symlink(target, f"/dev/{name}")
 
 
 def loopback_up() -> None:
