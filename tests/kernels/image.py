@@ -18,10 +18,10 @@ from importlib import metadata
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAMS = (
     "bash", "cat", "chmod", "cp", "cut", "dash", "date", "dd", "echo", "env", "false", "grep", "head", "hostname",
-    "id", "ionice", "kill", "ln", "ls", "mkdir", "mktemp", "mount", "mv", "nice", "nohup", "printf", "prlimit",
-    "ps", "readlink", "rm", "rmdir", "sed", "seq", "setpriv", "setsid", "sh", "sleep", "sort", "stat", "stty", "su",
-    "tail", "taskset", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "unshare", "wc",
-    "yes",
+    "id", "ionice", "kill", "ln", "ls", "mkdir", "mkfifo", "mktemp", "mount", "mv", "nice", "nohup", "printf",
+    "prlimit", "ps", "readlink", "rm", "rmdir", "sed", "seq", "setpriv", "setsid", "sh", "sleep", "sort", "stat",
+    "stty", "su", "tail", "taskset", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq",
+    "unshare", "wc", "yes",
 )  # fmt: skip
 PACKAGES = ("holdfast", "pytest", "pytest-timeout", "hypothesis")
 # Debian's, for the tests that compile something; {} is gcc's version.

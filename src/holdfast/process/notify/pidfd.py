@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posix  # its waits: those of `os` may be wrapped, to keep the program's own away from our children
 from _thread import RLock
 from time import monotonic
 
@@ -69,15 +70,16 @@ class _Child(Descriptor):
 class PidfdNotifier:
     """Holds the pidfd that clone gave, so no other process can ever be meant.  Any thread."""
 
-    def __init__(self, descriptor: _Child) -> None:
+    def __init__(self, descriptor: _Child, pid: int) -> None:
         self._child = descriptor
+        self._pid = pid  # of its group, for kernels whose pidfds are no handle of that
         self._lock = RLock()  # a signal handler in the thread that holds it may ask too
         self._status: ExitStatus | None = None
 
     @classmethod
     def start(cls, plan: Plan, spawn: Spawn) -> tuple[int, Self]:
         pid, child = spawn(plan.body, plan.fds, _Child, True, False)
-        return pid, cls(child)
+        return pid, cls(child, pid)
 
     @property
     def descriptor(self) -> Descriptor:
@@ -131,10 +133,24 @@ class PidfdNotifier:
                     except ProcessLookupError:
                         return
                     except OSError:
-                        pass  # before 6.9 there is no safe handle of a group: main alone
+                        if self._signal_number(fd, signo):
+                            return
                 _native.pidfd_signal(fd, signo)
             except ProcessLookupError:
                 pass
+
+    def _signal_number(self, fd: int, signo: int) -> bool:
+        """Before 6.9: to the group by its number, which is the leader's as long as that is not reaped, and no longer.
+
+        We reap under the same lock.  False: it was reaped, or another wait has taken it.
+        """
+        with self._lock:
+            try:
+                posix.waitid(posix.P_PIDFD, fd, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+            except ChildProcessError:
+                return False
+            posix.killpg(self._pid, signo)
+            return True
 
     def close(self) -> None:
         self.descriptor.close()
