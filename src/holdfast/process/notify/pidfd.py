@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import Spawn
 
 POLLIN = 1
+P_PIDFD = 3  # os.P_PIDFD, if Python was built with it
 EBADF, EINVAL = 9, 22
 NO_DESCRIPTOR = 0x7FFFFFFF
 SIGKILL = 9
@@ -146,7 +147,7 @@ class PidfdNotifier:
         """
         with self._lock:
             try:
-                posix.waitid(posix.P_PIDFD, fd, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+                posix.waitid(P_PIDFD, fd, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
             except ChildProcessError:
                 return False
             posix.killpg(self._pid, signo)
