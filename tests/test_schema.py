@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jsonschema
 import pytest
 from helpers_config import document
+from helpers_supervisor import HOLDFAST
 from test_config import ROOT, fenced
 
 from holdfast.config.load import ConfigError, load
@@ -224,3 +225,9 @@ def test_command_prints_the_schema(option, schema, tmp_path: pathlib.Path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60)
     assert json.loads(done.stdout) == schema
     assert re.search(r"draft[-/]", schema["$schema"])
+
+
+def test_output_that_has_no_room_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([HOLDFAST, "schema"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "holdfast: cannot write the output: No space left on device\n")
