@@ -243,8 +243,10 @@ def test_a_supervisor_that_is_killed_leaves_the_limits_to_the_next(tmp_path):
 
 
 @needs_v1
-def test_what_a_lost_keeper_leaves_is_found_by_its_cgroup(tmp_path):
-    """One without marks, in a session of its own, whose parent has gone before anybody could see it."""
+@pytest.mark.parametrize("deeper", [False, True])
+def test_what_a_lost_keeper_leaves_is_found_by_its_cgroup(tmp_path, deeper):
+    """One without marks, in a session of its own, whose parent has gone before anybody could see it.  `deeper`: in a
+    cgroup that the service has made in its own."""
     (tmp_path / "web.sh").write_text("(env -i setsid sleep 1001 &)\necho up > up\nexec sleep 1000\n")
     service = '[service.web]\ncommand = ["sh", "web.sh"]\nrestart = "never"\nresources = { pids_max = 20 }\n'
     with Running(tmp_path, service) as up:
@@ -255,6 +257,11 @@ def test_what_a_lost_keeper_leaves_is_found_by_its_cgroup(tmp_path):
         keeper = keeper_of(pid)
         held = [os.pidfd_open(each) for each in inside]
         try:
+            for each in cgroups_of(up, "web@1") if deeper else ():
+                (each / "below").mkdir()
+                for member in inside:
+                    (each / "below" / "cgroup.procs").write_text(str(member))
+            assert pids(own / "below" if deeper else own) == inside
             kill(up.client().supervisor()["anchor_pid"])
             assert up.process.wait(LIMIT) == -9
             kill(keeper)  # nobody is left who would adopt them
@@ -304,40 +311,6 @@ def test_what_a_service_has_made_in_its_own_goes_with_it(tmp_path):
             assert not left(up.run_dir)
         finally:
             remove_all(below)
-
-
-@needs_v1
-def test_a_process_in_a_cgroup_below_is_found_when_the_keeper_is_lost(tmp_path):
-    """One without marks, in a session of its own, whose parent has gone."""
-    (tmp_path / "web.sh").write_text("(env -i setsid sleep 1001 &)\necho up > up\nexec sleep 1000\n")
-    service = '[service.web]\ncommand = ["sh", "web.sh"]\nrestart = "never"\nresources = { pids_max = 20 }\n'
-    with Running(tmp_path, service) as up:
-        pid = up.until("web", state="running")["pid"]
-        wait_for((tmp_path / "up").exists)
-        own = directory("pids", up.run_dir, "web@1")
-        inside = wait_for(lambda: len(pids(own)) == 2 and pids(own))
-        held = [os.pidfd_open(each) for each in inside]
-        keeper = keeper_of(pid)
-        try:
-            for each in cgroups_of(up, "web@1"):
-                (each / "below").mkdir()
-                for member in inside:
-                    (each / "below" / "cgroup.procs").write_text(str(member))
-            assert pids(own / "below") == inside
-            kill(up.client().supervisor()["anchor_pid"])
-            assert up.process.wait(LIMIT) == -9
-            kill(keeper)
-            assert all_ended([keeper])
-            up.up()
-            up.wait_for_socket()
-            assert all_ended(inside)
-        finally:
-            for fd in held:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                os.close(fd)
-        up.until("web", state="exited")
-        wait_for(lambda: not own.exists())
 
 
 @needs_v1
