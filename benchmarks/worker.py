@@ -154,7 +154,8 @@ class Worker:
 
     def payload(self, size):
         if len(self._payload) != size:
-            self._payload = bytes(size)
+            piece = os.urandom(min(size, 1 << 20))
+            self._payload = piece * (size // len(piece))  # bytes(size) would be one page of zeros
         return self._payload
 
     def idle(self, adapter, n, first, seconds):

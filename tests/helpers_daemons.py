@@ -16,6 +16,7 @@ import socket
 import struct
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from helpers_config import toml
@@ -218,8 +219,9 @@ def listeners(address: tuple[str, int]) -> set[str]:
 
 def sockets_of(pid: int) -> set[str]:
     """The inodes of sockets that a process has open."""
-    try:
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return set()
+    links = []
+    with suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed since: of the others we still want to know
+                links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return {link[8:-1] for link in links if link.startswith("socket:[")}

@@ -82,6 +82,7 @@ command = ["/nowhere/at-all"]
 def test_a_killed_supervisor_leaves_the_row_open_and_its_successor_goes_on_with_it(tmp_path):
     with Running(tmp_path, SLEEP) as up:
         web = up.until("web", state="running")
+        assert len(own(up)) == 1  # whoever reads waits for the file: it has the first life, which the next moment ends
         for number in (1, 2):
             killed = up.client().supervisor()["pid"]
             kill(killed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 from time import monotonic
@@ -26,7 +27,7 @@ class Pump:
             raise ValueError("input needs stdin=PIPE")
         self._process = process
         self._input = memoryview(input or b"")
-        self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
+        self._read_so_far = {1: io.BytesIO(), 2: io.BytesIO()}  # grown in place; joining a list copies all once more
         self._readers: dict[int, int] = {}  # descriptor -> 1 or 2
         self._poll = poll or select.poll()  # an epoll, to be waited for by a loop, which then calls `move`
         for which, file in ((1, process.stdout), (2, process.stderr)):
@@ -44,7 +45,7 @@ class Pump:
 
     def output(self, which: int) -> bytes:
         """What was read so far of 1 (stdout) or 2 (stderr)."""
-        return b"".join(self._chunks[which])
+        return self._read_so_far[which].getvalue()
 
     @property
     def _busy(self) -> bool:
@@ -117,7 +118,7 @@ class Pump:
             self._poll.unregister(fd)
             del self._readers[fd]
             return False
-        self._chunks[self._readers[fd]].append(data)
+        self._read_so_far[self._readers[fd]].write(data)
         return True
 
     def _write(self, event: int) -> None:
