@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import select
+import sys
+import textwrap
 
 import pytest
 from helpers_lib import program
@@ -138,3 +142,78 @@ def test_keepers_that_come_back_to_their_owner_are_reaped_by_the_kernel(role):
             script = textwrap.dedent({script!r})
             sys.exit(subprocess.run([*command, script, "init"], timeout=50).returncode)
         """)
+
+
+GUARDED = {"private": False, "on_owner_loss": "kill"}
+
+
+@pytest.mark.skipif(_native.has_autoreap(), reason="the kernel can")
+def test_where_the_kernel_cannot_kill_it_says_so_and_starts_nothing():
+    with pytest.raises(SpawnError, match="needs Linux 7") as caught:
+        holdfast.spawn(["sleep", "99"], **GUARDED)
+    assert (caught.value.stage, caught.value.errno) == ("clone", errno.ENOSYS)
+
+
+@reaps
+@pytest.mark.parametrize("end", ["close", "drop", "exit", "kill"])
+def test_the_kernel_kills_a_guarded_child_when_its_last_descriptor_closes(end):
+    """Of the owner, whatever becomes of it.  What the child has started is not guarded, so it waits for this pipe."""
+    reader, writer = os.pipe()
+    owner = textwrap.dedent("""
+        import os, signal, sys, warnings, holdfast
+        warnings.simplefilter("ignore")
+        writer, end = int(sys.argv[1]), sys.argv[2]
+        process = holdfast.spawn(["sleep", "99"], private=False, on_owner_loss="kill", pass_fds=[writer])
+        os.close(writer)
+        if end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif end == "exit":
+            os._exit(0)
+        elif end == "drop":
+            del process
+            signal.pause()
+        else:
+            with process:
+                pass
+            assert process.status.signal == 15
+            signal.pause()
+    """)
+    command = [sys.executable, "-c", owner, str(writer), end]
+    with holdfast.spawn(command, pass_fds=[writer], on_owner_loss="kill", stop_scope="main") as process:
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            assert select.select([pipe], [], [], 30)[0] and pipe.read() == b""  # nobody has the other end any more
+        if end in ("exit", "kill"):
+            assert process.wait(30).returncode == (-9 if end == "kill" else 0)
+
+
+@reaps
+def test_a_guarded_child_cannot_be_released():
+    with holdfast.spawn(["sleep", "99"], **GUARDED) as process:
+        with pytest.raises(ValueError, match="cannot be left to itself"):
+            process.release()
+        assert process.poll() is None
+    assert process.status.signal == 15
+
+
+@reaps
+def test_an_ordinary_user_needs_no_new_privs():
+    if os.geteuid():
+        pytest.skip("needs root")
+    program("""
+        import os, holdfast
+        from holdfast import SpawnError
+        status = dict(args=["cat", "/proc/self/status"], private=False, on_owner_loss="kill", capture_output=True)
+        for given in {}, {"no_new_privs": True}:  # also imports everything, which another user may not
+            done = holdfast.run(**status, **given)
+            assert b"NoNewPrivs:\\t%d" % len(given) in done.stdout
+        os.setgid(65534); os.setuid(65534)
+        try:
+            holdfast.run(**status)
+        except SpawnError as error:
+            assert (error.errno, error.stage) == (1, "clone") and "no_new_privs" in str(error), error
+        else:
+            raise AssertionError("started")
+        assert b"NoNewPrivs:\\t1" in holdfast.run(**status, no_new_privs=True).stdout
+        assert holdfast.run(["true"], private=False).status.code == 0  # clone3 is not given up for that
+    """)

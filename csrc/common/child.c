@@ -347,6 +347,8 @@ long hf_spawn(const struct hf_plan *plan, char *stack, int *pidfd, struct hf_chi
         .pidfd = pidfd, .fn = child_main, .arg = &arg,
         .stack = stack, .stack_size = HF_CHILD_STACK, .handlers_cleared = &arg.handlers_cleared,
     };
+    if (pidfd && plan->auto_kill) /* no_new_privs from the start is what an ordinary user may do it with */
+        request.flags |= HF_CLONE_PIDFD_AUTOKILL | (plan->more.flags & HF_MORE_NO_NEW_PRIVS ? HF_CLONE_NNP : 0);
     result->stage = result->error = 0;
     if (pidfd)
         *pidfd = -1;

@@ -99,6 +99,7 @@ struct hf_plan {
     struct hf_more more;
     const char *cpus;        /* more.cpus_size bytes */
     int auto_reap;           /* not of the wire: where the kernel can, it shall reap (sys.h) */
+    int auto_kill;           /* nor this: with it, the kernel shall kill when the last copy of the pidfd closes */
 };
 
 struct hf_child_result {

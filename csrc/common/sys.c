@@ -170,8 +170,11 @@ int hf_has_autoreap(void)
 long hf_clone(const struct hf_clone_request *r)
 {
     uint64_t flags = r->flags | HF_CLONE_VM | HF_CLONE_VFORK;
-    if (flags & HF_CLONE_AUTOREAP && !hf_has_autoreap())
+    if (flags & HF_CLONE_AUTOREAP && !hf_has_autoreap()) {
+        if (flags & HF_CLONE_PIDFD_AUTOKILL)
+            return -ENOSYS;
         flags &= ~HF_CLONE_AUTOREAP;
+    }
     if (clone3_usable != 0) {
         struct clone3_args args = {
             .flags = flags | (r->handlers_cleared ? HF_CLONE_CLEAR_SIGHAND : 0),
@@ -190,7 +193,7 @@ long hf_clone(const struct hf_clone_request *r)
             clone3_usable = 1;
             return pid;
         }
-        if (into_cgroup)
+        if (into_cgroup || flags & HF_CLONE_PIDFD_AUTOKILL)
             return pid;
         /* ENOSYS: before 5.3.  EPERM, EINVAL: a seccomp filter, or before 5.5 (CLEAR_SIGHAND).
          * Anything else (EAGAIN, ENOMEM, EMFILE) is a real answer. */

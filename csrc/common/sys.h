@@ -25,7 +25,9 @@
 #define HF_CLONE_VFORK 0x4000ULL
 #define HF_CLONE_CLEAR_SIGHAND 0x100000000ULL /* Linux 5.5, clone3 only */
 #define HF_CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7, clone3 only */
-#define HF_CLONE_AUTOREAP 0x400000000ULL    /* Linux 7.1, clone3 only */
+#define HF_CLONE_AUTOREAP 0x400000000ULL    /* Linux 7.1, clone3 only; so are the next two */
+#define HF_CLONE_NNP 0x800000000ULL
+#define HF_CLONE_PIDFD_AUTOKILL 0x1000000000ULL
 
 #define HF_P_PIDFD 3                        /* Linux 5.4 */
 #define HF_WALL 0x40000000
@@ -76,6 +78,8 @@ void hf_close_on_exec_from(int first);
  * fn's result is the exit code.  Call with all signals blocked.
  * HF_CLONE_AUTOREAP among the flags is a wish: where the kernel has it, the child leaves no zombie and
  * sends no signal at its end, and its status is told by pidfds that were opened before, without usage.
+ * HF_CLONE_PIDFD_AUTOKILL with it is no wish: -ENOSYS where the kernel has no such thing, -EPERM without HF_CLONE_NNP
+ * and CAP_SYS_ADMIN.
  * *handlers_cleared says whether the child's signal handlers are already reset: it decides
  * whether the child may unblock signals before it has reset them itself.  NULL: it keeps them.
  * HF_CLONE_INTO_CGROUP, with cgroup, is refused where clone3 cannot do it (or is not there); the caller then has another way. */

@@ -59,7 +59,8 @@ PyObject *hf_usage_tuple(const struct hf_usage *u)
 }
 
 /* spawn_direct(body, fds, own, auto_reap=False, by_number=False) -> (pid, own(pidfd)): a child of the calling process
- * itself; auto_reap: where the kernel can, it reaps the child itself; by_number: without a pidfd, own(pid). */
+ * itself; auto_reap: where the kernel can, it reaps the child itself, and kills it for a body with on_owner_loss "kill";
+ * by_number: without a pidfd, own(pid). */
 static PyObject *spawn_direct(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -86,6 +87,7 @@ static PyObject *spawn_direct(PyObject *self, PyObject *args)
     plan.fd_sources = (const int32_t *)fds;
     plan.cgroup_sources = plan.fd_sources + plan.n_fds;
     plan.auto_reap = auto_reap;
+    plan.auto_kill = policy.on_owner_loss == HF_LOSS_KILL;
     struct hf_child_result result;
     char stack[HF_CHILD_STACK] __attribute__((aligned(16)));
     long pid;

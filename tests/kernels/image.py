@@ -161,7 +161,7 @@ def make(path: pathlib.Path, job: bytes) -> None:
                 image.add(whole)
     for name in ("pyproject.toml", "csrc", "src", "docs", "examples"):
         if (ROOT / name).is_dir():
-            image.add_tree(str(ROOT / name), {"__pycache__"})
+            image.add_tree(str(ROOT / name), {"__pycache__", ".holdfast"})
         else:
             image.add(str(ROOT / name))
     image.add_tree(str(ROOT / "tests"), {"__pycache__"})

@@ -6,13 +6,15 @@ where it leads one.  What learns of its end, and signals it, is a rung of the la
 
 from __future__ import annotations
 
+from errno import ENOSYS, EPERM
 from os import getpid
 from time import monotonic, time
 
 from . import _native, children
+from .errors import SpawnError
 from .keeper import SIGCONT, SIGKILL, spawn_error
 from .kept import KILL_LIMIT
-from .notify import start
+from .notify import choice, start
 from .status import ExitStatus, Member, StopReport, Usage
 from .told import Told
 
@@ -41,10 +43,18 @@ class DirectTree:
         self.told = Told()
 
     def _begin(self, plan: Plan, spawn: Spawn) -> None:
+        self._guarded = plan.on_owner_loss == "kill"
+        if self._guarded and not (_native.has_autoreap() and choice() == "pidfd"):
+            why = "without a keeper, on_owner_loss='kill' needs Linux 7.1, and the notifier pidfd"
+            raise SpawnError(ENOSYS, why, "clone")
         try:
             self.pid, self._notifier = start(plan, spawn)
         except OSError as error:
-            raise spawn_error(error, plan) from None
+            error = spawn_error(error, plan)
+            if self._guarded and error.errno == EPERM and getattr(error, "stage", "") == "clone":
+                why = "without a keeper, on_owner_loss='kill' needs no_new_privs=True, or CAP_SYS_ADMIN"
+                error = SpawnError(EPERM, why, "clone")
+            raise error from None
 
     @property
     def started_ns(self) -> int:
@@ -179,7 +189,9 @@ class DirectTree:
         return self.report
 
     def set_on_owner_loss(self, policy: OnOwnerLoss) -> None:
-        """Nothing to tell anybody: nobody guards a direct child."""
+        """Nothing to tell anybody: nobody guards a direct child, or the kernel does.  ValueError."""
+        if self._guarded and policy != "kill":
+            raise ValueError("the kernel kills it when its descriptor closes: it cannot be left to itself")
 
     def acknowledge(self) -> None:
         """Nobody waits for that."""

@@ -415,8 +415,8 @@ def make_plan(
         more = pack_identity(*identity, main_name)
     if on_owner_loss is None:
         on_owner_loss = "stop"
-    elif not private:
-        raise ValueError("on_owner_loss needs a keeper: it cannot be given with private=False")
+    elif not private and on_owner_loss != "kill":
+        raise ValueError(f"on_owner_loss={on_owner_loss!r} needs a keeper: with private=False it can only be 'kill'")
     if on_owner_loss not in LOSS:
         raise ValueError(f"on_owner_loss must be 'stop', 'kill' or 'keep', not {on_owner_loss!r}")
     if stop_scope not in SCOPE:

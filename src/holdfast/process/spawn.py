@@ -43,7 +43,9 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
     - `private=True`.  False: a direct child without a keeper: visible to waitpid(-1) and SIGCHLD of
       this program (`forward_waits` keeps them off), not contained, and nobody stops it when we are killed.
       From Linux 7.1 on the kernel reaps it: no zombie, no SIGCHLD at its end, no wait can take its status; but that has
-      no `usage`.  Where no keeper can work (docs/notifiers.md) every process is one, and a RuntimeWarning says so once.
+      no `usage`.  There `on_owner_loss="kill"` may be given with it, as root or with `no_new_privs=True`: the kernel
+      kills the process, and it alone, when the last copy of its descriptor closes.  Where no keeper can work
+      (docs/notifiers.md) every process is a direct child, and a RuntimeWarning says so once.
 
     SpawnError: not started, with errno and stage; nothing is left (stage "fork": no daemon came of it).
     FileExistsError: the address is taken.  ValueError, TypeError: misuse, before anything is started.  Any thread.  A
