@@ -217,3 +217,38 @@ def test_an_ordinary_user_needs_no_new_privs():
         assert b"NoNewPrivs:\\t1" in holdfast.run(**status, no_new_privs=True).stdout
         assert holdfast.run(["true"], private=False).status.code == 0  # clone3 is not given up for that
     """)
+
+
+@reaps
+@pytest.mark.parametrize("how", ["spawn", "run"])
+def test_what_a_main_process_leaves_to_the_kernel_is_waited_for(how):
+    """The keeper adopts direct children that nobody hears of when they end: the tree is empty when the last has ended."""
+    reader, writer = os.pipe()
+    leave = textwrap.dedent("""
+        import os, sys, holdfast
+        for seconds in 0.01, 0.3, 0.1:
+            holdfast.spawn(["sleep", str(seconds)], private=False, pass_fds=[int(sys.argv[1])])
+        os._exit(0)
+    """)
+    command = [sys.executable, "-c", leave, str(writer)]
+    if how == "run":
+        command = [os.path.join(sys.prefix, "bin", "holdfast"), "run", "--grace=100s", "--", "sh", "-c",
+                   'trap "" TERM; "$@"', "sh", *command]  # fmt: skip
+    with holdfast.spawn(command, pass_fds=[writer], grace=100) as process:
+        os.close(writer)
+        process.wait_empty(30)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == b""
+
+
+@reaps
+def test_a_stop_ends_what_a_main_process_leaves_to_the_kernel():
+    leave = textwrap.dedent("""
+        import os, holdfast
+        for _ in range(3):
+            holdfast.spawn(["sh", "-c", "trap '' TERM; echo; sleep 99 & wait; wait"], private=False)
+        os._exit(0)
+    """)
+    with holdfast.spawn([sys.executable, "-c", leave], stdout=holdfast.PIPE, grace=0.1) as process:
+        assert process.wait(30).code == 0
+        assert process.stop().empty

@@ -36,6 +36,7 @@ struct hf_tree {
     struct hf_usage usage;   /* sum over what was reaped; the largest for peak memory */
     int n_strangers;
     int helper;              /* a child that belongs to us and is no member; 0: none */
+    int left;                /* 1 + the pidfd of one that main has left, to be polled; 0: none (tree.c) */
 };
 extern struct hf_tree hf_tree;
 

@@ -286,7 +286,7 @@ static void rest(void)
 
 /* The order of poll's array, in which it looks: held.c says why the listener is first.  It may not be longer than the
  * limit for descriptors, so clients are at its end, where there are any. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, CLIENTS = LOGS + LOG_STREAMS, N_FDS = CLIENTS + ATTACH_FDS };
+enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LEFT, LOGS, CLIENTS = LOGS + LOG_STREAMS, N_FDS = CLIENTS + ATTACH_FDS };
 
 int hf_kept_main(void)
 {
@@ -314,6 +314,7 @@ int hf_kept_main(void)
             [CONTROL] = {.fd = hf_kept.control, .events = (short)events},
             [OWNER] = {.fd = hf_kept.owner, .events = POLLIN},
             [SIGNALS] = {.fd = signals, .events = POLLIN},
+            [LEFT] = {.fd = hf_tree.left - 1, .events = POLLIN},
         };
         hf_log_watch(fds + LOGS);
         int clients = hf_attach_watch(fds + CLIENTS);
@@ -331,9 +332,9 @@ int hf_kept_main(void)
             char record[128]; /* SIGCHLD alone is read here, and it does not queue: one record */
             ssize_t ignored = read(signals, record, sizeof record);
             (void)ignored;
-            if (hf_tree.main_pid && !hf_tree.empty)
-                reap();
         }
+        if ((fds[SIGNALS].revents || fds[LEFT].revents) && hf_tree.main_pid && !hf_tree.empty)
+            reap();
         hf_log_step(fds + LOGS);
         hf_attach_step(fds + CLIENTS);
         if (lost && hf_kept.control >= 0)

@@ -136,8 +136,9 @@ static void loop(int signals)
         uint64_t stop_at = hf_stop_deadline(), wake = hf_run.deadline_ns;
         if (stop_at && (!wake || stop_at < wake))
             wake = stop_at;
-        struct pollfd fds[2] = {{.fd = signals, .events = POLLIN}, {.fd = hf_run.parent_pidfd, .events = POLLIN}};
-        hf_poll_until(fds, 2, wake); /* its only failure is EINTR, after a stop: look at everything */
+        struct pollfd fds[3] = {{.fd = signals, .events = POLLIN}, {.fd = hf_run.parent_pidfd, .events = POLLIN},
+                                {.fd = hf_tree.left - 1, .events = POLLIN}};
+        hf_poll_until(fds, 3, wake); /* its only failure is EINTR, after a stop: look at everything */
         forward_signals(signals);
         int main_had_ended = hf_tree.main_ended;
         hf_tree_reap();

@@ -342,7 +342,7 @@ static void forget_stranger(int pid)
         hf_tree.helper = 0; /* somebody killed it */
 }
 
-void hf_tree_reap(void)
+static void reap_all(void)
 {
     for (;;) {
         siginfo_t info;
@@ -377,6 +377,35 @@ void hf_tree_reap(void)
         }
     }
     hf_tree.empty = hf_tree.main_ended && only_strangers();
+}
+
+/* A process that its parent has started with CLONE_AUTOREAP (Linux 7.1) is adopted like any other, but no SIGCHLD tells
+ * of its end, so nothing would tell that the tree is empty.  A tree is not empty while one of its processes lives: one of
+ * those that main has left is held, and when it ends we look again, and hold another.
+ * 0: none could be held, as they end while we look. */
+static int watch_one(void)
+{
+    if (hf_tree.left && hf_pidfd_signal(hf_tree.left - 1, 0, 0) != -ESRCH)
+        return 1;
+    if (hf_tree.left)
+        close(hf_tree.left - 1);
+    hf_tree.left = 0;
+    if (hf_tree.empty || !hf_tree.main_ended || !hf_has_autoreap())
+        return 1;
+    const int *list;
+    uint32_t n = hf_tree_adopted(&list);
+    int pidfd = -1;
+    for (uint32_t i = 0; i < n && pidfd < 0; i++)
+        pidfd = hf_pidfd_open(list[i]);
+    hf_tree.left = pidfd < 0 ? 0 : pidfd + 1;
+    return pidfd >= 0;
+}
+
+void hf_tree_reap(void)
+{
+    reap_all();
+    for (int looks = 0; looks < 3 && !watch_one(); looks++)
+        reap_all();
 }
 
 void hf_tree_rest(void)
