@@ -285,8 +285,11 @@ static void rest(void)
 }
 
 /* The order of poll's array, in which it looks: held.c says why the listener is first.  It may not be longer than the
- * limit for descriptors, so clients are at its end, where there are any. */
-enum { LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LEFT, LOGS, CLIENTS = LOGS + LOG_STREAMS, N_FDS = CLIENTS + ATTACH_FDS };
+ * limit for descriptors, so at its end is what is not always there. */
+enum {
+    LISTENER, CANDIDATE, CONTROL, OWNER, SIGNALS, LOGS, LEFT = LOGS + LOG_STREAMS, CLIENTS,
+    N_FDS = CLIENTS + ATTACH_FDS,
+};
 
 int hf_kept_main(void)
 {
@@ -318,11 +321,11 @@ int hf_kept_main(void)
         };
         hf_log_watch(fds + LOGS);
         int clients = hf_attach_watch(fds + CLIENTS);
-        int r = hf_poll_until(fds, clients ? N_FDS : CLIENTS, wake);
+        int r = hf_poll_until(fds, clients ? N_FDS : hf_tree.left ? CLIENTS : LEFT, wake);
         if (r < 0 && r != -EINTR)
             return 125; /* cannot happen: all are valid, or -1 */
         for (int i = 0; i < N_FDS; i++)
-            used |= i < LOGS || i >= CLIENTS ? fds[i].revents : 0; /* log.c gives back its own */
+            used |= i < LOGS || i >= LEFT ? fds[i].revents : 0; /* log.c gives back its own */
         int lost = 0;
         if (hf_kept.control >= 0 && (fds[CONTROL].revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL)))
             lost = receive() < 0 || (hf_holding.listener >= 0 && (fds[CONTROL].revents & POLLHUP));
