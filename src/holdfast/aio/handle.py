@@ -152,34 +152,37 @@ class Process(anyio.abc.Process):
     def release(self) -> None:
         """Let the tree outlive us: give the handle up without stopping anything."""
         self._closed = True
-        self._close_pipes()
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            if pipe is not None:
+                pipe.close()
         self._listener.close()
         self._process.release()
 
     async def aclose(self) -> None:
-        """Close the pipes, stop the tree if anything of it is left, give back every descriptor.  Idempotent.
+        """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost.
 
-        Bounded by `grace` and a few seconds; cancelling does not shorten it, and takes effect afterwards.  KeeperLost.
+        The streams are closed from now on; what the process writes while it is stopped is thrown away.  Bounded by
+        `grace` and a few seconds; cancelling does not shorten it, and takes effect afterwards.
         """
         if self._closed:
             await checkpoint()
             return
         self._closed = True
-        self._close_pipes()
+        if self._stdin is not None:
+            self._stdin.close()
+        for pipe in (self._stdout, self._stderr):
+            if pipe is not None:
+                pipe.retire()
         tree = self._process._tree
         try:
             if not tree.empty and tree.owned and not self._process._gave_up:
+                self._listener.discard()
                 await self._listener.end()
             else:
                 await checkpoint()
         finally:
             self._listener.close()
             self._process.close()
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._stdin, self._stdout, self._stderr):
-            if pipe is not None:
-                pipe.close()
 
     def __repr__(self) -> str:
         return f"<holdfast.aio.Process {self.args!r} pid {self.pid}: {self._process.status or 'running'}>"

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from ..process.ear import Ear
 from ..process.keeper import FROZEN_LIMIT
 from ..process.pump import Pump
+from ..process.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,7 +31,7 @@ class Listener:
         self._process = process
         self._tree = process._tree
         self._ear: Ear | None = None
-        self._pump: Pump | None = None
+        self._pump: Pump | Sink | None = None
         self._heard: anyio.Event | None = None  # there while a task listens, and set when it stops
         self._patience = inf  # until when a keeper that owes a word may be silent, by the loop's clock
         self._closed = False
@@ -38,8 +39,14 @@ class Listener:
     def carry(self, input: bytes | None) -> Pump:
         """From now on bytes move while a task listens: `input` to the process, its output to what is returned."""
         self._ear = Ear(self._tree)
-        self._pump = Pump(self._process, input, self._ear.epoll)
-        return self._pump
+        self._pump = pump = Pump(self._process, input, self._ear.epoll)
+        return pump
+
+    def discard(self) -> None:
+        """From now on its output is read while a task listens, and thrown away."""
+        if self._ear is None:
+            self._ear = Ear(self._tree)
+        self._pump = Sink(self._process, self._ear.epoll)
 
     async def until(self, done: Callable[[], object]) -> None:
         """Until done(), which looks at what the tree knows; always a checkpoint.  Cancelled, nothing is lost.

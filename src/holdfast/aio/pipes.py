@@ -21,18 +21,24 @@ class _End:
     def __init__(self, file: FileIO, action: str) -> None:
         self._file = file
         self._guard = anyio.ResourceGuard(action)
+        self._closed = False
         os.set_blocking(file.fileno(), False)
 
     def _fileno(self) -> int:
-        if self._file.closed:
+        if self._closed:
             raise anyio.ClosedResourceError
         return self._file.fileno()
 
-    def close(self) -> None:
-        """Who uses it at this moment gets ClosedResourceError.  Idempotent."""
-        if not self._file.closed:
+    def retire(self) -> None:
+        """Who uses it, at this moment or later, gets ClosedResourceError; the pipe stays open.  Idempotent."""
+        if not self._closed:
+            self._closed = True
             anyio.notify_closing(self._file.fileno())
-            self._file.close()
+
+    def close(self) -> None:
+        """`retire`, and close the pipe.  Idempotent."""
+        self.retire()
+        self._file.close()
 
     async def aclose(self) -> None:
         """As `close`."""

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import IO, Self, TypeAlias
+    from typing import IO, Any, Self, TypeAlias
 
     from .direct import DirectTree
     from .events import TreeEvent
@@ -249,29 +249,42 @@ class Process:
     def close(self) -> None:
         """Stop the tree if anything of it is left, and give back every descriptor.  Idempotent.  KeeperLost.
 
-        This frees the `address` of one that has it: how it ended is known now, here and nowhere else.
+        Its stdin is at its end from now on, without what was not flushed.  What it writes while it is stopped is read
+        and thrown away: neither a full pipe nor a closed one disturbs its cleaning up.  This frees the `address`
+        of one that has it: how it ended is known now, here and nowhere else.
         """
         if self._closed:
             return
         self._closed = True
         try:
-            self._close_files()
+            stdin = unbuffered(self.stdin)  # a thread that writes to who does not read has the buffer's lock
+            if stdin is not None:
+                stdin.close()
             if not self._tree.empty and self._tree.owned:
                 self._tree.check()
                 if not self._gave_up:
-                    self.stop()
+                    self._stop_unheard()
         finally:
+            self._close_files()
             self._tree.acknowledge()
             self._tree.drop()
             self._tree.told.call_back()
+
+    def _stop_unheard(self) -> None:
+        if self.stdout is None and self.stderr is None:
+            self.stop()
+            return
+        from .sink import stop_unheard
+
+        stop_unheard(self)
 
     def _close_files(self) -> None:
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 try:
                     file.close()
-                except BrokenPipeError:
-                    pass  # unread input of a process that has ended
+                except (BrokenPipeError, ValueError):
+                    pass  # unread input of a process that has ended; or detached: it is somebody else's
 
     def __enter__(self) -> Self:
         return self
@@ -301,3 +314,10 @@ class Process:
         status = self._tree.status
         return f"<holdfast.Process {self.args!r} pid {self.pid}: {status or 'running'}>"
 
+
+def unbuffered(file: Any) -> Any:
+    """The file without its buffer and the lock of that; None where it is closed, or detached."""
+    try:
+        return None if file is None or file.closed else getattr(file, "raw", file)
+    except ValueError:
+        return None
