@@ -274,6 +274,16 @@ def test_refusals_are_the_standard_librarys():
         holdfast.Popen(["true"], env={"a=b": "c"})
 
 
+def test_descriptors_are_whatever_int_makes_of_them():
+    """As they are passed on in old programs: the standard library asks no more of them."""
+    with holdfast.Popen(["cat"], stdin=False, stdout=True, stderr=subprocess.DEVNULL, pass_fds=iter(["1"])) as process:
+        process.kill()
+    with pytest.raises(TypeError):
+        holdfast.Popen(["true"], pass_fds=[sys.stdin])
+    with holdfast.Popen(["cat"], stdin=-1) as process, pytest.raises(subprocess.TimeoutExpired, match="after 0 sec"):
+        process.wait(0)
+
+
 def test_shell_functions():
     assert holdfast.subprocess.getstatusoutput("echo out; echo err >&2; exit 3") == (3, "out\nerr")
     assert holdfast.subprocess.getoutput("printf 'one\n\n'") == "one\n"

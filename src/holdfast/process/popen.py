@@ -66,10 +66,9 @@ class Popen(subprocess.Popen[AnyStr]):
         """As the standard library's constructor calls it, with everything checked and the pipes made."""
         (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, _, _, shell, *pipes,
          restore_signals, gid, gids, uid, umask, new_session, process_group) = given  # fmt: skip
-        stdin, _, _, stdout, _, stderr = (None if fd == -1 else fd for fd in pipes)
+        stdin, _, _, stdout, _, stderr = (None if fd == -1 else int(fd) for fd in pipes)  # False is 0 there
         argv, program = _command(args, executable, shell)
-        if not close_fds:
-            pass_fds = _inheritable()
+        pass_fds = [int(fd) for fd in pass_fds] if close_fds else _inheritable()
         alone = bool(why_no_keeper())
         if alone:
             tell(4)
@@ -136,7 +135,8 @@ class Popen(subprocess.Popen[AnyStr]):
     def _wait(self, timeout: Seconds | None) -> int:
         code = self._look(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return code
 
     def _communicate(self, input: Any, endtime: float | None, orig_timeout: Seconds) -> tuple[Any, Any]:
@@ -206,10 +206,12 @@ class Popen(subprocess.Popen[AnyStr]):
         if isinstance(process._tree, DirectTree):
             _standard.__del__(self)  # somebody has to reap it: the next Popen does
             return
-        if self.returncode is None:
-            warnings.warn(f"subprocess {self.pid} is still running", ResourceWarning, stacklevel=2, source=self)
-        if not process._closed:
-            process.release()  # its keeper reaps it
+        try:
+            if self.returncode is None:
+                warnings.warn(f"subprocess {self.pid} is still running", ResourceWarning, stacklevel=2, source=self)
+        finally:  # a warning may be an error
+            if not process._closed:
+                process.release()  # its keeper reaps it
 
 
 def _command(args: Any, executable: Any, shell: bool) -> tuple[list[Any], Any]:
