@@ -604,6 +604,62 @@ def test_a_frozen_keeper_does_not_hold_up_the_loop(loop):
 
 
 @each_loop
+@pytest.mark.parametrize("fate", ["frozen", "killed"])
+def test_events_under_such_a_keeper_do_not_hold_up_the_loop(loop, fate):
+    """To learn what the killed one has left takes a while, here a second, as where others adopt it and reap late."""
+    code = """
+    import os, signal, sys, anyio
+    import holdfast
+    from helpers_aio import run
+    from helpers_trees import hold_keeper
+    from holdfast import aio
+    from holdfast.events import Empty, Exited, Spawned
+    from holdfast.process.kept import KeptTree
+
+    async def main():
+        seen, ticks = [], []
+
+        async def tick():
+            while True:
+                await anyio.sleep(0.01)
+                ticks.append(1)
+
+        async with await aio.open_process(["cat"], grace=0.05, on_owner_loss="keep") as process:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(tick)
+                fd = hold_keeper(process)
+                events = process.events()
+                seen.append(await anext(events))
+                with anyio.move_on_after(0.05):
+                    await anext(events)
+                if sys.argv[2] == "killed":
+                    look = KeptTree._look_at_loss
+
+                    def slow(tree):
+                        import time
+                        time.sleep(1)
+                        return look(tree)
+
+                    KeptTree._look_at_loss = slow
+                signal.pidfd_send_signal(fd, signal.SIGSTOP if sys.argv[2] == "frozen" else signal.SIGKILL)
+                os.close(fd)
+                ticks.clear()
+                try:
+                    await process.stdin.aclose()
+                    seen += [event async for event in events]
+                except holdfast.KeeperLost:
+                    assert sys.argv[2] == "killed"
+                    process.release()
+                tasks.cancel_scope.cancel()
+        assert [type(event) for event in seen] == [Spawned, Exited, Empty][:3 if sys.argv[2] == "frozen" else 1], seen
+        assert len(ticks) > 20
+
+    run(sys.argv[1], main)
+    """
+    program(code, loop, fate)
+
+
+@each_loop
 def test_a_killed_keeper(loop):
     """KeeperLost out of whatever waits; the process goes with its keeper."""
     with nothing_left() as env:

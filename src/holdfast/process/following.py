@@ -7,6 +7,7 @@ ear of its own.
 from __future__ import annotations
 
 import sys
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,14 @@ from . import _native
 from .ear import Ear
 from .errors import KeeperLost, TimeoutExpired
 from .events import Account, EventsLost, Exited, Spawned
-from .keeper import POLLIN
+from .keeper import FROZEN_LIMIT, POLLIN
 from .options import limit
 from .status import ExitStatus
 from .told import EVENTS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
+    from typing import Any, Self
 
     from .events import TreeEvent
     from .handle import Process, Tree
@@ -116,7 +117,7 @@ class Events:
         """
         timeout = limit(timeout)
         deadline = None if timeout is None else monotonic() + timeout
-        while (event := self._look()) is None and not self._over():
+        while (event := self._look(self._hear)) is None and not self._over():
             if self._ear is None:
                 self.fileno()
                 continue  # what another thread has read since the look did not ring
@@ -131,12 +132,23 @@ class Events:
         return self
 
     async def __anext__(self) -> TreeEvent:
-        """As `next`, for a task of asyncio or trio.  Cancelled, it has lost no event."""
-        while (event := self._look()) is None and not self._over():
-            if self._ear is None:
-                self.fileno()
-                continue  # as above
-            await _readable(self.fileno())
+        """As `next`, for a task of asyncio or trio.  Cancelled, it has lost no event.
+
+        A keeper that is frozen or was killed costs seconds of waiting: that is done by a thread of the loop's, once.
+        """
+        tree, late = self._tree, False
+        while (event := self._look(tree.advance)) is None and not self._over():
+            if tree.lost or (late and tree.overdue):
+                try:
+                    await _in_thread(self._hear)
+                except KeeperLost:
+                    if not self._cursor.behind:
+                        raise
+            elif self._ear is None:
+                self.fileno()  # and look again, as above
+            else:
+                late = tree.overdue
+                await _readable(self.fileno(), FROZEN_LIMIT if late else None)
         if event is None:
             raise StopAsyncIteration
         return event
@@ -155,7 +167,7 @@ class Events:
             self._ear = Ear(self._tree)
         return self._ear.fileno()
 
-    def _look(self) -> TreeEvent | None:
+    def _look(self, hear: Callable[[], object]) -> TreeEvent | None:
         if self._tree.foreign:
             self._tree.check()
         event = self._cursor.take()
@@ -164,15 +176,19 @@ class Events:
         if self._ear is not None:
             self._ear.hush()
         try:
-            self._tree.hear()
-            if not self._cursor.behind and not self._tree.empty:
-                self._tree.check()
+            hear()
         except KeeperLost:
             if not self._cursor.behind:
                 raise
         if self._ear is not None:
-            self._ear.watch()
+            self._ear.watch(main=not self._tree.overdue)  # it would be readable for ever
         return self._cursor.take()
+
+    def _hear(self) -> None:
+        """What the keeper has said.  One that is frozen is thawed, or given up: that takes 3 s.  KeeperLost."""
+        self._tree.hear()
+        if not self._cursor.behind and not self._tree.empty:
+            self._tree.check()
 
     def _over(self) -> bool:
         """Nothing is left of the tree, and all of it was given."""
@@ -193,17 +209,24 @@ class Events:
             self.close()
 
 
-async def _readable(fd: int) -> None:
-    """Until a descriptor is readable, by the loop that runs the task that asks."""
+def _trio() -> Any:
+    """The module, if it runs the task that asks."""
     trio = sys.modules.get("trio")  # who is not there runs nothing
     if trio is not None:
         try:
             trio.lowlevel.current_task()
         except RuntimeError:
-            pass
-        else:
+            return None
+    return trio
+
+
+async def _readable(fd: int, limit: Seconds | None) -> None:
+    """Until a descriptor is readable, or the time is over, by the loop that runs the task that asks."""
+    trio = _trio()
+    if trio is not None:
+        with trio.move_on_after(inf if limit is None else limit):
             await trio.lowlevel.wait_readable(fd)
-            return
+        return
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -213,8 +236,22 @@ async def _readable(fd: int) -> None:
         if not ready.done():
             ready.set_result(None)
 
+    timer = None if limit is None else loop.call_later(limit, on_readable)
     loop.add_reader(fd, on_readable)
     try:
         await ready
     finally:
         loop.remove_reader(fd)
+        if timer is not None:
+            timer.cancel()
+
+
+async def _in_thread(call: Callable[[], object]) -> None:
+    """Await what blocks, in a thread of the loop that runs the task that asks."""
+    trio = _trio()
+    if trio is not None:
+        await trio.to_thread.run_sync(call)
+        return
+    import asyncio
+
+    await asyncio.to_thread(call)
