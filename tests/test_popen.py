@@ -61,8 +61,8 @@ def end(mark):
 
 def lives_on(mark):
     """What still runs when whoever would stop it has long had the time to."""
-    eventually(lambda: not marked(mark), 0.3)
-    return marked(mark)
+    pids = wait_for(lambda: marked(mark))  # just after its exec an environment cannot be read yet
+    return [] if all_ended(pids, 0.3) else pids
 
 
 def with_mark(mark):
