@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import inspect
 import math
@@ -308,6 +309,19 @@ def test_what_streams_answer(loop):
                 await p.stdout.receive()
         with pytest.raises(anyio.ClosedResourceError):
             await p.stdin.send(b"")
+
+    run(loop, main)
+
+
+@each_loop
+def test_all_bytes_of_an_array_are_sent(loop):
+    async def main():
+        numbers = array.array("q", range(100_000))  # more than there is room for at once
+        async with await aio.open_process(["wc", "-c"]) as process:
+            await process.stdin.send(array.array("q"))
+            await process.stdin.send(numbers)
+            await process.stdin.aclose()
+            assert int(await process.stdout.receive()) == 800_000
 
     run(loop, main)
 

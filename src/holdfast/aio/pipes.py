@@ -57,6 +57,8 @@ class Sender(_End, ByteSendStream):
         with self._guard:
             await checkpoint()
             rest = memoryview(item)
+            if rest.nbytes:
+                rest = rest.cast("B")  # of an array the items were counted, not the bytes
             while True:
                 fd = self._fileno()
                 if not rest:
