@@ -56,9 +56,7 @@ class Sender(_End, ByteSendStream):
         """Write all of it.  BrokenResourceError: nobody reads any more.  Cancelled, a part of it may be written."""
         with self._guard:
             await checkpoint()
-            rest = memoryview(item)
-            if rest.nbytes:
-                rest = rest.cast("B")  # of an array the items were counted, not the bytes
+            rest = memoryview(item).cast("B")  # whose items are bytes: those of an array are not
             while True:
                 fd = self._fileno()
                 if not rest:
