@@ -43,13 +43,13 @@ class Sink:
                 continue
             try:
                 over = self._files[fd].read(CHUNK) == b""
-            except ValueError:
+            except (OSError, ValueError):
                 over = True  # closed by another thread
             if over:
                 del self._files[fd]
                 try:
                     self._poll.unregister(fd)
-                except FileNotFoundError:
+                except OSError:
                     pass  # it went with the file
         return others
 
