@@ -14,6 +14,8 @@ from helpers_wait import LIMIT, wait_for
 
 import holdfast
 from holdfast import PIPE
+from holdfast.process import sink
+from holdfast.process.handle import unbuffered
 
 WORDY = "trap 'head -c 1000000 /dev/zero; echo >&2 bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done"
 
@@ -101,6 +103,19 @@ def test_files_that_somebody_else_has_taken():
     assert process.status.signal == signal.SIGTERM
     taken.close()
     given.close()
+
+
+def test_a_file_that_a_thread_closes_at_that_moment(monkeypatch):
+    def and_closed(file):
+        found = unbuffered(file)
+        if found is not None:
+            found.close()
+        return found
+
+    monkeypatch.setattr(sink, "unbuffered", and_closed)
+    with holdfast.spawn(["sleep", "99"], stdout=PIPE) as process:
+        pass
+    assert process.status.signal == signal.SIGTERM
 
 
 def test_a_stop_under_a_frozen_keeper_does_not_spin():

@@ -29,10 +29,15 @@ class Sink:
         self._files = {}
         for file in (process.stdout, process.stderr):
             raw = unbuffered(file)  # a thread that waits for bytes has the buffer's lock
-            if raw is not None:
-                os.set_blocking(raw.fileno(), False)  # that thread may be faster
-                poll.register(raw.fileno(), select.EPOLLIN)
-                self._files[raw.fileno()] = raw
+            if raw is None:
+                continue
+            try:
+                fd = raw.fileno()
+                os.set_blocking(fd, False)  # that thread may be faster
+                poll.register(fd, select.EPOLLIN)
+            except (OSError, ValueError):
+                continue  # closed by another thread
+            self._files[fd] = raw
 
     def move(self, ready: Sequence[tuple[int, int]]) -> bool:
         """Read what is there; True when others than the pipes are ready, too."""
