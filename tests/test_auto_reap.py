@@ -222,7 +222,7 @@ def test_an_ordinary_user_needs_no_new_privs():
 @reaps
 @pytest.mark.parametrize("how", ["spawn", "run"])
 def test_what_a_main_process_leaves_to_the_kernel_is_waited_for(how):
-    """The keeper adopts direct children that nobody hears of when they end: the tree is empty when the last has ended."""
+    """The keeper adopts direct children whose ends nobody hears of: the tree is empty when the last has ended."""
     reader, writer = os.pipe()
     leave = textwrap.dedent("""
         import os, sys, holdfast
@@ -232,8 +232,8 @@ def test_what_a_main_process_leaves_to_the_kernel_is_waited_for(how):
     """)
     command = [sys.executable, "-c", leave, str(writer)]
     if how == "run":
-        command = [os.path.join(sys.prefix, "bin", "holdfast"), "run", "--grace=100s", "--", "sh", "-c",
-                   'trap "" TERM; "$@"', "sh", *command]  # fmt: skip
+        shell = ["sh", "-c", 'trap "" TERM; "$@"', "sh"]
+        command = [os.path.join(sys.prefix, "bin", "holdfast"), "run", "--grace=100s", "--", *shell, *command]
     with holdfast.spawn(command, pass_fds=[writer], grace=100) as process:
         os.close(writer)
         process.wait_empty(30)

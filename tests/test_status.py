@@ -1,5 +1,6 @@
 """How a process ended is told exactly, whoever started it, and every wait is bounded (done-when 5)."""
 
+import array
 import json
 import os
 import pickle
@@ -352,6 +353,12 @@ def test_communicate_with_some_of_the_pipes(start):
         with pytest.raises(ValueError, match="stdin=PIPE"):
             process.communicate(b"x")
         assert process.communicate() == (b"", b"")
+
+
+def test_communicate_writes_all_bytes_of_wider_items(start):
+    numbers = array.array("i", range(200_000))  # more than a pipe holds
+    with start(["wc", "-c"], stdin=PIPE, stdout=PIPE) as process:
+        assert int(process.communicate(numbers)[0]) == 800_000
 
 
 def test_communicate_with_a_process_that_does_not_read(start):

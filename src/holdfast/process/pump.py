@@ -26,7 +26,7 @@ class Pump:
         if input is not None and process.stdin is None:
             raise ValueError("input needs stdin=PIPE")
         self._process = process
-        self._input = memoryview(input or b"")
+        self._input = memoryview(input or b"").cast("B")
         self._read_so_far = {1: io.BytesIO(), 2: io.BytesIO()}  # grown in place; joining a list copies all once more
         self._readers: dict[int, int] = {}  # descriptor -> 1 or 2
         self._poll = poll or select.poll()  # an epoll, to be waited for by a loop, which then calls `move`
