@@ -111,9 +111,9 @@ def watcher():
                 strangers.append((pid, status))
             results.append(code)
 
+    handles, gate = start_ours()  # before there is a second thread: signalfd asks for that
     thread = threading.Thread(target=watch)
     thread.start()
-    handles, gate = start_ours()
     for n in range(WORKERS * GENERATIONS):
         with there:
             if n >= WORKERS and not there.wait_for(lambda: len(asked) < WORKERS, LIMIT):

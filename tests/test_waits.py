@@ -18,14 +18,14 @@ from helpers_wait import LIMIT, all_ended, wait_for
 
 import holdfast
 from holdfast import PIPE, forward_waits, spawn
-from holdfast.process import _native, looking
+from holdfast.process import _native, handle, looking, waits
 from holdfast.process.direct import DirectTree
+from holdfast.process.notify import pidfd
 
 # From Linux 7.1 on the kernel reaps direct children: nobody meets them, and there is no usage.
 USAGE = not _native.has_autoreap()
 met = pytest.mark.skipif(not USAGE, reason="the kernel reaps direct children (Linux 7.1)")
-# Not signalfd: there the program's own handler of SIGCHLD is mute.
-rungs = pytest.mark.parametrize("rung", ["pidfd", "selfpipe", "polling"])
+RUNGS = ["pidfd", "selfpipe", "polling"]  # not signalfd: there the program's own handler of SIGCHLD is mute
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "waits.md").read_text()
 
 
@@ -315,6 +315,81 @@ def test_the_last_one_is_taken_by_name(gate):
             answers.clear()
 
 
+def test_the_last_one_of_a_group_is_taken_by_name(gate):
+    """Who waits for a group is woken by a child of that group alone."""
+    answers: list[object] = []
+
+    def wait() -> None:
+        try:
+            answers.append(os.waitpid(-pid, 0))
+        except ChildProcessError:
+            answers.append("none")
+
+    with forward_waits():
+        pid = child(group=True, held=gate[0])
+        with holding(process_group=pid) as process:
+            threads = [threading.Thread(target=wait) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: len(looking._sleepers) == 2)
+            os.write(gate[1], b"\n")
+            for thread in threads:
+                thread.join(LIMIT)
+            assert sorted(map(str, answers)) == [str((pid, 0)), "none"]
+            assert process.poll() is None
+
+
+def test_a_handler_is_before_the_one_that_was_to_be_woken(monkeypatch):
+    """It reaps what was started to wake a thread, which may not have run yet: then once more, until it has."""
+    rings = []
+    ring = looking._ring
+    monkeypatch.setattr(looking, "_ring", lambda group: (rings.append(group), ring(group)))
+    asleep = (os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    with handling() as (_, handler), forward_waits(), holding():
+        signal.signal(signal.SIGCHLD, handler)
+        looking._sleepers.append(asleep)
+        try:
+            looking.wake()
+            wait_for(lambda: len(rings) > 3)
+        finally:
+            looking._sleepers.remove(asleep)
+
+
+def test_two_threads_are_done_with_the_same_wakers(monkeypatch):
+    class Emptied(list):
+        def pop(self):  # another thread was quicker
+            self.clear()
+            return super().pop()
+
+    monkeypatch.setattr(looking, "_alarms", Emptied([None]))
+    looking.hush()
+
+
+def test_a_start_that_is_undone_is_ours_to_the_end(monkeypatch):
+    """A wait beside it is not told of a child that the program has never heard of."""
+    answers = []
+    close = pidfd.PidfdNotifier.close
+
+    def slow(notifier) -> None:
+        _native.pidfd_signal(notifier.descriptor.fileno(), signal.SIGKILL)
+        assert all_ended([notifier._pid])
+        try:
+            answers.append(os.waitpid(-1, os.WNOHANG))
+        except ChildProcessError:
+            answers.append("none")
+        close(notifier)
+
+    def refuse(*_):
+        raise RuntimeError
+
+    with forward_waits(), monkeypatch.context() as patch:
+        patch.setattr(pidfd.PidfdNotifier, "close", slow)
+        patch.setattr(handle.Process, "__init__", refuse)
+        with pytest.raises(RuntimeError):
+            ours()
+    assert answers == ["none"]
+
+
 @any_wait
 def test_another_thread_is_quicker(wait, monkeypatch):
     """What a look has found may be gone when the wait is made for it: then the next one is looked for."""
@@ -333,7 +408,7 @@ def test_another_thread_is_quicker(wait, monkeypatch):
         assert sorted([wait(), *taken]) == sorted((pid, 3 << 8) for pid in pids)
 
 
-@rungs
+@pytest.mark.parametrize("rung", RUNGS)
 def test_signals_at_any_moment(rung):
     """Handlers that wait for anybody interrupt starts and waits of ours in the same thread, again and again."""
     program("""
@@ -595,6 +670,27 @@ def test_it_is_given_back():
     process.release()
 
 
+@pytest.mark.parametrize("of", ["start", "stop"])
+def test_an_interrupted_change_is_made_good_by_the_next(monkeypatch, of):
+    """What was left in the place of the real functions was taken for real, and called itself."""
+
+    class Interrupted(dict):
+        def items(self):
+            yield from list(super().items())[:3]
+            raise KeyboardInterrupt
+
+    real = [getattr(module, name) for module, name in NAMES]
+    forwarding = forward_waits() if of == "stop" else None
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(waits, "_OURS", Interrupted(waits._OURS))
+        forwarding.stop() if forwarding else forward_waits()
+    for _ in range(2):
+        with forward_waits():
+            pid = child(3)
+            assert os.waitpid(-1, 0) == (pid, 3 << 8)
+        assert [getattr(module, name) for module, name in NAMES] == real
+
+
 def test_one_that_replaced_ours_is_left_in_its_place(monkeypatch):
     program("""
         import os
@@ -648,8 +744,9 @@ def test_from_another_thread():
 # ---- beside 1,000 direct children
 
 
-@rungs
-@pytest.mark.parametrize("name", ["prefork", "watcher"])
+@pytest.mark.parametrize(
+    ("name", "rung"), [*((name, rung) for name in ("prefork", "watcher") for rung in RUNGS), ("watcher", "signalfd")]
+)
 def test_beside_a_thousand(name, rung):
     """A pre-fork server that reaps in its handler; a program with a thread that watches children by blocking waits."""
     code = pathlib.Path(__file__).with_name("helpers_waits.py").read_text()

@@ -200,6 +200,8 @@ class DirectTree:
         self.release_descriptors()
 
     def release_descriptors(self) -> None:
-        children.forget(self)
         self._released = True
-        self._notifier.close()
+        try:
+            self._notifier.close()  # if its start is undone it ends here, and is still ours
+        finally:
+            children.forget(self)

@@ -90,16 +90,25 @@ def _sleep(idtype: int, ident: int, look: int) -> os.waitid_result | None:
 def wake() -> None:
     """The program's waits that are in the kernel look again, if nothing is left for one of them but ours.
 
-    The kernel wakes them for a child alone: so one is started that ends at once.  A wait for stops only, which would
-    not even look at that, sleeps on until ours have ended.
+    The kernel wakes them for a child alone, of the group that they wait for: so one is started that ends at once.  A
+    wait for stops only, which would not even look at that, sleeps on until ours have ended.  Whoever takes such a child
+    out of the way calls this once more, for those it was meant for may not have seen it yet.
     """
-    if all(_others(*asked) for asked in list(_sleepers) if asked[2] & os.WEXITED):
+    idle = [asked for asked in list(_sleepers) if asked[2] & os.WEXITED and not _others(*asked)]
+    if not idle:
         return
+    hush()
+    for group in {ident if idtype == os.P_PGID else 0 for idtype, ident, _ in idle}:
+        _ring(group)
+
+
+def _ring(group: int) -> None:
     from .direct import DirectTree
     from .options import DEVNULL, make_plan
 
-    hush()
-    plan = make_plan(["/bin/sh", "-c", ""], private=False, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    plan = make_plan(
+        ["/bin/sh", "-c", ""], private=False, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, process_group=group or None
+    )
     try:
         _alarms.append(DirectTree(plan, _unreaped))
     except OSError:
@@ -114,9 +123,15 @@ def _unreaped(body: bytes, fds: Sequence[int], own: Callable[[int], Any], _: boo
 
 def hush() -> None:
     """Reap what has woken others."""
-    while _alarms:
-        tree = _alarms.pop()
-        tree.wait_exit(None)
+    while True:
+        try:
+            tree = _alarms.pop()
+        except IndexError:
+            return
+        try:
+            tree.wait_exit(None)
+        except ChildProcessError:
+            pass  # by a wait that we do not see
         tree.drop()
 
 

@@ -157,6 +157,7 @@ def _only_ours() -> bool:
         pass
     finally:
         before, _seen = _seen, children.ended()
+        looking.wake()
     return stopped or _seen != before
 
 
@@ -232,8 +233,9 @@ def forward_waits() -> Forwarding:
     with _lock:
         if not _users:
             for (module, name), ours in _OURS.items():
-                if (module, name) not in _left:
-                    _real[module, name] = getattr(module, name)
+                there = getattr(module, name)
+                if (module, name) not in _left and there is not ours:  # ours: a stop or a start was interrupted
+                    _real[module, name] = there
                     setattr(module, name, ours)
         _users[forwarding] = None
         _change_handler(_Filtered)
