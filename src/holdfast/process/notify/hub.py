@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import os
-from _thread import allocate_lock, start_new_thread
+from _thread import RLock, start_new_thread
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ class Hub:
 
     def _forget(self) -> None:
         self._children: dict[Watched, None] = {}
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a signal handler in the thread that holds it may ask too
         self._running = False
         self._last = 0.0
 
@@ -40,8 +40,12 @@ class Hub:
             self._children[child] = None
             self._last = monotonic()
             if not self._running:
-                start_new_thread(self._run, ())
                 self._running = True
+                try:
+                    start_new_thread(self._run, ())
+                except BaseException:
+                    self._running = False
+                    raise
 
     def discard(self, child: Watched) -> None:
         self._children.pop(child, None)
