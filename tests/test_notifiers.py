@@ -35,13 +35,48 @@ def pytest_inside(*args, before=(), env=None, timeout=100):
 @pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung != "kqueue"])
 def test_rung(rung):
     out = pytest_inside("ladder/rung_suite.py", env={"HOLDFAST_NOTIFIER": rung})
-    assert "24 passed" in out, out
+    assert "25 passed" in out, out
 
 
 def test_kqueue_s_rung_over_a_stand_in():
     """There is no kqueue on Linux: this runs the code, and says nothing of the systems that have it."""
     out = pytest_inside("-p", "ladder.kqueue_on_pidfd", "ladder/rung_suite.py", env={"HOLDFAST_NOTIFIER": "kqueue"})
-    assert "24 passed" in out, out
+    assert "25 passed" in out, out
+
+
+def test_a_signal_handler_may_ask_in_the_midst_of_the_same_question():
+    """The hub's lock is held where a handler interrupts its thread."""
+    program("""
+        from helpers_wait import wait_for
+        from holdfast.process.notify.hub import Hub
+
+        class Child:
+            looks = 0
+            def look(self):
+                self.looks += 1
+                return True
+
+        class Interrupted(Child):
+            def __hash__(self):  # asked for while the lock is held
+                if not self.looks:
+                    hub.add(other)
+                return 1
+
+        hub, other = Hub(lambda age: None), Child()
+        hub.add(child := Interrupted())
+        wait_for(lambda: child.looks and other.looks)
+    """, timeout=20)
+
+
+@pytest.mark.parametrize("rung", ["pidfd", "selfpipe", "polling"])
+def test_a_handle_that_is_there_at_the_interpreters_end(rung):
+    """Then nothing can be imported any more, as wait4 does."""
+    program("""
+        import holdfast
+        from helpers_wait import all_ended
+        process = holdfast.spawn(["true"], private=False)
+        assert all_ended([process.pid])
+    """, env={"HOLDFAST_NOTIFIER": rung})
 
 
 # ---- without pidfds
@@ -57,7 +92,7 @@ NOT_WITHOUT_PIDFDS = {
 
 def test_rung_without_pidfds():
     out = pytest_inside("ladder/rung_suite.py", before=FILTER, env={"HOLDFAST_NOTIFIER": "selfpipe"})
-    assert "24 passed" in out, out
+    assert "25 passed" in out, out
 
 
 def test_the_library_without_pidfds():
@@ -175,7 +210,7 @@ def test_rung_on_another_system(elsewhere):
     """Run here, so what is tested is the library without its C half, not the other system."""
     env = {"HOLDFAST_NOTIFIER": "polling", "PYTHONPATH": f"{elsewhere}:{HERE}"}
     out = pytest_inside("ladder/rung_suite.py", env=env)
-    assert "24 passed" in out, out
+    assert "25 passed" in out, out
 
 
 def test_the_library_on_another_system(elsewhere):

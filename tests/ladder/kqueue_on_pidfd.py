@@ -39,7 +39,8 @@ class Kqueue:
         return self._fd
 
     def close(self):
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 select.kqueue, select.kevent = Kqueue, Kevent

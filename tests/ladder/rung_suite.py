@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import gc
 import os
+import resource
 import select
 import signal
 import threading
@@ -182,6 +185,32 @@ def test_a_start_that_fails_leaves_nothing():
         assert caught.value.stage == stage
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_start_without_descriptors_leaves_nothing():
+    """Not even while the caller looks at the error."""
+    spawn("exit 0").close()  # whatever is loaded late is loaded now
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held, failed = [os.dup(0)], 0
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 30, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        for _ in range(6):
+            try:
+                spawn("exit 0").close()
+            except SpawnError as error:
+                failed += 1
+                assert error.errno == errno.EMFILE
+                with pytest.raises(ChildProcessError):
+                    os.waitpid(-1, os.WNOHANG)
+            os.close(held.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in held:
+            os.close(fd)
+    assert failed or RUNG == "polling"  # that needs none
 
 
 def test_a_start_that_nobody_takes_is_undone(monkeypatch):

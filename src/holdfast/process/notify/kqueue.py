@@ -53,12 +53,14 @@ class KqueueNotifier(NumberedNotifier):
         queue = select_.kqueue()
         add, once = select_.KQ_EV_ADD, select_.KQ_EV_ONESHOT
         try:
-            exits = select_.kevent(self.pid, select_.KQ_FILTER_PROC, add | once, select_.KQ_NOTE_EXIT)
-            queue.control([exits], 0, 0)
-        except ProcessLookupError:  # it has ended: macOS has no events of zombies, so a timer says so, in a millisecond
-            queue.control([select_.kevent(1, select_.KQ_FILTER_TIMER, add | once, data=1)], 0, 0)
-        self._queue = _Queue(os.dup(queue.fileno()))
-        queue.close()
+            try:
+                exits = select_.kevent(self.pid, select_.KQ_FILTER_PROC, add | once, select_.KQ_NOTE_EXIT)
+                queue.control([exits], 0, 0)
+            except ProcessLookupError:  # it has ended: macOS has no events of zombies, so a timer says so, in a ms
+                queue.control([select_.kevent(1, select_.KQ_FILTER_TIMER, add | once, data=1)], 0, 0)
+            self._queue = _Queue(os.dup(queue.fileno()))
+        finally:
+            queue.close()
 
     @property
     def descriptor(self) -> Descriptor:

@@ -94,6 +94,7 @@ class NumberedNotifier:
         try:
             notifier.begin()
         except OSError as error:  # no descriptor is left to watch it with
+            notifier.close()  # now, and not when the caller lets go of the error
             raise SpawnError(error.errno or 0, error.strerror or str(error), "notifier") from None
         return pid, notifier
 
@@ -122,7 +123,10 @@ class NumberedNotifier:
 
     def _reap(self) -> bool:
         # In C from the wait into the list: between the two a handler that raises would make us lose it.
-        self._found[:] = map(posix.wait4, [self.pid], [os.WNOHANG])
+        if sys.is_finalizing():  # wait4 imports what it makes the usage of, which cannot be now
+            self._found[:] = [(*posix.waitpid(self.pid, os.WNOHANG), None)]
+        else:
+            self._found[:] = map(posix.wait4, [self.pid], [os.WNOHANG])
         return self._reaped
 
     def status(self, started_at: float, started: float) -> ExitStatus | None:
@@ -141,7 +145,7 @@ class NumberedNotifier:
                             "without pidfds nobody can tell it again"
                         ) from None
                 _, status, usage = self._found[0]
-                self._status = from_wait_status(status, started_at, monotonic() - started, _usage(usage))
+                self._status = from_wait_status(status, started_at, monotonic() - started, usage and _usage(usage))
             return self._status
 
     def signal(self, signo: int, group: bool) -> None:
