@@ -416,7 +416,7 @@ def test_signals_at_any_moment(rung):
         import holdfast
         from holdfast.process import _native
         told = os.environ["HOLDFAST_NOTIFIER"] != "pidfd" or not _native.has_autoreap()
-        mine, found, strangers = {}, {}, []
+        mine, found = {}, {}
         def reap(signo, frame):
             while True:
                 try:
