@@ -125,6 +125,18 @@ def test_a_process_without_a_keeper_says_so():
     assert out.startswith("1 RuntimeWarning no keeper can work here (pidfd_open: ")
 
 
+@pytest.mark.parametrize("call", ["spawn(['true']).wait(20)", "run(['true'])", "capture(['true'])"])
+def test_it_is_said_of_the_line_that_has_called_us(call):
+    out = without_pidfds(f"""if True:
+        import warnings, holdfast
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            holdfast.{call}
+        print([each.filename for each in told])
+    """)
+    assert out == "['<string>']\n"
+
+
 def test_popen_without_a_keeper():
     """The standard library's own start, held as a direct child, and it says so."""
     out = without_pidfds("""if True:

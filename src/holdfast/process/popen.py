@@ -71,7 +71,7 @@ class Popen(subprocess.Popen[AnyStr]):
         pass_fds = [int(fd) for fd in pass_fds] if close_fds else _inheritable()
         alone = bool(why_no_keeper())
         if alone:
-            tell(4)
+            tell()
         if alone or preexec_fn is not None or len(pass_fds) > FDS_MAX - 3:
             self._start_direct(argv, program, given)
             return

@@ -6,6 +6,7 @@ There `spawn` and `run` start direct children, and say so once; docs/notifiers.m
 from __future__ import annotations
 
 import errno
+import sys
 
 from . import _native
 from .errors import SpawnError
@@ -28,18 +29,21 @@ def why_no_keeper() -> str:
     return _why
 
 
-def tell(stacklevel: int) -> None:
-    """Say, once, that what was to have a keeper gets none."""
+def tell() -> None:
+    """Say, once, that what was to have a keeper gets none; where the program has called us, by whatever way."""
     global _told
     if not _told:
         import warnings
 
         _told = True
+        level, frame = 1, sys._getframe()
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith(("holdfast.", "subprocess")):
+            level, frame = level + 1, frame.f_back
         warnings.warn(
             f"no keeper can work here ({why_no_keeper()}): what is started is a direct child, visible to the program's "
             "own waits, not contained, and not stopped when the program is killed",
             RuntimeWarning,
-            stacklevel=stacklevel,
+            stacklevel=level,
         )
 
 
@@ -48,7 +52,7 @@ def without_keeper(options: SpawnOptions) -> SpawnOptions:
     for name in ("address", "forking"):
         if options.get(name):
             raise SpawnError(errno.ENOSYS, f"{name} needs a keeper, which cannot be here: {why_no_keeper()}", "launch")
-    tell(4)
+    tell()
     weaker = options.copy()
     if weaker.get("on_owner_loss") in LOSS:
         del weaker["on_owner_loss"]
