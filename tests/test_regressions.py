@@ -1,17 +1,21 @@
 """One test per mended bug that has no better home; each names what went wrong."""
 
+import fcntl
 import os
 import pickle
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import uuid
 
 import pytest
+from helpers_wait import wait_for
 
 import holdfast
 from holdfast.config.load import load
@@ -150,6 +154,13 @@ def test_a_handler_that_raises_timeout_in_a_runners_start_does_not_mix_up_proces
     def alarm(*_):
         raise TimeoutError("alarm")
 
+    def unread(fd):
+        """How many bytes of the request the keeper has not read yet."""
+        return struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0]
+
+    def strike():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, alarm)
     try:
         with holdfast.Runner() as runner:
@@ -157,9 +168,13 @@ def test_a_handler_that_raises_timeout_in_a_runners_start_does_not_mix_up_proces
             (idle,) = runner._idle
             frozen = os.dup(idle._pidfd)
             _native.pidfd_signal(frozen, signal.SIGSTOP)
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            control = os.dup(idle._sock)
+            asked = threading.Thread(target=lambda: wait_for(lambda: unread(control)) and strike())
+            asked.start()
             with pytest.raises(TimeoutError, match="alarm"):
                 runner.spawn(["sh", "-c", "exit 3"])
+            asked.join()
+            os.close(control)
             assert runner.run(["sh", "-c", "exit 4"]).returncode == 4
             _native.pidfd_signal(frozen, signal.SIGCONT)
             assert select.select([frozen], [], [], 10)[0]  # and it ends
