@@ -288,6 +288,63 @@ def test_a_handler_that_raises(mark):
         signal.signal(signal.SIGUSR1, before)
 
 
+EVERYWHERE = """
+    import os, sys
+    import holdfast
+    from helpers_lib import marked
+
+    class Raised(BaseException):
+        pass
+
+    def interrupted(call, count):
+        "Raise where a signal handler can: on the way into a function of ours, or out of one of C.  Whether it was."
+        fired = False
+
+        def look(frame, event, _):
+            nonlocal count, fired
+            if "/holdfast/" not in frame.f_code.co_filename or event not in ("call", "c_return"):
+                return
+            count -= 1
+            fired = count == 0
+            if fired or frame.f_code.co_name in ("_until", "_run_with_pipes"):  # all run
+                sys.setprofile(None)
+            if fired:
+                raise Raised
+
+        sys.setprofile(look)
+        try:
+            call()
+        except (Raised, holdfast.TimeoutExpired) as error:
+            sys.setprofile(None)
+            left = marked(mark)  # now, while the exception and with it all frames are there
+            assert not left, (count, left, error)
+        return fired
+
+    mark = "HF_PIPELINE=" + sys.argv[2]
+    sys.unraisablehook = lambda *_: None  # it may have been on the way into a __del__
+    command = ["sleep", "100"]
+    options = {"capture_output": True, "timeout": 0, "env": dict(os.environ, HF_PIPELINE=sys.argv[2])}
+    with holdfast.Runner() as runner:
+        call = {
+            "pipeline": lambda: holdfast.pipeline([command, command], **options),
+            "keep": lambda: holdfast.pipeline([command], on_owner_loss="keep", **options),
+            "direct": lambda: holdfast.pipeline([command], private=False, **options),
+            "run": lambda: holdfast.run(command, **options),
+            "runner": lambda: runner.run(command, **options),
+        }[sys.argv[1]]
+        count = 1
+        while interrupted(call, count):
+            count += 1
+    print(count)
+"""
+
+
+@pytest.mark.parametrize("way", ["pipeline", "keep", "direct", "run", "runner"])
+def test_an_exception_anywhere_in_the_start(way, mark):
+    """Whatever has been started is gone when it arrives: an undone start was left to its keeper, who took its time."""
+    assert int(program(EVERYWHERE, way, mark.partition("=")[2])) > 20
+
+
 def test_the_program_is_killed(mark):
     reader, writer = os.pipe()
     code = f"""

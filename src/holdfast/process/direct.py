@@ -32,8 +32,6 @@ class DirectTree:
     private = False
 
     def __init__(self, plan: Plan, spawn: Spawn = _native.spawn_direct) -> None:
-        self.started_at, self._started = time(), monotonic()
-        children.start(self, lambda: self._begin(plan, spawn))
         self._released = False
         self.status: ExitStatus | None = None
         self.report: StopReport | None = None
@@ -41,6 +39,13 @@ class DirectTree:
         self._stop_began = 0.0
         self._owner = getpid()
         self.told = Told()
+        self.started_at, self._started = time(), monotonic()
+        try:
+            children.start(self, lambda: self._begin(plan, spawn))
+        except BaseException:
+            if hasattr(self, "_notifier"):  # a signal handler has raised: it would live as long as the exception
+                self.drop()
+            raise
 
     def _begin(self, plan: Plan, spawn: Spawn) -> None:
         self._guarded = plan.on_owner_loss == "kill"
@@ -163,7 +168,7 @@ class DirectTree:
         return 0.0  # nobody but us sends the KILL
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
-        self._stop_began = monotonic()
+        self._stop_began = self._stop_began or monotonic()  # one that is under way is not lengthened
         if grace > 0 and self.status is None:
             self.signal(signo, scope)
             self.signal(SIGCONT, scope)
