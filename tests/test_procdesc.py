@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from contextlib import contextmanager
 
 import pytest
@@ -630,7 +631,7 @@ def test_a_guard_that_cannot_be_started():
     before = descriptors()
     with sigchld() as seen:
         with pytest.raises(FileNotFoundError):
-            if _native.pdfork(b"/nowhere/at/all", False)[1] == 0:
+            if _native.pdfork(b"/nowhere/at/all", False, [])[1] == 0:
                 os.write(writer, b"x")
                 os._exit(0)
         with pytest.raises(ChildProcessError):
@@ -639,6 +640,46 @@ def test_a_guard_that_cannot_be_started():
     os.close(writer)
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_a_handler_that_raises():
+    """Then there has been no child, nor is there a descriptor: the signal is held back until the fork is over."""
+    assert program("""
+        import os, random, signal
+        from helpers_lib import descriptors, marked
+        from helpers_wait import wait_for
+        from holdfast.procdesc import PD_CLOEXEC, pdfork
+
+        class Raised(BaseException):
+            pass
+
+        def interrupt(*_):
+            raise Raised
+
+        us, mark = os.getpid(), "HF_PROCDESC=" + os.environ["HF_PROCDESC"]
+        signal.signal(signal.SIGALRM, interrupt)
+        rng, raised, before = random.Random(7), 0, descriptors()
+        for _ in range(100):
+            fd = -1
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                    fd, pid = pdfork(PD_CLOEXEC)
+                    if pid == 0:
+                        while True:
+                            signal.pause()
+                finally:
+                    if os.getpid() != us:
+                        os._exit(1)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Raised:
+                raised += 1
+            if fd >= 0:
+                os.close(fd)
+            assert descriptors() == before
+        assert raised > 3, "nothing was tried"
+        wait_for(lambda: marked(mark) == [us])
+    """, env={"HF_PROCDESC": uuid.uuid4().hex}) == ""
 
 
 def test_no_descriptor_is_left():

@@ -221,8 +221,8 @@ static void drop_inbox(PyObject *inbox)
     PyErr_Restore(type, value, trace);
 }
 
-/* A hang-up (events 0) or the end of a pidfd's process (POLLIN), which is sure to come unless it is frozen.  No handler runs
- * meanwhile: one that has raised is why this is asked. */
+/* A hang-up (events 0) or the end of a pidfd's process (POLLIN), which is sure to come unless it is frozen.  No handler
+ * runs meanwhile: one that has raised is why this is asked. */
 static void await_end(int fd, short events)
 {
     struct pollfd p = {.fd = fd, .events = events};
