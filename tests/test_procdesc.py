@@ -523,6 +523,34 @@ def test_the_guard_is_killed(flags):
     os.close(fd)
 
 
+def test_a_daemon_outlives_a_guard_that_is_killed_at_once():
+    """Before it has had the processor: it took the end of its guard for that of its start."""
+    assert program("""
+        import os, select, signal
+        from helpers_lib import read
+        from holdfast.procdesc import PD_CLOEXEC, PD_DAEMON, pdfork
+
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        for _ in range(3):
+            _, pid = pdfork(PD_CLOEXEC)  # it ends with us
+            while pid == 0:
+                pass
+        for _ in range(20):
+            fd, pid = pdfork(PD_DAEMON | PD_CLOEXEC)
+            if pid == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                os._exit(7)
+            child = os.pidfd_open(pid)
+            guard = os.pidfd_open(int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]))
+            signal.pidfd_send_signal(guard, signal.SIGKILL)
+            assert select.select([guard], [], [], 15)[0]
+            assert not select.select([child], [], [], 0.02)[0]
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            for each in (fd, child, guard):
+                os.close(each)
+    """) == ""
+
+
 def test_the_guard_is_small_and_out_of_the_way():
     fd, pid = forked(forever)
     guard = parent(pid)

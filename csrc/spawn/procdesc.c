@@ -63,9 +63,12 @@ static void become_child(struct fork_away *f)
 {
     char go;
     close(f->gate[1]);
-    if (!f->keeps)
+    if (!f->keeps) {
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* should somebody kill the guard; it has one thread, so its end is the end */
-    if (getppid() != f->guard || read(f->gate[0], &go, 1) != 1)
+        if (getppid() != f->guard)
+            _exit(127);
+    }
+    if (read(f->gate[0], &go, 1) != 1)
         _exit(127);
     sigaction(SIGCHLD, &f->sigchld, NULL);
     register_rseq();
