@@ -232,6 +232,9 @@ def test_a_time_limit_for_the_whole(mark):
     error = caught.value
     assert (error.cmd, error.timeout, error.stdout, error.stderr) == (commands, 0.4, "so far\n", "")
     assert error.status.signal == 15 and error.report.empty
+    assert [status.signal for status in error.statuses] == [15, 9, 15]  # the second resists
+    assert error.statuses[-1] is error.status and error.reports[-1] is error.report
+    assert [report.killed_count > 0 for report in error.reports] == [False, True, False]
     assert not marked(mark)
 
 

@@ -97,8 +97,8 @@ def pipeline(
     `stderr` all of them share; with `stderr=STDOUT` each one's goes where its output goes.  Other options are
     `spawn`'s, for every command alike.  It ends when all commands have ended; what one has left of its tree is
     stopped as soon as it has ended, so that nothing keeps the next from the end of its input.  `timeout` (seconds)
-    limits the whole: at the limit all trees are stopped at once, and TimeoutExpired has the output so far, with status
-    and report of the last command.  `check` raises CalledProcessError if one has failed (what that is:
+    limits the whole: at the limit all trees are stopped at once, and TimeoutExpired has the output so far, with
+    `statuses` and `reports` of all.  `check` raises CalledProcessError if one has failed (what that is:
     `CompletedPipeline.returncode`).
 
     SpawnError: one could not be started; those before it are stopped.  KeeperLost, ValueError, TypeError, and any
@@ -129,7 +129,7 @@ def pipeline(
         statuses = [stage.process.status for stage in line.stages]
         reports = [stage.report for stage in line.stages]
     if timed_out:
-        raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, statuses[-1], reports[-1])
+        raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, statuses[-1], reports[-1], statuses, reports)
     result = CompletedPipeline(args, [status for status in statuses if status], stdout, stderr, reports)
     if check:
         result.check_returncode()
