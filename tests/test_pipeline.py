@@ -160,6 +160,7 @@ def test_the_shell_in_every_place():
         ("ls | wc", {"shell": True}, ValueError),
         ([["cat"]], {"input": b"", "stdin": DEVNULL}, ValueError),
         ([["cat"]], {"input": "text"}, TypeError),
+        ([["/not/started"]], {"input": 5}, TypeError),
         ([["cat"]], {"capture_output": True, "stdout": DEVNULL}, ValueError),
         ([["cat"]], {"timeout": -1}, ValueError),
         ([["cat"]], {"forking": True}, ValueError),
@@ -289,6 +290,21 @@ def test_a_handler_that_raises(mark):
         os.close(writer)
         thread.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_what_has_been_started_has_its_grace_side_by_side(private):
+    """Six who ignore TERM and the seventh that cannot be started: one grace, not six."""
+    assert program("""
+        import signal, sys, time, holdfast
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        began = time.monotonic()
+        try:
+            holdfast.pipeline([["sleep", "100"]] * 6 + [["/not/there"]], private=sys.argv[1] == "True", grace=2)
+        except FileNotFoundError:
+            print(time.monotonic() - began < 10)
+    """, private) == "True\n"
 
 
 EVERYWHERE = """

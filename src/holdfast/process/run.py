@@ -135,6 +135,7 @@ def prepare(
             if not as_text:
                 raise TypeError("input is a string: give text=True, or bytes")
             input = input.encode(encoding or _locale_encoding(), errors or "strict")
+        memoryview(input)  # TypeError: before anything is started
     if capture_output:
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise ValueError("stdout and stderr cannot be given with capture_output")
