@@ -36,7 +36,7 @@ class DirectTree:
         self.status: ExitStatus | None = None
         self.report: StopReport | None = None
         self._leads_group = plan.leads_group
-        self._stop_began = 0.0
+        self._stop_began, self._stop_ends = 0.0, float("inf")
         self._owner = getpid()
         self.told = Told()
         self.started_at, self._started = time(), monotonic()
@@ -168,21 +168,23 @@ class DirectTree:
         return 0.0  # nobody but us sends the KILL
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
-        self._stop_began = self._stop_began or monotonic()  # one that is under way is not lengthened
+        self._stop_began = monotonic()
+        self._stop_ends = min(self._stop_ends, self._stop_began + grace)  # one that is under way is not lengthened
         if grace > 0 and self.status is None:
             self.signal(signo, scope)
             self.signal(SIGCONT, scope)
         return 0
 
     def stopped(self, stop_id: int) -> bool:
+        """It has ended, or its grace is over: `finish_stop` does the rest."""
         self.check()
-        return self.status is not None
+        return self.status is not None or monotonic() >= self._stop_ends
 
     def finish_stop(
         self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
     ) -> StopReport:
         # Not reaped yet: as long as it is held by its number, its group has that number too.
-        left = max(0.0, self._stop_began + grace - monotonic())
+        left = max(0.0, self._stop_ends - monotonic())
         killed = self.status is None and not self._notifier.wait(left)
         self.signal(SIGKILL, "group" if self._leads_group else "main")
         ended = self.wait_exit(KILL_LIMIT)
