@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 
+from conftest import require
 from helpers_wait import eventually
-from kernels import boot, image, table
+from kernels import boot, fetch, image, table
 
 STAND_IN = """#!/bin/sh
 printf '{"what": "a"}\\n{"wh'
@@ -62,6 +64,30 @@ def test_files_links_and_libraries_get_where_they_were(tmp_path):
 def test_what_a_distribution_requires_comes_along():
     names = {distribution.metadata["Name"].lower() for distribution in image.distributions(("holdfast", "pytest"))}
     assert {"holdfast", "click", "starlette", "anyio", "pytest", "pluggy"} <= names
+
+
+def test_a_kernel_is_fetched_beside_what_an_interrupted_run_has_left(tmp_path):
+    require("dpkg-deb")
+    (tmp_path / "package/DEBIAN").mkdir(parents=True)
+    (tmp_path / "package/DEBIAN/control").write_text(
+        "Package: linux-image\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: a stand-in\n"
+    )
+    (tmp_path / "package/vmlinuz-1").write_text("kernel")
+    (tmp_path / "linux-image_0_all.deb").write_text("half of it")
+
+    class Apt:
+        directory = tmp_path
+
+        def package_of(self, suite):
+            return "linux-image", "1"
+
+        def run(self, *command):
+            made = ["dpkg-deb", "--build", tmp_path / "package", tmp_path / "linux-image_1_all.deb"]
+            subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+
+    for _ in range(2):  # the second time it is there
+        assert fetch.kernel_of(Apt(), "sid", tmp_path).read_text() == "kernel"
+    assert not list(tmp_path.glob("*.deb"))
 
 
 def test_a_machine_is_read_to_its_end_or_to_the_limit(tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ def test_the_shell_in_every_place():
         ("ls | wc", {"shell": True}, ValueError),
         ([["cat"]], {"input": b"", "stdin": DEVNULL}, ValueError),
         ([["cat"]], {"input": "text"}, TypeError),
+        ([["/not/started"]], {"input": 5}, TypeError),
         ([["cat"]], {"capture_output": True, "stdout": DEVNULL}, ValueError),
         ([["cat"]], {"timeout": -1}, ValueError),
         ([["cat"]], {"forking": True}, ValueError),
@@ -232,6 +233,9 @@ def test_a_time_limit_for_the_whole(mark):
     error = caught.value
     assert (error.cmd, error.timeout, error.stdout, error.stderr) == (commands, 0.4, "so far\n", "")
     assert error.status.signal == 15 and error.report.empty
+    assert [status.signal for status in error.statuses] == [15, 9, 15]  # the second resists
+    assert error.statuses[-1] is error.status and error.reports[-1] is error.report
+    assert [report.killed_count > 0 for report in error.reports] == [False, True, False]
     assert not marked(mark)
 
 
@@ -286,6 +290,78 @@ def test_a_handler_that_raises(mark):
         os.close(writer)
         thread.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_what_has_been_started_has_its_grace_side_by_side(private):
+    """Six who ignore TERM and the seventh that cannot be started: one grace, not six."""
+    assert program("""
+        import signal, sys, time, holdfast
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        began = time.monotonic()
+        try:
+            holdfast.pipeline([["sleep", "100"]] * 6 + [["/not/there"]], private=sys.argv[1] == "True", grace=2)
+        except FileNotFoundError:
+            print(time.monotonic() - began < 10)
+    """, private) == "True\n"
+
+
+EVERYWHERE = """
+    import os, sys
+    import holdfast
+    from helpers_lib import marked
+
+    class Raised(BaseException):
+        pass
+
+    def interrupted(call, count):
+        "Raise where a signal handler can: on the way into a function of ours, or out of one of C.  Whether it was."
+        fired = False
+
+        def look(frame, event, _):
+            nonlocal count, fired
+            if "/holdfast/" not in frame.f_code.co_filename or event not in ("call", "c_return"):
+                return
+            count -= 1
+            fired = count == 0
+            if fired or frame.f_code.co_name in ("_until", "_run_with_pipes"):  # all run
+                sys.setprofile(None)
+            if fired:
+                raise Raised
+
+        sys.setprofile(look)
+        try:
+            call()
+        except (Raised, holdfast.TimeoutExpired) as error:
+            sys.setprofile(None)
+            left = marked(mark)  # now, while the exception and with it all frames are there
+            assert not left, (count, left, error)
+        return fired
+
+    mark = "HF_PIPELINE=" + sys.argv[2]
+    sys.unraisablehook = lambda *_: None  # it may have been on the way into a __del__
+    command = ["sleep", "100"]
+    options = {"capture_output": True, "timeout": 0, "env": dict(os.environ, HF_PIPELINE=sys.argv[2])}
+    with holdfast.Runner() as runner:
+        call = {
+            "pipeline": lambda: holdfast.pipeline([command, command], **options),
+            "keep": lambda: holdfast.pipeline([command], on_owner_loss="keep", **options),
+            "direct": lambda: holdfast.pipeline([command], private=False, **options),
+            "run": lambda: holdfast.run(command, **options),
+            "runner": lambda: runner.run(command, **options),
+        }[sys.argv[1]]
+        count = 1
+        while interrupted(call, count):
+            count += 1
+    print(count)
+"""
+
+
+@pytest.mark.parametrize("way", ["pipeline", "keep", "direct", "run", "runner"])
+def test_an_exception_anywhere_in_the_start(way, mark):
+    """Whatever has been started is gone when it arrives: an undone start was left to its keeper, who took its time."""
+    assert int(program(EVERYWHERE, way, mark.partition("=")[2])) > 20
 
 
 def test_the_program_is_killed(mark):

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from contextlib import contextmanager
 
 import pytest
@@ -522,6 +523,34 @@ def test_the_guard_is_killed(flags):
     os.close(fd)
 
 
+def test_a_daemon_outlives_a_guard_that_is_killed_at_once():
+    """Before it has had the processor: it took the end of its guard for that of its start."""
+    assert program("""
+        import os, select, signal
+        from helpers_lib import read
+        from holdfast.procdesc import PD_CLOEXEC, PD_DAEMON, pdfork
+
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        for _ in range(3):
+            _, pid = pdfork(PD_CLOEXEC)  # it ends with us
+            while pid == 0:
+                pass
+        for _ in range(20):
+            fd, pid = pdfork(PD_DAEMON | PD_CLOEXEC)
+            if pid == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                os._exit(7)
+            child = os.pidfd_open(pid)
+            guard = os.pidfd_open(int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]))
+            signal.pidfd_send_signal(guard, signal.SIGKILL)
+            assert select.select([guard], [], [], 15)[0]
+            assert not select.select([child], [], [], 0.02)[0]
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            for each in (fd, child, guard):
+                os.close(each)
+    """) == ""
+
+
 def test_the_guard_is_small_and_out_of_the_way():
     fd, pid = forked(forever)
     guard = parent(pid)
@@ -630,7 +659,7 @@ def test_a_guard_that_cannot_be_started():
     before = descriptors()
     with sigchld() as seen:
         with pytest.raises(FileNotFoundError):
-            if _native.pdfork(b"/nowhere/at/all", False)[1] == 0:
+            if _native.pdfork(b"/nowhere/at/all", False, [])[1] == 0:
                 os.write(writer, b"x")
                 os._exit(0)
         with pytest.raises(ChildProcessError):
@@ -639,6 +668,46 @@ def test_a_guard_that_cannot_be_started():
     os.close(writer)
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_a_handler_that_raises():
+    """Then there has been no child, nor is there a descriptor: the signal is held back until the fork is over."""
+    assert program("""
+        import os, random, signal
+        from helpers_lib import descriptors, marked
+        from helpers_wait import wait_for
+        from holdfast.procdesc import PD_CLOEXEC, pdfork
+
+        class Raised(BaseException):
+            pass
+
+        def interrupt(*_):
+            raise Raised
+
+        us, mark = os.getpid(), "HF_PROCDESC=" + os.environ["HF_PROCDESC"]
+        signal.signal(signal.SIGALRM, interrupt)
+        rng, raised, before = random.Random(7), 0, descriptors()
+        for _ in range(100):
+            fd = -1
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                    fd, pid = pdfork(PD_CLOEXEC)
+                    if pid == 0:
+                        while True:
+                            signal.pause()
+                finally:
+                    if os.getpid() != us:
+                        os._exit(1)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Raised:
+                raised += 1
+            if fd >= 0:
+                os.close(fd)
+            assert descriptors() == before
+        assert raised > 3, "nothing was tried"
+        wait_for(lambda: marked(mark) == [us])
+    """, env={"HF_PROCDESC": uuid.uuid4().hex}) == ""
 
 
 def test_no_descriptor_is_left():

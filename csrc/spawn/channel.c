@@ -137,6 +137,7 @@ PyObject *hf_channel_receive(PyObject *self, PyObject *args)
 #define TEMPLATE_LIMIT_S 10 /* a template that is silent for this long is frozen */
 
 struct started {
+    int process; /* one is to be started; 0: a keeper alone */
     int keeper_pidfd, pidfd;
     struct hf_spawned spawned;
     PyObject *early; /* the inbox of reports that came ahead of the keeper's pidfd: a process may end at once */
@@ -145,13 +146,13 @@ struct started {
 /* For one thread alone, as nobody else may read this socket yet: wait until the keeper's pidfd is known
  * and, if a process was asked for, until it runs.  0, or -1 with an exception; the descriptors that have
  * come are the caller's in both cases. */
-static int await_start(int sock, int want_process, long long timeout_ns, struct started *s)
+static int await_start(int sock, long long timeout_ns, struct started *s)
 {
     struct hf_child_result failed = {HF_STAGE_LAUNCH, EIO}; /* it ended without a word */
     struct packet p;
     int told = 0, full = 0;
     /* The keeper's pidfd is waited for after a failure as well: it may have to be reaped. */
-    while (!full && (s->keeper_pidfd < 0 || (want_process && s->pidfd < 0 && !told))) {
+    while (!full && (s->keeper_pidfd < 0 || (s->process && s->pidfd < 0 && !told))) {
         int r = receive(sock, s->keeper_pidfd, -1, timeout_ns, &p);
         if (r < 0)
             return -1;
@@ -184,7 +185,7 @@ static int await_start(int sock, int want_process, long long timeout_ns, struct 
         if (!early)
             close_fds(&p); /* of late events of an earlier tenant */
     }
-    if (!told && s->keeper_pidfd >= 0 && (s->pidfd >= 0 || !want_process))
+    if (!told && s->keeper_pidfd >= 0 && (s->pidfd >= 0 || !s->process))
         return 0;
     hf_raise_stage(&failed);
     return -1;
@@ -220,14 +221,31 @@ static void drop_inbox(PyObject *inbox)
     PyErr_Restore(type, value, trace);
 }
 
-/* Nothing came of a launch: hang up, so that whatever was started ends, and reap a keeper that ends at once. */
+/* A hang-up (events 0) or the end of a pidfd's process (POLLIN), which is sure to come unless it is frozen.  No handler
+ * runs meanwhile: one that has raised is why this is asked. */
+static void await_end(int fd, short events)
+{
+    struct pollfd p = {.fd = fd, .events = events};
+    uint64_t now = hf_clock_ns(CLOCK_MONOTONIC), deadline = now + PATIENCE_NS;
+    Py_BEGIN_ALLOW_THREADS
+    for (int r = -1; r < 0 && now < deadline; now = hf_clock_ns(CLOCK_MONOTONIC))
+        r = poll(&p, 1, (int)((deadline - now) / 1000000) + 1);
+    Py_END_ALLOW_THREADS
+}
+
+/* Nothing came of a launch: what was started ends, and is gone when this returns, as whoever handles the exception may
+ * look; then hang up, and reap the keeper where it is ours. */
 static PyObject *give_up(int sock, struct started *s)
 {
-    char packet[32];
+    char packet[64];
     size_t at = 0;
-    struct hf_loss loss = {HF_LOSS_KILL, 0}; /* it may run already; nothing of it shall be left */
+    struct hf_loss loss = {HF_LOSS_KILL, 0}; /* should the wait be too short */
+    struct hf_stop stop = {.id = 1, .signo = SIGKILL, .scope = HF_SCOPE_TREE};
     hf_wire_put(packet, sizeof packet, &at, HF_ON_OWNER_LOSS, &loss, sizeof loss);
+    hf_wire_put(packet, sizeof packet, &at, HF_STOP, &stop, sizeof stop);
     hf_send_packet(sock, packet, at, NULL, 0, NULL, 0);
+    if (s->process) /* the keeper was launched for that one, and ends with it; its pidfd may not have come yet */
+        await_end(sock, 0);
     shutdown(sock, SHUT_RDWR);
     close(sock);
     if (s->pidfd >= 0)
@@ -235,16 +253,27 @@ static PyObject *give_up(int sock, struct started *s)
     drop_inbox(s->early);
     if (s->keeper_pidfd >= 0) {
         if (is_child(s->keeper_pidfd)) {
-            struct pollfd fd = {.fd = s->keeper_pidfd, .events = POLLIN};
             siginfo_t info;
-            Py_BEGIN_ALLOW_THREADS
-            poll(&fd, 1, (int)(PATIENCE_NS / 1000000));
-            Py_END_ALLOW_THREADS
+            await_end(s->keeper_pidfd, POLLIN);
             hf_waitid(HF_P_PIDFD, s->keeper_pidfd, &info, WEXITED | WNOHANG, NULL);
         }
         close(s->keeper_pidfd);
     }
     return NULL;
+}
+
+/* hang_up(socket, keeper_pidfd=-1): the owner is gone, whoever else holds a copy of our end: a program forked off while
+ * the keeper was launched, or a thread in the middle of a call.  With the pidfd, wait until the keeper has ended. */
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock, keeper_pidfd = -1;
+    if (!PyArg_ParseTuple(args, "i|i", &sock, &keeper_pidfd))
+        return NULL;
+    shutdown(sock, SHUT_RDWR); /* it fails where the keeper is gone */
+    if (keeper_pidfd >= 0)
+        await_end(keeper_pidfd, POLLIN);
+    Py_RETURN_NONE;
 }
 
 /* The Keeper of a launch that went well, which owns the two descriptors; NULL: they are closed. */
@@ -271,7 +300,7 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
     if (n_fds < 0)
         return NULL;
-    struct started s = {-1, -1, {0}, PyList_New(0)};
+    struct started s = {size > 0, -1, -1, {0}, PyList_New(0)};
     if (!s.early)
         return NULL;
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
@@ -298,7 +327,7 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args)
     close(pair[1]);
     if (pid < 0)
         hf_raise_stage(&result);
-    if (pid < 0 || await_start(pair[0], size > 0, -1, &s) < 0)
+    if (pid < 0 || await_start(pair[0], -1, &s) < 0)
         return give_up(pair[0], &s);
     PyObject *process = s.pidfd < 0 ? Py_NewRef(Py_None) : make(own_pidfd, Py_BuildValue("(i)", s.pidfd));
     if (!process)
@@ -349,7 +378,7 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
     char packet[32];
     size_t at = 0;
     PyObject *own_keeper;
-    struct started s = {-1, -1, {0}, NULL};
+    struct started s = {0, -1, -1, {0}, NULL};
     struct hf_child_result result = {HF_STAGE_LAUNCH, 0};
     if (!PyArg_ParseTuple(args, "iO", &sock, &own_keeper))
         return NULL;
@@ -366,7 +395,7 @@ PyObject *hf_channel_launch_from(PyObject *self, PyObject *args)
         result.error = -r;
         hf_raise_stage(&result);
     }
-    if (r < 0 || await_start(pair[0], 0, TEMPLATE_LIMIT_S * 1000000000LL, &s) < 0)
+    if (r < 0 || await_start(pair[0], TEMPLATE_LIMIT_S * 1000000000LL, &s) < 0)
         return give_up(pair[0], &s);
     return make_keeper(own_keeper, pair[0], &s);
 }
@@ -380,7 +409,7 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
     const char *body;
     Py_ssize_t size;
     PyObject *fd_list, *own_pidfd;
-    struct started s = {-1, -1, {0}, NULL};
+    struct started s = {1, -1, -1, {0}, NULL};
     if (!PyArg_ParseTuple(args, "iiy#OO", &sock, &s.keeper_pidfd, &body, &size, &fd_list, &own_pidfd))
         return NULL;
     int n_fds = hf_get_fds(fd_list, fds, HF_FDS_MAX);
@@ -395,7 +424,7 @@ PyObject *hf_channel_start(PyObject *self, PyObject *args)
         struct hf_child_result failed = {r == -EBADF ? HF_STAGE_FDS : HF_STAGE_LAUNCH, -r};
         return hf_raise_stage(&failed);
     }
-    if (await_start(sock, 1, -1, &s) < 0)
+    if (await_start(sock, -1, &s) < 0)
         return NULL;
     PyObject *process = make(own_pidfd, Py_BuildValue("(i)", s.pidfd));
     if (!process) {

@@ -281,7 +281,7 @@ static PyMethodDef methods[] = {
     {"launch_from", hf_channel_launch_from, METH_VARARGS, NULL},
     {"launch_on", hf_channel_launch_on, METH_VARARGS, NULL},
     {"send_spawn", hf_request_send_spawn, METH_VARARGS, NULL},
-    {"hang_up", hf_request_hang_up, METH_VARARGS, NULL},
+    {"hang_up", hf_channel_hang_up, METH_VARARGS, NULL},
     {"start", hf_channel_start, METH_VARARGS, NULL},
     {"spawn_direct", spawn_direct, METH_VARARGS, NULL},
     {"send", hf_request_send, METH_VARARGS, NULL},

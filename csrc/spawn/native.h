@@ -22,7 +22,6 @@ int hf_send_packet(int sock, const char *packet, size_t size, const void *more, 
                    int n_fds);
 /* HELLO unless hello_flags is -1, and SPAWN unless size is 0: inside the packet or, when long, in a memfd. */
 int hf_send_spawn(int sock, int hello_flags, const char *body, size_t size, const int *fds, int n_fds);
-PyObject *hf_request_hang_up(PyObject *self, PyObject *args);
 PyObject *hf_request_send(PyObject *self, PyObject *args);
 PyObject *hf_request_send_spawn(PyObject *self, PyObject *args);
 /* channel.c */
@@ -30,6 +29,7 @@ PyObject *hf_channel_launch(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_from(PyObject *self, PyObject *args);
 PyObject *hf_channel_launch_on(PyObject *self, PyObject *args);
 PyObject *hf_channel_start(PyObject *self, PyObject *args);
+PyObject *hf_channel_hang_up(PyObject *self, PyObject *args);
 PyObject *hf_channel_receive(PyObject *self, PyObject *args);
 /* procdesc.c */
 PyObject *hf_pdfork(PyObject *self, PyObject *args);

@@ -7,11 +7,11 @@
  * 2. fork is libc's, with all that libraries have registered for it.  It is called once, in the guard: so the guard,
  *    which execs at once, is the child's parent, and ours is one copy of our memory, not two.
  * 3. The child goes back to where we stand, by longjmp: its stack is a copy of ours, and we have not moved since.
- *    It waits for the end of a pipe that the guard's exec closes: where that fails the child has never been.
+ *    It waits for a byte, which we send when all has gone well: without it the child has never been.
  * 4. Our end of a socketpair is the process descriptor.  The kernel counts its copies, wherever they are; when the
  *    last is closed the guard, which has the other end, sees a hang-up.
  *
- * All signals stay blocked until the child is Python again, so no handler runs in outer or guard, which keep ours.
+ * All signals stay blocked until both are Python again, so no handler runs in outer or guard, which keep ours.
  */
 #define _GNU_SOURCE
 #undef _FORTIFY_SOURCE /* its longjmp goes up one stack only, and the child comes from another */
@@ -61,11 +61,14 @@ static void register_rseq(void)
 
 static void become_child(struct fork_away *f)
 {
-    char ignored;
+    char go;
     close(f->gate[1]);
-    if (!f->keeps)
+    if (!f->keeps) {
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* should somebody kill the guard; it has one thread, so its end is the end */
-    if (getppid() != f->guard || read(f->gate[0], &ignored, 1) != 0)
+        if (getppid() != f->guard)
+            _exit(127);
+    }
+    if (read(f->gate[0], &go, 1) != 1)
         _exit(127);
     sigaction(SIGCHLD, &f->sigchld, NULL);
     register_rseq();
@@ -93,11 +96,11 @@ static int guard_main(void *raw)
     f->child = child;
     snprintf(pid, sizeof pid, "%d", child);
     setpgid(0, 0); /* the terminal's keys are not for us; the child stays in the group */
-    /* Of our copy of the table; it may be full, so what has moved makes room for the next. */
-    int gate, from, null;
+    /* Of our copy of the table; it may be full, so what goes makes room for the next. */
+    int from, null;
     close(f->gate[0]);
-    if ((gate = fcntl(f->gate[1], F_DUPFD_CLOEXEC, GUARD_SOCKET + 1)) >= 0 && close(f->gate[1]) == 0 &&
-        (from = fcntl(f->socket, F_DUPFD_CLOEXEC, GUARD_SOCKET + 1)) >= 0 && close(f->socket) == 0) {
+    close(f->gate[1]);
+    if ((from = fcntl(f->socket, F_DUPFD_CLOEXEC, GUARD_SOCKET + 1)) >= 0 && close(f->socket) == 0) {
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
         for (int fd = 0; fd < GUARD_SOCKET; fd++)
             dup2(null < 0 ? from : null, fd); /* a chroot without /dev: any descriptor that nobody uses will do */
@@ -149,58 +152,77 @@ __attribute__((noinline)) static int fork_away(struct fork_away *f)
     return 0;
 }
 
-static void name_descriptor(int fd, pid_t pid)
+static int name_descriptor(int fd, pid_t pid)
 {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     int n = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, NAME, pid,
                      (unsigned long long)hf_clock_ns(CLOCK_REALTIME));
-    bind(fd, (struct sockaddr *)&name, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n));
+    return bind(fd, (struct sockaddr *)&name, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n));
 }
 
-/* pdfork(keeper, keeps) -> (fd, pid, guard's pid), and in the child (-1, 0, 0).  keeps: a last close kills nothing. */
+/* pdfork(keeper, keeps, held) -> (fd, pid, guard's pidfd), and in the child (-1, 0, -1).  keeps: a last close kills
+ * nothing.  The pidfd is -1 unless we are PID 1 or a subreaper, to whom the guard comes back to be reaped.
+ * held: a list that gets fd, for a result is lost when a signal handler raises on the way back. */
 PyObject *hf_pdfork(PyObject *self, PyObject *args)
 {
     (void)self;
     struct fork_away f;
     int pair[2], child;
+    PyObject *held;
     memset(&f, 0, sizeof f);
-    if (!PyArg_ParseTuple(args, "yp", &f.path, &f.keeps))
+    f.gate[0] = f.gate[1] = -1;
+    if (!PyArg_ParseTuple(args, "ypO!", &f.path, &f.keeps, &PyList_Type, &held))
         return NULL;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return hf_raise(-errno);
     f.guard_stack = mmap(NULL, GUARD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (f.guard_stack == MAP_FAILED || pipe2(f.gate, O_CLOEXEC) < 0) {
-        int error = errno;
+    int error = f.guard_stack == MAP_FAILED || pipe2(f.gate, O_CLOEXEC) < 0 ? errno : 0;
+    hf_sigmask mask = hf_block_all_signals(); /* what a handler raises in what is registered at fork would be lost */
+    if (error || PyErr_CheckSignals() < 0) {
+        hf_set_signal_mask(mask);
         if (f.guard_stack != MAP_FAILED)
             munmap(f.guard_stack, GUARD_STACK);
-        close(pair[0]);
-        close(pair[1]);
-        return hf_raise(-error);
+        for (int i = 0; i < 2; i++) {
+            close(pair[i]);
+            close(f.gate[i]);
+        }
+        return error ? hf_raise(-error) : NULL;
     }
     f.socket = pair[1];
     PyOS_BeforeFork();
-    hf_sigmask mask = hf_block_all_signals();
     child = fork_away(&f);
     munmap(f.guard_stack, GUARD_STACK);
-    close(f.gate[0]);
     close(pair[1]);
     if (child) {
+        close(f.gate[0]);
         close(pair[0]);
         PyOS_AfterFork_Child();
         hf_set_signal_mask(mask);
-        return Py_BuildValue("iii", -1, 0, 0);
+        return Py_BuildValue("iii", -1, 0, -1);
     }
-    close(f.gate[1]); /* now it runs */
-    hf_set_signal_mask(mask);
     PyOS_AfterFork_Parent();
+    hf_set_signal_mask(mask);
     if (!f.child && !f.error)
         f.error = EIO; /* somebody killed outer or the guard */
-    if (f.error) {
-        close(pair[0]);
-        return hf_raise(-f.error);
+    if (!f.error && name_descriptor(pair[0], f.child) < 0)
+        f.error = errno;
+    PyObject *fd = NULL;
+    if (f.error)
+        hf_raise(-f.error);
+    else if (PyErr_CheckSignals() == 0) /* of what came meanwhile */
+        fd = PyLong_FromLong(pair[0]);
+    int good = fd && PyList_Append(held, fd) == 0 && write(f.gate[1], "", 1) == 1; /* our own end keeps SIGPIPE away */
+    Py_XDECREF(fd);
+    close(f.gate[0]);
+    close(f.gate[1]);
+    if (good) {
+        siginfo_t info;
+        int ours = hf_waitid(P_PID, f.guard, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0;
+        int guard = ours ? hf_pidfd_open(f.guard) : -1;
+        return Py_BuildValue("iii", pair[0], f.child, guard < 0 ? -1 : guard);
     }
-    name_descriptor(pair[0], f.child);
-    return Py_BuildValue("iii", pair[0], f.child, f.guard);
+    close(pair[0]);
+    return NULL;
 }
 
 /* pdname(fd) -> (pid, ns since the epoch when it was made, uid of who made it).  OSError: no process descriptor.  The kernel

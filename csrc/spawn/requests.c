@@ -72,18 +72,6 @@ int hf_send_spawn(int sock, int hello_flags, const char *body, size_t size, cons
     return r;
 }
 
-/* hang_up(socket): the owner is gone, whoever else holds a copy of our end: a program forked off while
- * the keeper was launched, or a thread in the middle of a call. */
-PyObject *hf_request_hang_up(PyObject *self, PyObject *args)
-{
-    (void)self;
-    int sock;
-    if (!PyArg_ParseTuple(args, "i", &sock))
-        return NULL;
-    shutdown(sock, SHUT_RDWR); /* it fails where the keeper is gone */
-    Py_RETURN_NONE;
-}
-
 /* send(socket, tag, body) */
 PyObject *hf_request_send(PyObject *self, PyObject *args)
 {

@@ -81,15 +81,18 @@ def pdfork(flags: int = 0) -> tuple[int, int]:
         raise ValueError(f"unknown flags: {flags:#x}")
     reap_retired()
     sys.audit("os.fork")
-    fd, pid, guard = _native.pdfork(os.fsencode(KEEPER), bool(flags & PD_DAEMON))
-    if pid:
-        if not flags & PD_CLOEXEC:
+    held: list[int] = []
+    try:
+        fd, pid, guard = _native.pdfork(os.fsencode(KEEPER), bool(flags & PD_DAEMON), held)
+        if pid and not flags & PD_CLOEXEC:
             os.set_inheritable(fd, True)
-        try:
-            retire(_native.pidfd_open(guard))  # it is ours to reap where we are PID 1 or a subreaper
-        except OSError:
-            pass  # gone already, with the child; or no descriptor is left
-    return fd, pid
+        if guard >= 0:
+            retire(guard)
+        return fd, pid
+    except BaseException:
+        if held:
+            os.close(held[0])
+        raise
 
 
 def pdgetpid(fd: int) -> int:

@@ -70,6 +70,8 @@ def kernel_of(apt: Apt, suite: str, cache: pathlib.Path) -> pathlib.Path:
     place = cache / f"{package}_{version}"
     if not place.exists():
         print(f"kernels: fetching {package} {version}", flush=True)
+        for left in apt.directory.glob("*.deb"):  # by a run that was interrupted
+            left.unlink()
         apt.run("apt-get", "download", f"{package}={version}")
         (archive,) = apt.directory.glob("*.deb")
         half = place.with_name(place.name + ".half")

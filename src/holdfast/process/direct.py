@@ -32,15 +32,20 @@ class DirectTree:
     private = False
 
     def __init__(self, plan: Plan, spawn: Spawn = _native.spawn_direct) -> None:
-        self.started_at, self._started = time(), monotonic()
-        children.start(self, lambda: self._begin(plan, spawn))
         self._released = False
         self.status: ExitStatus | None = None
         self.report: StopReport | None = None
         self._leads_group = plan.leads_group
-        self._stop_began = 0.0
+        self._stop_began, self._stop_ends = 0.0, float("inf")
         self._owner = getpid()
         self.told = Told()
+        self.started_at, self._started = time(), monotonic()
+        try:
+            children.start(self, lambda: self._begin(plan, spawn))
+        except BaseException:
+            if hasattr(self, "_notifier"):  # a signal handler has raised: it would live as long as the exception
+                self.drop()
+            raise
 
     def _begin(self, plan: Plan, spawn: Spawn) -> None:
         self._guarded = plan.on_owner_loss == "kill"
@@ -164,20 +169,22 @@ class DirectTree:
 
     def begin_stop(self, signo: int, scope: str, grace: Seconds) -> int:
         self._stop_began = monotonic()
+        self._stop_ends = min(self._stop_ends, self._stop_began + grace)  # one that is under way is not lengthened
         if grace > 0 and self.status is None:
             self.signal(signo, scope)
             self.signal(SIGCONT, scope)
         return 0
 
     def stopped(self, stop_id: int) -> bool:
+        """It has ended, or its grace is over: `finish_stop` does the rest."""
         self.check()
-        return self.status is not None
+        return self.status is not None or monotonic() >= self._stop_ends
 
     def finish_stop(
         self, stop_id: int, signo: int, scope: str, grace: Seconds, waited: bool = False
     ) -> StopReport:
         # Not reaped yet: as long as it is held by its number, its group has that number too.
-        left = max(0.0, self._stop_began + grace - monotonic())
+        left = max(0.0, self._stop_ends - monotonic())
         killed = self.status is None and not self._notifier.wait(left)
         self.signal(SIGKILL, "group" if self._leads_group else "main")
         ended = self.wait_exit(KILL_LIMIT)

@@ -96,7 +96,8 @@ class TimeoutExpired(TimeoutError):
 
     From `Process.wait` the process goes on as if nothing had happened.  From `run` the tree has been
     stopped: `report` says how, `status` how the main process ended, and `stdout` and `stderr` hold
-    the output so far (`output` is another name for `stdout`, as in subprocess).
+    the output so far (`output` is another name for `stdout`, as in subprocess).  From `pipeline` these two are the
+    last command's, and `statuses` and `reports` have those of all; else they are empty.
     """
 
     def __init__(
@@ -107,6 +108,8 @@ class TimeoutExpired(TimeoutError):
         stderr: Any = None,
         status: ExitStatus | None = None,
         report: StopReport | None = None,
+        statuses: Sequence[ExitStatus | None] = (),
+        reports: Sequence[StopReport | None] = (),
     ) -> None:
         super().__init__(cmd, timeout)
         self.cmd = cmd
@@ -115,6 +118,8 @@ class TimeoutExpired(TimeoutError):
         self.stderr = stderr
         self.status = status
         self.report = report
+        self.statuses = tuple(statuses)
+        self.reports = tuple(reports)
 
     @property
     def stdout(self) -> Any:

@@ -115,12 +115,11 @@ def spawn_error(error: OSError, plan: Plan | None) -> OSError:
 
 def launch(plan: Plan) -> tuple[Keeper, Inbox, int, Descriptor, int, int]:
     """A new keeper with its one process: itself, its first reports, and what `KeptTree` needs.  SpawnError."""
+    reap_retired()  # not afterwards: an exception in there would keep this frame, and with it the keeper, alive
     try:
-        started = _native.launch(_KEEPER, 0, plan.body, plan.fds, Keeper, Descriptor)
+        return _native.launch(_KEEPER, 0, plan.body, plan.fds, Keeper, Descriptor)
     except OSError as error:
         raise spawn_error(error, plan) from None
-    reap_retired()
-    return started
 
 
 class Keeper:
@@ -173,14 +172,16 @@ class Keeper:
 
     def __del__(self) -> None:
         if getattr(self, "_sock", -1) >= 0:
-            self._hang_up()
-            self._closed = True
-            self._close_descriptors()
+            try:
+                self._hang_up()
+            finally:
+                self._closed = True
+                self._close_descriptors()
 
     def _hang_up(self) -> None:
         if self.starting:
             self.request(ON_OWNER_LOSS, LOSS["kill"].to_bytes(4, "little") + bytes(4))
-        _native.hang_up(self._sock)
+        _native.hang_up(self._sock, self._pidfd if self.starting else -1)  # an undone start has left nothing
 
     # ---- starting
 

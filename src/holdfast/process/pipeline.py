@@ -13,7 +13,7 @@ from .errors import CalledProcessError, TimeoutExpired
 from .options import PIPE
 from .pump import Pump
 from .run import decode, prepare
-from .spawn import spawn
+from .spawn import spawn_into
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def pipeline(
     `stderr` all of them share; with `stderr=STDOUT` each one's goes where its output goes.  Other options are
     `spawn`'s, for every command alike.  It ends when all commands have ended; what one has left of its tree is
     stopped as soon as it has ended, so that nothing keeps the next from the end of its input.  `timeout` (seconds)
-    limits the whole: at the limit all trees are stopped at once, and TimeoutExpired has the output so far, with status
-    and report of the last command.  `check` raises CalledProcessError if one has failed (what that is:
+    limits the whole: at the limit all trees are stopped at once, and TimeoutExpired has the output so far, with
+    `statuses` and `reports` of all.  `check` raises CalledProcessError if one has failed (what that is:
     `CompletedPipeline.returncode`).
 
     SpawnError: one could not be started; those before it are stopped.  KeeperLost, ValueError, TypeError, and any
@@ -129,7 +129,7 @@ def pipeline(
         statuses = [stage.process.status for stage in line.stages]
         reports = [stage.report for stage in line.stages]
     if timed_out:
-        raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, statuses[-1], reports[-1])
+        raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, statuses[-1], reports[-1], statuses, reports)
     result = CompletedPipeline(args, [status for status in statuses if status], stdout, stderr, reports)
     if check:
         result.check_returncode()
@@ -182,7 +182,8 @@ class _Line:
     """The commands, and the files at the two ends, which a pump takes for those of one process."""
 
     def __init__(self) -> None:
-        self.stages: list[_Stage] = []
+        self.processes: list[Process] = []
+        self.stages: list[_Stage] = []  # when all have been started
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
@@ -197,16 +198,16 @@ class _Line:
                 options["stderr"] = stderr
             for i, command in enumerate(args):
                 options["stdout"] = PIPE if i < len(args) - 1 else last_stdout
-                process = spawn(command, **options)
-                self.stages.append(_Stage(process))
+                process = spawn_into(self.processes, command, options)
                 if i == 0:
                     self.stdin = process.stdin
                 else:
-                    before = self.stages[-2].process.stdout
+                    before = self.processes[-2].stdout
                     assert before is not None
                     before.close()  # the reader's alone: when that ends, its writer shall know
                 options["stdin"] = process.stdout
-            self.stdout = self.stages[-1].process.stdout
+            self.stdout = self.processes[-1].stdout
+            self.stages = [_Stage(process) for process in self.processes]
         finally:
             if stderr >= 0:
                 os.close(stderr)
@@ -232,12 +233,13 @@ class _Line:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            for stage in self.stages:  # all first, so that their graces run side by side
-                stage.begin_stop()
+            for process in self.processes:  # all first, so that their graces run side by side
+                if not process._tree.empty:
+                    process._begin_stop()
         finally:
             if self.stderr is not None:
                 self.stderr.close()
-            _close([stage.process for stage in self.stages])
+            _close(self.processes)
 
 
 def _close(processes: list[Process]) -> None:

@@ -85,7 +85,7 @@ class Popen(subprocess.Popen[AnyStr]):
             process_group=None if process_group < 0 else process_group, umask=None if umask < 0 else umask & 0o777,
             user=uid, group=gid, extra_groups=gids, on_owner_loss="keep",
         )  # fmt: skip
-        self._process = start(plan, True)
+        self._process = start(plan, True, [])
         self.pid = self._process.pid
         self._child_created = True
         self._close_pipe_fds(*pipes)

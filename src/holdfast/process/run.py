@@ -7,7 +7,7 @@ from time import monotonic
 from .errors import CalledProcessError, TimeoutExpired
 from .options import PIPE, limit
 from .pump import Pump
-from .spawn import spawn
+from .spawn import spawn_into
 from .status import ExitStatus, StopReport
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def run(
     universal newlines.  Other options are those of `spawn`.  SpawnError, KeeperLost, ValueError,
     TypeError.  An exception from outside (KeyboardInterrupt) stops the tree too.  Any thread.
     """
-    return run_with(spawn, args, input, capture_output, timeout, check, text, encoding, errors, options)
+    return run_with(spawn_into, args, input, capture_output, timeout, check, text, encoding, errors, options)
 
 
 def run_with(
@@ -82,12 +82,14 @@ def run_with(
     errors: str | None,
     options: Any,
 ) -> CompletedProcess:
-    """`run` over any spawn function (the module's or a runner's)."""
+    """`run` over any `spawn_into` (the module's or a runner's)."""
     if options.get("forking"):
         raise ValueError("forking is for spawn: a daemon has no end that run could wait for")
     as_text = bool(text or encoding or errors)
     input, time_limit = prepare(input, capture_output, timeout, as_text, encoding, errors, options)
-    with spawner(args, **options) as process:
+    held: list[Process] = []
+    try:
+        process = spawner(held, args, options)
         pump = Pump(process, input) if process.stdin or process.stdout or process.stderr else None
         if pump:
             report, timed_out = _run_with_pipes(process, pump, time_limit)
@@ -107,6 +109,9 @@ def run_with(
             raise TimeoutExpired(args, timeout or 0.0, stdout, stderr, status, report)
         assert status is not None
         result = CompletedProcess(args, status, stdout, stderr, report)
+    finally:
+        for process in held:
+            process.close()
     if check:
         result.check_returncode()
     return result
@@ -130,6 +135,7 @@ def prepare(
             if not as_text:
                 raise TypeError("input is a string: give text=True, or bytes")
             input = input.encode(encoding or _locale_encoding(), errors or "strict")
+        memoryview(input)  # TypeError: before anything is started
     if capture_output:
         if options.get("stdout") is not None or options.get("stderr") is not None:
             raise ValueError("stdout and stderr cannot be given with capture_output")

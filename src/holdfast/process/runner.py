@@ -106,6 +106,10 @@ class Runner:
 
     def spawn(self, args: Command, **options: Unpack[SpawnOptions]) -> Process:
         """As the module's `spawn`, with the runner's state; `private=False` and `address` are refused (ValueError)."""
+        return self._spawn_into([], args, options)
+
+    def _spawn_into(self, held: list[Process], args: Command, options: SpawnOptions) -> Process:
+        """See spawn.py."""
         if not options.get("private", True):
             raise ValueError("a runner's processes are always private")
         if options.get("address") is not None:
@@ -122,13 +126,14 @@ class Runner:
                     tree = _Lease(keeper, plan)
                     tree.runner = self
                     keeper.start(tree, plan)
+                    plan.close_child_files()
                     if plan.forking:
                         from .forking import await_daemon
 
                         await_daemon(tree, plan)
                     process = Process(tree, plan)
                     tree.started()
-                    return process
+                    break
                 except BaseException as error:
                     if tree is not None:
                         tree.release_descriptors()
@@ -140,8 +145,8 @@ class Runner:
         except BaseException:
             plan.discard()
             raise
-        finally:
-            plan.close_child_files()
+        held.append(process)  # between started's end and this no handler runs
+        return process
 
     def run(
         self,
@@ -157,7 +162,7 @@ class Runner:
         **options: Unpack[SpawnOptions],
     ) -> CompletedProcess:
         """As the module's `run`, with the runner's state."""
-        return run_with(self.spawn, args, input, capture_output, timeout, check, text, encoding, errors, options)
+        return run_with(self._spawn_into, args, input, capture_output, timeout, check, text, encoding, errors, options)
 
     def close(self) -> None:
         """End the runner.  Trees that are still there lose their owner, so their keepers stop them.  Idempotent."""

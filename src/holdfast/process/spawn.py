@@ -49,33 +49,38 @@ def spawn(args: Command, **options: Unpack[SpawnOptions]) -> Process:
 
     SpawnError: not started, with errno and stage; nothing is left (stage "fork": no daemon came of it).
     FileExistsError: the address is taken.  ValueError, TypeError: misuse, before anything is started.  Any thread.  A
-    KeyboardInterrupt during the start undoes it; one that comes when spawn has returned and the result is not yet
-    assigned drops the handle of a process that is started: `on_owner_loss` holds, and with "keep" it runs on.  With
-    "keep", a keeper that somebody kills at that moment leaves a process that may run: KeeperLost where there is an
-    `address`, which stays, else SpawnError.
+    KeyboardInterrupt during the start undoes it, and nothing of it is left when that arrives; one that comes when spawn
+    has returned and the result is not yet assigned drops the handle of a process that is started: `on_owner_loss`
+    holds, and with "keep" it runs on.  With "keep", a keeper that somebody kills at that moment leaves a process that
+    may run: KeeperLost where there is an `address`, which stays, else SpawnError.
     """
+    return spawn_into([], args, options)
+
+
+def spawn_into(held: list[Process], args: Command, options: SpawnOptions) -> Process:
+    """As `spawn`, for those who stop what they have started whatever raises: it is in `held`, or it is undone."""
     if options.get("private", True) and tier.why_no_keeper():
         options = tier.without_keeper(options)
     plan = make_plan(args, **options)
-    return start(plan, options.get("private", True))
+    return start(plan, options.get("private", True), held)
 
 
-def start(plan: Plan, private: bool) -> Process:
+def start(plan: Plan, private: bool, held: list[Process]) -> Process:
     tree: KeptTree | DirectTree | None = None
     try:
         tree = _at_address(plan) if plan.address else KeptTree.launch(plan) if private else DirectTree(plan)
+        plan.close_child_files()
         if plan.forking and isinstance(tree, KeptTree):  # it is: make_plan has seen to that
             _await_daemon(tree, plan)
         process = Process(tree, plan)
         tree.started()
-        return process
     except BaseException:
         if tree is not None:
             tree.drop()
         plan.discard()
         raise
-    finally:
-        plan.close_child_files()
+    held.append(process)  # between started's end and this no handler runs
+    return process
 
 
 def _await_daemon(tree: KeptTree, plan: Plan) -> None:

@@ -93,9 +93,11 @@ class NumberedNotifier:
         pid, notifier = spawn(plan.body, plan.fds, cls, False, True)
         try:
             notifier.begin()
-        except OSError as error:  # no descriptor is left to watch it with
+        except BaseException as error:
             notifier.close()  # now, and not when the caller lets go of the error
-            raise SpawnError(error.errno or 0, error.strerror or str(error), "notifier") from None
+            if isinstance(error, OSError) and error.errno:  # no descriptor is left to watch it with
+                raise SpawnError(error.errno, error.strerror or "", "notifier") from None
+            raise
         return pid, notifier
 
     def begin(self) -> None:

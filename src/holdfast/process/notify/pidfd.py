@@ -80,7 +80,11 @@ class PidfdNotifier:
     @classmethod
     def start(cls, plan: Plan, spawn: Spawn) -> tuple[int, Self]:
         pid, child = spawn(plan.body, plan.fds, _Child, True, False)
-        return pid, cls(child, pid)
+        try:
+            return pid, cls(child, pid)
+        except BaseException:  # a signal handler's, which would keep it alive as long as itself
+            child.close()
+            raise
 
     @property
     def descriptor(self) -> Descriptor:
