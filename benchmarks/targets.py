@@ -65,7 +65,7 @@ def judge_ladder(sections: dict[str, list[dict]]) -> list[dict]:
     for r in rows("communicate"):
         if r["adapter"] != "subprocess":
             name = {"holdfast": "spawn(...)", "Popen": "holdfast.Popen"}[r["adapter"]]
-            same = r["adapter"] == "Popen" and r["what"] != "both"  # one pipe: the standard library's own code, and noise
+            same = r["adapter"] == "Popen" and r["what"] != "both"  # the standard library's own code, and noise
             add(f"{name}.communicate, {r['what']}, throughput over subprocess.Popen", r["faster"],
                 0.95 if same else 1.0, "x", least=True)  # fmt: skip
     return targets.found
