@@ -30,7 +30,7 @@ NONE = "no limit"
 
 def started(args, *directories, **options):
     private = options.get("private", True)
-    return start(make_plan(args, cgroups=[str(each) for each in directories], **options), private)
+    return start(make_plan(args, cgroups=[str(each) for each in directories], **options), private, [])
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ from holdfast.process.spawn import start
 _native.forbid_clone3()
 directory, gone = sys.argv[1:]
 plan = make_plan(["cat", "/proc/self/cgroup"], cgroups=[directory], private=False)
-with start(plan, False) as process:
+with start(plan, False, []) as process:
     assert process.wait(10).code == 0
 assert not _native.has_clone3()
 import os
@@ -95,7 +95,7 @@ os.mkdir(gone)
 plan = make_plan(["true"], cgroups=[gone], private=False)
 os.rmdir(gone)
 try:
-    start(plan, False)
+    start(plan, False, [])
 except FileNotFoundError as error:
     assert error.stage == "cgroup"
 """
@@ -120,7 +120,7 @@ def test_one_that_is_not_there_any_more_fails_the_start_at_its_stage(private):
         plan = make_plan(["true"], cgroups=[str(gone)], private=private)
         gone.rmdir()
         with pytest.raises(holdfast.SpawnError, match="cgroup") as failed:
-            start(plan, private)
+            start(plan, private, [])
         assert failed.value.stage == "cgroup"
         assert isinstance(failed.value, FileNotFoundError)
         with pytest.raises(FileNotFoundError, match="cgroup"):
