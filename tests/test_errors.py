@@ -219,6 +219,12 @@ def test_misuse(i):
     assert descriptors() == fds
 
 
+def test_an_option_that_there_is_not_is_one_of_spawn():
+    for start in (holdfast.spawn, holdfast.run, holdfast.capture):
+        with pytest.raises(TypeError, match=r"^spawn\(\) got an unexpected keyword argument 'colour'"):
+            start(["true"], colour="red")
+
+
 def test_misuse_of_loss_options():
     with pytest.raises(ValueError, match="on_owner_loss"):
         holdfast.spawn(["true"], on_owner_loss="linger")

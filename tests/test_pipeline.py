@@ -108,7 +108,7 @@ def test_one_command_is_a_pipeline():
     assert (done.stdout, done.stderr, codes(done)) == ("out\n", "err\n", [3])
 
 
-def test_a_hundred_commands():
+def test_many_commands():
     done = pipeline([["cat"]] * 100, input=b"through all", capture_output=True)
     assert done.stdout == b"through all" and codes(done) == [0] * 100
 
@@ -163,6 +163,7 @@ def test_the_shell_in_every_place():
         ([["/not/started"]], {"input": 5}, TypeError),
         ([["cat"]], {"capture_output": True, "stdout": DEVNULL}, ValueError),
         ([["cat"]], {"timeout": -1}, ValueError),
+        ([["cat"]] * 251, {}, ValueError),
         ([["cat"]], {"forking": True}, ValueError),
         ([["cat"]], {"address": "/tmp/x"}, ValueError),
         ([["cat"], ["cat"]], {"no_such": 1}, TypeError),

@@ -458,3 +458,5 @@ def make_plan(
         raise
     return plan
 
+
+make_plan.__qualname__ = "spawn"  # whose options these are: it stands in the error for one that there is not

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .status import ExitStatus, Seconds, StopReport
 
 SIGPIPE = 13
+COMMANDS_MAX = 250  # each is a step of recursion where all are waited for
 
 
 class CompletedPipeline:
@@ -93,8 +94,8 @@ def pipeline(
 ) -> CompletedPipeline:
     """Run commands side by side, the output of each the input of the next, and return how all of them ended.
 
-    As `run` with `commands` for a command: `input` and `stdin` are the first one's, `stdout` is the last one's,
-    `stderr` all of them share; with `stderr=STDOUT` each one's goes where its output goes.  Other options are
+    As `run` with `commands` (250 at most) for a command: `input` and `stdin` are the first one's, `stdout` is the last
+    one's, `stderr` all of them share; with `stderr=STDOUT` each one's goes where its output goes.  Other options are
     `spawn`'s, for every command alike.  It ends when all commands have ended; what one has left of its tree is
     stopped as soon as it has ended, so that nothing keeps the next from the end of its input.  `timeout` (seconds)
     limits the whole: at the limit all trees are stopped at once, and TimeoutExpired has the output so far, with
@@ -105,8 +106,8 @@ def pipeline(
     exception from outside (KeyboardInterrupt): all are stopped.  Any thread.
     """
     args = list(commands)
-    if isinstance(commands, (str, bytes)) or not args:
-        raise ValueError("a pipeline is a list of one command or more")
+    if isinstance(commands, (str, bytes)) or not 0 < len(args) <= COMMANDS_MAX:
+        raise ValueError(f"a pipeline is a list of 1 to {COMMANDS_MAX} commands")
     for option in ("address", "forking"):
         if options.get(option):
             raise ValueError(f"{option} is for spawn: a pipeline ends with its commands")
