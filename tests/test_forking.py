@@ -12,7 +12,7 @@ import signal
 import pytest
 from helpers_forking import ONCE, TWICE, family, gates, name_of
 from helpers_held import Place, first, place, until
-from helpers_lib import descriptors
+from helpers_lib import descriptors, identity_of
 from helpers_trees import hold_keeper, left_of
 from helpers_wait import wait_for
 
@@ -282,7 +282,7 @@ def test_what_moves_while_nobody_is_there_is_told_to_the_next_owner(place: Place
     events = until(tree, "Spawned", "Moved")
     spawned, moved = first(events, "Spawned"), first(events, "Moved")
     assert (name_of(spawned.pid), moved.pid, moved.old_pid) == ("a", spawned.pid, starter)
-    assert spawned.identity == tree.identity == os.fstat(tree.pidfd).st_ino  # though it had no owner to compare with
+    assert spawned.identity == tree.identity == identity_of(tree.pidfd)  # though it had no owner to compare with
     assert (tree.pid, tree.rule, tree.moves) == (spawned.pid, "only", 1)
     assert tree.pidfd >= 0 and not select.select([tree.pidfd], [], [], 0)[0]
     tree.stop(15, "group", 10)
