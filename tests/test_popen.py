@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import pytest
 from helpers_lib import descriptors, kernel_tells_stolen_status, program
 from helpers_readme import blocks
-from helpers_trees import left_of, marked
+from helpers_trees import kill_marked, left_of, marked
 from helpers_wait import all_ended, eventually, wait_for
 
 import holdfast
@@ -43,19 +43,8 @@ def mark():
 
 
 def end(mark):
-    """Kill what a test has left on purpose, each through its descriptor."""
-    for pid in marked(mark):
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            if pid in marked(mark):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(fd)
+    """Kill what a test has left on purpose."""
+    kill_marked(mark)
     wait_for(lambda: not marked(mark))
 
 

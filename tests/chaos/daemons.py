@@ -219,12 +219,7 @@ class DaemonWorld(World):
         return facts
 
     def finish(self) -> Facts:
-        self.settle()
-        assert self.anchor is not None
-        processes.send(self.anchor.pid, signal.SIGTERM)
-        self.facts.ended = True
-        self.anchor.wait(LIMIT)
-        self.tidy()
+        self.end()
         self.facts.status, self.facts.seen = {}, {}
         self.facts.left = [f"{pid}: {processes.command(pid)}" for pid in processes.all_below()]
         self.facts.served = [name for name, one in self.instances.items() if not one.refuses()]

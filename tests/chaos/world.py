@@ -233,14 +233,18 @@ class World:
             ]  # fmt: skip
         return facts
 
-    def finish(self) -> Facts:
-        """Stop everything in order, and read all."""
+    def end(self) -> None:
+        """Stop everything in order."""
         self.settle()
         assert self.anchor is not None
         processes.send(self.anchor.pid, signal.SIGTERM)
         self.facts.ended = True
         self.anchor.wait(LIMIT)
         self.tidy()
+
+    def finish(self) -> Facts:
+        """End, and read all."""
+        self.end()
         facts = self.look()
         facts.status = {}
         facts.left = [f"{pid}: {processes.command(pid)}" for pid in processes.all_below()]
