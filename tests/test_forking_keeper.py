@@ -180,6 +180,39 @@ def test_a_daemon_that_ends_before_its_keeper_has_looked(gate, how, code, status
         assert said[-1][1]["reaped"] == 2
 
 
+@pytest.mark.parametrize(("how", "code", "status"), [(["exit", 3], 1, 3), (["die", 9], 2, 9), (["exit", 0], 1, 0)])
+def test_a_daemon_that_ends_before_the_one_that_was_started(gate, how, code, status):
+    """It is reaped, as a member like any other, before anybody can know what it was."""
+    with RawKeeper() as k:
+        daemon = ["fork", ["start", ["name", "daemon"], ["up"], ["gate", gate("daemon")], how]]
+        starter = start(k, daemon, ["wait"], ["gate", gate("starter")], ["exit", 0])
+        wait_until(lambda: "daemon" in k.members())
+        pid = k.members()["daemon"]
+        gate.open("daemon")
+        while k.wait_for("EXITED")[1]["pid"] != pid:
+            pass
+        gate.open("starter")
+        what, values = k.main_or_end()
+        assert (what, values["pid"], values["code"], values["status"]) == ("EXITED", starter, code, status)
+
+
+def test_a_failure_before_a_daemon_came_is_not_its_own(gate):
+    with RawKeeper() as k:
+        helper = ["fork", ["start", ["name", "helper"], ["up"], ["gate", gate("helper")], ["exit", 3]]]
+        daemon = ["start", ["name", "daemon"], ["up"], ["gate", gate("daemon")], ["exit", 0]]
+        start(k, helper, ["wait"], ["gate", gate("starter")], daemon, ["exit", 0])
+        wait_until(lambda: "helper" in k.members())
+        pid = k.members()["helper"]
+        gate.open("helper")
+        while k.wait_for("EXITED")[1]["pid"] != pid:
+            pass
+        gate.open("starter")
+        assert name_of(k.wait_for("MOVED")[1]["pid"]) == "daemon"
+        gate.open("daemon")
+        what, values = k.main_or_end()
+        assert (what, values["code"], values["status"]) == ("EXITED", 1, 0)
+
+
 def test_it_is_followed_as_long_as_it_ends_well_and_leaves_somebody(gate):
     with RawKeeper() as k:
         third = ["start", ["name", "third"], ["up"], ["gate", gate("3")], ["exit", 7]]

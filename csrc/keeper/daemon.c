@@ -30,6 +30,7 @@ static struct {
     int moved;         /* at least once: the one that was started has done its part */
     uint64_t moved_ns; /* when, CLOCK_MONOTONIC */
     enum hf_rule rule;
+    int failed_code, failed_status; /* of the last one that was reaped before main had forked the next; 0: none */
     char name[sizeof ((struct hf_more *)0)->main_name]; /* empty: none was given */
 } choice;
 
@@ -98,6 +99,7 @@ static int move(int pid, int pidfd, enum hf_rule rule)
     hf_tree.main_pidfd = pidfd;
     hf_tree_look_up_group();
     choice.moved = 1;
+    choice.failed_code = 0;
     choice.moved_ns = hf_clock_ns(CLOCK_MONOTONIC);
     choice.rule = rule;
     hf_reports_moved(old, rule);
@@ -112,8 +114,9 @@ static int is_still_forking(void)
     return !choice.moved || hf_clock_ns(CLOCK_MONOTONIC) - choice.moved_ns < FORKING_NS;
 }
 
-/* The daemon came, and has ended before the one that has forked it: how is worth more than "nobody is left". */
-static int has_failed(void)
+/* The daemon came, and has ended before the one that has forked it: how is worth more than "nobody is left".
+ * 1: it is the next to be reaped, and main by now; 0: what is to be told of `ended` is said there. */
+static int has_failed(siginfo_t *ended)
 {
     const int *pids;
     uint32_t n = hf_tree_adopted(&pids);
@@ -125,6 +128,10 @@ static int has_failed(void)
             return 1;
         }
     }
+    if (choice.failed_code) {
+        ended->si_code = choice.failed_code;
+        ended->si_status = choice.failed_status;
+    }
     return 0;
 }
 
@@ -133,10 +140,14 @@ static int may_move(void)
     return choice.forking && hf_stop.phase == STOP_NONE;
 }
 
-int hf_daemon_follow(const siginfo_t *ended)
+int hf_daemon_follow(siginfo_t *ended, int is_main)
 {
     int well = ended->si_code == CLD_EXITED && ended->si_status == 0;
-    if (!may_move() || !(well || choice.rule == HF_RULE_TOGETHER))
+    if (!is_main && !well) {
+        choice.failed_code = ended->si_code;
+        choice.failed_status = ended->si_status;
+    }
+    if (!is_main || !may_move() || !(well || choice.rule == HF_RULE_TOGETHER))
         return 0;
     enum hf_rule rule;
     int pid = choose(&rule), pidfd = pid ? hf_pidfd_open(pid) : -1;
@@ -144,7 +155,7 @@ int hf_daemon_follow(const siginfo_t *ended)
         hf_reports_note_adopted(); /* not before: it may take all descriptors that are left */
     if (pid)
         return move(pid, pidfd, rule);
-    return is_still_forking() && has_failed();
+    return is_still_forking() && has_failed(ended);
 }
 
 void hf_daemon_look(void)

@@ -65,8 +65,9 @@ int hf_tree_spawn(struct hf_plan *plan, char *stack, struct hf_child_result *res
 
 /* The plan's process has been started. */
 void hf_daemon_begin(const struct hf_plan *plan);
-/* Main was reaped: 1: another one is main now, so it was not the end. */
-int hf_daemon_follow(const siginfo_t *ended);
+/* Somebody was reaped.  1: it was main, and another one is main now, so it was not the end.  0: it was not, or it was the
+ * end, and `ended` tells how. */
+int hf_daemon_follow(siginfo_t *ended, int is_main);
 /* Somebody has come or gone: it may have the name that main is to have. */
 void hf_daemon_look(void);
 /* The owner knows which one is main. */

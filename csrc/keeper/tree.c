@@ -369,7 +369,7 @@ static void reap_all(void)
             to_usage(&rusage, &usage);
             add_usage(&usage);
             hf_tree.reaped++;
-            if (is_main && hf_daemon_follow(&info))
+            if (hf_daemon_follow(&info, is_main))
                 is_main = 0; /* another one is, by now */
             if (is_main)
                 hf_tree.main_ended = 1;
