@@ -239,7 +239,7 @@ static void end_main(int status)
     info.si_status = status >> 1;
     if (!hf_tree.main_pid || hf_tree.main_ended)
         return;
-    if (hf_daemon_follow(&info)) {
+    if (hf_daemon_follow(&info, 1)) {
         hf_tree.reaped++;
         hf_mode->exited(&info, &usage, 0);
         return;
@@ -254,7 +254,7 @@ static void step(void)
     struct pollfd fds[N_FDS] = {
         [LISTENER] = {.fd = hf_held_poll_fd(), .events = POLLIN}, [CANDIDATE] = {.fd = hf_holding.candidate, .events = POLLIN},
         [CONTROL] = {.fd = hf_kept.control, .events = hf_reports.answer ? 0 : POLLIN},
-        [OWNER] = {.fd = -1}, [SIGNALS] = {.fd = -1},
+        [OWNER] = {.fd = -1}, [SIGNALS] = {.fd = -1}, [LEFT] = {.fd = -1},
     };
     hf_attach_watch(fds + CLIENTS);
     hf_log_watch(fds + LOGS);
