@@ -70,10 +70,10 @@ def doctor(as_json: bool, stop: bool, config: str | None, run_dir: str | None) -
                 click.echo(f"       {'':<20} without it: {f.without}")
         click.echo("\nIn use:")
         for what, how in uses.items():
-            click.echo(f"  {what:<14} {how}")
+            click.echo(f"  {what:<15} {how}")
         click.echo("\nLimits of services (`resources`), for a supervisor that is started here:")
         for what, how in limits.items():
-            click.echo(f"  {what:<14} {how}")
+            click.echo(f"  {what:<15} {how}")
         click.echo("\nEverything needed is there." if healthy else "\nSomething needed is missing: see above.")
         if trees:
             click.echo("\nTrees that nobody holds:")
