@@ -180,17 +180,22 @@ def test_a_daemon_that_ends_before_its_keeper_has_looked(gate, how, code, status
         assert said[-1][1]["reaped"] == 2
 
 
+def end_adopted(k: RawKeeper, gate, name: str) -> None:
+    """Let the member of that name end, whose gate has the same, and wait until the keeper has reaped it."""
+    wait_until(lambda: name in k.members())
+    pid = k.members()[name]
+    gate.open(name)
+    while k.wait_for("EXITED")[1]["pid"] != pid:
+        pass
+
+
 @pytest.mark.parametrize(("how", "code", "status"), [(["exit", 3], 1, 3), (["die", 9], 2, 9), (["exit", 0], 1, 0)])
 def test_a_daemon_that_ends_before_the_one_that_was_started(gate, how, code, status):
     """It is reaped, as a member like any other, before anybody can know what it was."""
     with RawKeeper() as k:
         daemon = ["fork", ["start", ["name", "daemon"], ["up"], ["gate", gate("daemon")], how]]
         starter = start(k, daemon, ["wait"], ["gate", gate("starter")], ["exit", 0])
-        wait_until(lambda: "daemon" in k.members())
-        pid = k.members()["daemon"]
-        gate.open("daemon")
-        while k.wait_for("EXITED")[1]["pid"] != pid:
-            pass
+        end_adopted(k, gate, "daemon")
         gate.open("starter")
         what, values = k.main_or_end()
         assert (what, values["pid"], values["code"], values["status"]) == ("EXITED", starter, code, status)
@@ -201,11 +206,7 @@ def test_a_failure_before_a_daemon_came_is_not_its_own(gate):
         helper = ["fork", ["start", ["name", "helper"], ["up"], ["gate", gate("helper")], ["exit", 3]]]
         daemon = ["start", ["name", "daemon"], ["up"], ["gate", gate("daemon")], ["exit", 0]]
         start(k, helper, ["wait"], ["gate", gate("starter")], daemon, ["exit", 0])
-        wait_until(lambda: "helper" in k.members())
-        pid = k.members()["helper"]
-        gate.open("helper")
-        while k.wait_for("EXITED")[1]["pid"] != pid:
-            pass
+        end_adopted(k, gate, "helper")
         gate.open("starter")
         assert name_of(k.wait_for("MOVED")[1]["pid"]) == "daemon"
         gate.open("daemon")

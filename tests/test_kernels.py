@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 
 from conftest import require
 from helpers_wait import eventually
@@ -35,6 +36,13 @@ def entries(archive: bytes) -> dict[str, tuple[int, int, bytes]]:
         assert name == os.path.basename(name) or stat.S_ISDIR(found[os.path.dirname(name)][0])
         found[name] = mode, changed, archive[data_at : data_at + size]
         at = (data_at + size + 3) & ~3
+
+
+def test_a_suite_that_there_is_not_is_said_at_once():
+    command = [sys.executable, "-m", "kernels", "sid", "potato"]
+    done = subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "no kernel is known of potato: there are bookworm, bookworm-backports, sid" in done.stderr
 
 
 def test_files_links_and_libraries_get_where_they_were(tmp_path):

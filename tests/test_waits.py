@@ -53,6 +53,14 @@ def child(code: int = 0, group: bool = False, held: int = -1) -> int:
     )
 
 
+def answer(*pid: int) -> object:
+    """What a wait for any child, or for that one, comes to."""
+    try:
+        return os.waitpid(*pid, 0) if pid else os.wait()
+    except ChildProcessError:
+        return "none"
+
+
 @pytest.fixture
 def gate():
     read, write = os.pipe()
@@ -274,10 +282,7 @@ def test_the_last_one_is_taken_by_another_thread(gate):
     answers = []
 
     def wait() -> None:
-        try:
-            answers.append(os.wait())
-        except ChildProcessError:
-            answers.append(None)
+        answers.append(answer())
 
     with forward_waits(), holding():
         pid = child(3, held=gate[0])
@@ -289,7 +294,7 @@ def test_the_last_one_is_taken_by_another_thread(gate):
         for thread in threads:
             thread.join(LIMIT)
         assert answers.count((pid, 3 << 8)) == 1
-        assert answers.count(None) == 3
+        assert answers.count("none") == 3
 
 
 def test_the_last_one_is_taken_by_name(gate):
@@ -297,10 +302,7 @@ def test_the_last_one_is_taken_by_name(gate):
     answers: list[object] = []
 
     def wait(pid: int) -> None:
-        try:
-            answers.append(os.waitpid(pid, 0))
-        except ChildProcessError:
-            answers.append("none")
+        answers.append(answer(pid))
 
     with forward_waits(), holding():
         for _ in range(20):
@@ -320,10 +322,7 @@ def test_the_last_one_of_a_group_is_taken_by_name(gate):
     answers: list[object] = []
 
     def wait() -> None:
-        try:
-            answers.append(os.waitpid(-pid, 0))
-        except ChildProcessError:
-            answers.append("none")
+        answers.append(answer(-pid))
 
     with forward_waits():
         pid = child(group=True, held=gate[0])
@@ -463,10 +462,7 @@ def test_a_start_that_is_not_over(monkeypatch):
     answers: list[object] = []
 
     def wait() -> None:
-        try:
-            answers.append(os.wait())
-        except ChildProcessError:
-            answers.append("none")
+        answers.append(answer())
 
     made: list[holdfast.Process] = []
     with forward_waits():

@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", default=fetch.SUITES, help=f"Debian's: {' '.join(fetch.SUITES)}")
     parser.add_argument("--tests", nargs="*", help="these instead of the process suite; no results are kept")
     given = parser.parse_args()
+    if unknown := set(given.suites) - set(fetch.SUITES):
+        parser.error(f"no kernel is known of {', '.join(sorted(unknown))}: there are {', '.join(fetch.SUITES)}")
     if os.uname().machine != "x86_64":
         raise SystemExit("kernels: an x86-64 machine is needed: its Python runs in the emulated one")
     CACHE.mkdir(exist_ok=True)
