@@ -40,7 +40,8 @@ def entries(archive: bytes) -> dict[str, tuple[int, int, bytes]]:
 
 def test_a_suite_that_there_is_not_is_said_at_once():
     command = [sys.executable, "-m", "kernels", "sid", "potato"]
-    done = subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=60, check=False)
+    here = os.path.dirname(__file__)
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "no kernel is known of potato: there are bookworm, bookworm-backports, sid" in done.stderr
 
